@@ -1,0 +1,393 @@
+"""The command line: one thin function a verb. No logic lives here, and no torch is imported before a verb runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json as jsonlib
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, get_type_hints
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from groundling import __version__
+from groundling import config as cfg
+
+app = App(
+    name="groundling",
+    help="Train a language model from scratch, on the machine you have.",
+    version=f"groundling {__version__}",
+    help_epilogue="Every command takes --debug, which shows a traceback where something fails.",
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print figures as JSON on standard output.")]
+Out = Annotated[
+    Path | None,
+    Parameter(help="The folder of runs; GROUNDLING_RUNS, or runs/ here, if not given.", show_default=False),
+]
+RunReference = Annotated[
+    str, Parameter(name="RUN", help="A run's name in the folder of runs, or a path to a run or a checkpoint.")
+]
+Text = Parameter(allow_leading_hyphen=True, show_default=False)
+
+
+def _with_settings(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Give `verb` a flag for every setting of `config.py`, with its type, sentence of help and default."""
+    groups = {
+        "Text": cfg.CorpusSettings, "Model": cfg.ModelSettings, "Training": cfg.TrainingSettings,
+        "Machine": cfg.MachineSettings,
+    }  # fmt: skip
+    own = [p for p in inspect.signature(verb).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    hints = get_type_hints(verb, include_extras=True)
+    parameters = [p.replace(annotation=hints[p.name]) for p in own]
+    for order, (title, settings) in enumerate(groups.items()):
+        group = Group(title, sort_key=order + 10)
+        types = get_type_hints(settings)
+        for field in dataclasses.fields(settings):
+            described = f"{field.metadata['help']} {_default(title, field)}".rstrip()
+            parameter = Parameter(help=described, group=group, show_default=False)
+            annotation: Any = Annotated[types[field.name] | None, parameter]
+            parameters.append(
+                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            )
+    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = {p.name: p.annotation for p in parameters}
+    return verb
+
+
+def _default(title: str, field: dataclasses.Field[Any]) -> str:
+    """`[0.1]`, or `[nano 4, workshop 6]` where the presets differ."""
+    if field.default is None:
+        return ""
+    if title not in ("Model", "Training"):
+        return f"[{field.default}]"
+    values = {
+        name: getattr(getattr(cfg.PRESETS[name], title.lower()), field.name) for name in ("nano", "workshop", "gpt2")
+    }
+    if len(set(values.values())) == 1:
+        return f"[{jsonlib.dumps(field.default)}]"
+    return "[" + ", ".join(f"{name} {value:,}" for name, value in values.items()) + "]"
+
+
+_PRESETS = "; ".join(f"{name}: {preset.description}" for name, preset in cfg.PRESETS.items())
+
+
+@app.command(sort_key=0)
+@_with_settings
+def train(
+    corpus: Annotated[str | None, Text] = None,
+    /,
+    *,
+    preset: Annotated[
+        Literal[tuple(cfg.PRESETS)],  # type: ignore[valid-type]
+        Parameter(help=f"Where the settings start from. {_PRESETS}."),
+    ] = cfg.DEFAULT_PRESET,
+    name: Annotated[str | None, Parameter(show_default=False)] = None,
+    out: Out = None,
+    json: Json = False,
+    **settings: Any,
+) -> int:
+    """Train a model on a text.
+
+    The same command continues a run that was stopped before its end.
+
+    Parameters
+    ----------
+    corpus
+        A text file (.gz too), a folder of them, - for standard input, shakespeare (if none is given), or
+        python-docs.
+    name
+        The run's name; made from the corpus if not given.
+    """
+    from groundling.launch import train
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    return _train(json, lambda tell: train(corpus, preset=preset, name=name, out=out, on_event=tell, **given))
+
+
+@app.command(sort_key=1)
+def resume(
+    run: RunReference,
+    /,
+    *,
+    steps: Annotated[int | None, Parameter(help="A new end for the run, in steps.", show_default=False)] = None,
+    out: Out = None,
+    json: Json = False,
+) -> int:
+    """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
+    from groundling.launch import resume
+
+    return _train(json, lambda tell: resume(run, steps=steps, out=out, on_event=tell))
+
+
+def _train(json: bool, start: Callable[[Callable[[Any], None]], Any]) -> int:
+    from groundling.training.console import Console
+    from groundling.training.events import Event, Finished, Paused
+
+    ending: list[Event] = []
+    with Console(sys.stderr if json else None) as console:
+
+        def tell(event: Event) -> None:
+            console(event)
+            if isinstance(event, Finished | Paused):
+                ending.append(event)
+
+        run = start(tell)
+    if json:
+        _print_json(ending[-1].to_dict() | {"folder": str(run.folder)})
+    return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+@app.command(sort_key=2)
+def sample(
+    run: RunReference,
+    /,
+    *,
+    prompt: Annotated[str, Text] = "",
+    prompt_file: Annotated[Path | None, Parameter(show_default=False)] = None,
+    max_new_tokens: int = 300,
+    temperature: Annotated[float, Parameter(allow_leading_hyphen=True)] = 0.7,
+    top_k: Annotated[int, Parameter(allow_leading_hyphen=True)] = 50,
+    greedy: Annotated[bool, Parameter(negative="")] = False,
+    seed: Annotated[int | None, Parameter(show_default=False)] = None,
+    num_samples: int = 1,
+    stop: Annotated[str, Text] = "",
+    unknown: Literal["error", "skip"] = "error",
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Let a model write.
+
+    Parameters
+    ----------
+    prompt
+        What it continues; the beginning of a document if not given.
+    prompt_file
+        Read the prompt from a UTF-8 file.
+    max_new_tokens
+        How much it writes, in tokens.
+    temperature
+        How daring it is: 0 always takes the likeliest token, 1 draws as it learned.
+    top_k
+        Draw among the k likeliest tokens only; 0 for no limit.
+    greedy
+        The same as --temperature 0.
+    seed
+        Repeats a sample; drawn and shown if not given.
+    num_samples
+        How many; each with the next seed.
+    stop
+        End where this text appears.
+    unknown
+        What to do with characters that the model never saw.
+    """
+    from groundling.inference.engine import PromptTruncated
+    from groundling.inference.sampling import Sampling
+    from groundling.run import load
+
+    if num_samples < 1:
+        raise ValueError(f"--num-samples must be 1 or more, and it is {num_samples}.")
+    if prompt_file is not None:
+        if prompt:
+            raise ValueError("--prompt and --prompt-file exclude each other.")
+        prompt = _read(prompt_file)
+    first = Sampling(0.0 if greedy else temperature, top_k, seed)
+    assert first.seed is not None
+    loaded = load(run, out=out)
+    results = []
+    for i in range(num_samples):
+        sampling = dataclasses.replace(first, seed=first.seed + i)
+        with warnings.catch_warnings(record=True, category=PromptTruncated) as caught:
+            warnings.simplefilter("always", PromptTruncated)
+            pieces = loaded.stream(prompt, sampling, max_new_tokens, stop=stop, unknown=unknown)
+        if i == 0:
+            for warning in caught:
+                _note(str(warning.message))
+        if json:
+            results.append({"prompt": prompt, "text": "".join(pieces), "seed": sampling.seed})
+            continue
+        if num_samples > 1:
+            print(f"--- sample {i + 1}, seed {sampling.seed}")
+        print(prompt, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+    if json:
+        _print_json(results)
+    elif seed is None and first.temperature > 0:
+        _note(f"--seed {first.seed} gives this again.")
+
+
+@app.command(name="eval", sort_key=3)
+def evaluate(
+    run: RunReference,
+    /,
+    *,
+    text: Annotated[str | None, Parameter(show_default=False)] = None,
+    max_tokens: Annotated[int | None, Parameter(show_default=False)] = None,
+    unknown: Literal["error", "skip"] = "error",
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Score a model: loss, perplexity, bits per character and per byte.
+
+    Parameters
+    ----------
+    text
+        A file, folder or corpus to score it on; the run's own validation part if not given.
+    max_tokens
+        Read at most so many tokens, evenly spread; 0 for all; as in training if not given.
+    unknown
+        What to do with characters that the model never saw.
+    """
+    from groundling.run import load
+
+    result = load(run, out=out).evaluate(text, max_tokens=max_tokens, unknown=unknown)
+    if json:
+        return _print_json(result)
+    print(f"loss                {result['loss']:.4f} nats a token")
+    print(f"perplexity          {result['perplexity']:.3f}")
+    print(f"bits per character  {result['bits_per_character']:.4f}")
+    print(f"bits per byte       {result['bits_per_byte']:.4f}")
+    print(f"scored              {result['tokens']:,} tokens, {result['characters']:,} characters")
+    print(f"checkpoint          {os.path.relpath(result['checkpoint'])} (step {result['step']:,})")
+    return None
+
+
+@app.command(sort_key=4)
+def runs(*, out: Out = None, json: Json = False) -> None:
+    """List the runs."""
+    from groundling.run import runs, runs_folder
+
+    rows = runs(out)
+    if json:
+        return _print_json(rows)
+    if not rows:
+        print(f"There are no runs in {runs_folder(out)} yet: `groundling train` makes one.")
+        return None
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("run", "corpus", "preset", "step", "best validation loss", "status"):
+        table.add_column(title, justify="right" if title in ("step", "best validation loss") else "left")
+    for row in rows:
+        best = row["best_validation_loss"]
+        steps = "?" if row["steps"] is None else f"{row['steps']:,}"
+        table.add_row(
+            row["name"], row["corpus"] or "?", row["preset"] or "?", f"{row['step']:,}/{steps}",
+            "-" if best is None else f"{best:.4f} at {row['best_step']:,}", row["status"],
+        )  # fmt: skip
+    Console(highlight=False).print(table)
+    return None
+
+
+@app.command(sort_key=5)
+def plot(
+    run: Annotated[list[str], Parameter(name="RUN", help="One or more runs, by name or path.", negative="")],
+    /,
+    *,
+    to: Annotated[Path | None, Parameter(show_default=False)] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Draw the loss curve of a run, or of several runs together.
+
+    Parameters
+    ----------
+    to
+        The PNG file to write; loss.png in the run's folder, or comparison.png here for several, if not given.
+    """
+    from groundling.run import load
+    from groundling.training.plot import plot_curves
+
+    loaded = [load(reference, out=out) for reference in run]
+    if len(loaded) == 1:
+        path = loaded[0].plot(to)
+    else:
+        path = to or Path("comparison.png")
+        plot_curves({each.name: each.metrics() for each in loaded}, path)
+    if json:
+        return _print_json({"file": str(path)})
+    print(os.path.relpath(path))
+    return None
+
+
+@app.command(sort_key=6)
+def doctor(*, json: Json = False) -> None:
+    """Tell what this machine offers and what groundling will use."""
+    from groundling.machine import survey
+
+    found = survey()
+    if json:
+        return _print_json(found)
+    cpu, memory = found["cpu"], found["memory"]
+    speeds = ", ".join(f"{speed:,} GFLOP/s in {name}" for name, speed in cpu["matmul_gflops"].items())
+    print(f"device     {found['device']}")
+    print(f"dtype      {found['dtype']}")
+    compiler = "a compiler is here" if found["compiler_found"] else "no compiler is here"
+    print(f"compile    {'yes' if found['compile'] else 'no'} ({compiler})")
+    print(f"threads    {found['threads']}")
+    print(f"CPU        {cpu['name']}, {cpu['cores']} cores; matrix products: {speeds}")
+    for gpu in found["gpus"]:
+        print(f"GPU        {gpu['name']}, {gpu['memory'] / 1e9:.0f} GB")
+    print(f"memory     {memory['total'] / 1e9:.1f} GB, {memory['available'] / 1e9:.1f} GB of it free")
+    print(f"versions   {', '.join(f'{name} {version}' for name, version in found['versions'].items())}")
+    print(f"system     {found['system']}")
+    for reason in found["reasons"]:
+        print(f"because    {reason}")
+    return None
+
+
+def _read(path: Path) -> str:
+    from groundling.corpus.sources import find_source, read_text
+
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a file.")
+    return "".join(piece for document in find_source(path).documents for piece in read_text(document, _note))
+
+
+def _print_json(value: Any) -> None:
+    print(jsonlib.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _note(sentence: str) -> None:
+    print(f"note: {sentence}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0, or else with one sentence on standard error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    for stream in (sys.stdout, sys.stderr):
+        # A pipe on Windows would otherwise take the legacy code page, which lacks most of Unicode.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `groundling sample ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except KeyboardInterrupt:
+        status = 130
+    except CycloptsError as error:
+        status = _fail(str(error), 2)
+    except Exception as error:
+        if debug:
+            raise
+        expected = isinstance(error, ValueError | OSError | FloatingPointError)
+        told = str(error) or type(error).__name__
+        status = _fail(told if expected else f"Unexpected {type(error).__name__}: {told} (--debug shows where)", 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(sentence: str, status: int) -> int:
+    print(f"groundling: {' '.join(sentence.split())}", file=sys.stderr)
+    return status

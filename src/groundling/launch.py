@@ -1,0 +1,311 @@
+"""train() and resume(): every part put together, from a text to a run that is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from groundling import __version__, storage
+from groundling.config import Config, flag
+from groundling.corpus.batches import Batches
+from groundling.corpus.sources import find_source
+from groundling.corpus.tokens import Corpus, prepare
+from groundling.evaluation.score import Score, score
+from groundling.inference.engine import beginning, stream
+from groundling.inference.sampling import Sampling
+from groundling.machine import Machine, choose, peak_memory, versions
+from groundling.model.gpt import GPT
+from groundling.run import Run, corpus_of, is_name, load, runs_folder
+from groundling.training.checkpoint import TrainState, load_training, read_state
+from groundling.training.console import Console
+from groundling.training.diagnosis import Point, verdict
+from groundling.training.events import (
+    Event,
+    Finished,
+    Notice,
+    Paused,
+    Preparing,
+    RunFiles,
+    Started,
+    Subscriber,
+    rewind,
+)  # fmt: skip
+from groundling.training.fit import Actions, StopRequest, fit
+from groundling.training.objective import next_token
+from groundling.training.optimizer import new_optimizer
+
+SAMPLE_SEED = 1  # of the samples during training: always the same, so that they can be compared
+
+
+def train(
+    corpus: str | os.PathLike[str] | None = None,
+    *,
+    preset: str | None = None,
+    name: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    on_event: Subscriber | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a model on a text and return its run.
+
+    Args:
+        corpus: a file, a folder, `-`, `shakespeare` (which stands if None) or `python-docs`.
+        preset: where the settings start from; see `groundling.config.PRESETS`.
+        name: of the run's folder; made from the corpus's name if None. A run of this name with the same
+            settings and text that was not finished is continued, so that the same command can be repeated.
+        out: the folder of runs; `GROUNDLING_RUNS`, or `runs` in the working directory, if None.
+        on_event: who is told what happens; shown on the console if None.
+        settings: any field of the settings in `groundling.config`, laid over the preset.
+
+    Raises ValueError, OSError or FloatingPointError with a sentence for the user.
+    """
+    address = os.fspath(corpus) if corpus is not None else "shakespeare"
+    config = Config.build(address, preset, **settings)
+    machine = choose(config.machine)
+    with ExitStack() as stack:
+        emit = _subscriber(on_event, stack)
+        notice, progress = _reporters(emit)
+        try:
+            source = find_source(address, config.text.glob)
+        except ConnectionError as error:
+            if corpus is not None:
+                raise
+            notice(f"{error} Training on python-docs instead, the documentation that Python ships.")
+            source = find_source("python-docs")
+        config = dataclasses.replace(config, corpus=source.address)
+        text = prepare(source, config.text, notice=notice, progress=progress)
+        _batches(config, text)  # refuses a text that is too short before a folder is made
+        run = _new_run(config, text, machine, name, runs_folder(out).resolve(), notice, stack)
+        return _train(run, text, machine, emit)
+
+
+def resume(
+    run: str | os.PathLike[str] | Run,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    steps: int | None = None,
+    on_event: Subscriber | None = None,
+) -> Run:
+    """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
+
+    `steps` sets a new end, for a run that is finished or should go on for longer; the learning rate then
+    follows the schedule of the longer run from here on.
+
+    Raises ValueError if there is nothing to do, or if the text is not the one that the run began with.
+    """
+    run = Run((run if isinstance(run, Run) else load(run, out=out)).folder)
+    if steps is not None:
+        _extend(run, steps)
+    elif run.finished:
+        raise ValueError(
+            f"The run {run.name} has done all its {run.config.training.steps} steps; "
+            "to train it further, say how many in all with --steps."
+        )
+    with ExitStack() as stack:
+        emit = _subscriber(on_event, stack)
+        notice, progress = _reporters(emit)
+        text = corpus_of(run, notice=notice, progress=progress)
+        _lock(run.folder, stack)
+        return _train(run, text, run.machine, emit)
+
+
+def _batches(config: Config, text: Corpus) -> Batches:
+    if len(text.validation) < 2:
+        raise ValueError(
+            f"The text has {text.n_characters} character(s), too few to keep a validation part of; use a longer one."
+        )
+    t = config.training
+    return Batches(text.train, config.model.block_size, t.batch_size, t.accumulate, t.seed)
+
+
+def _new_run(
+    config: Config, text: Corpus, machine: Machine, name: str | None, folder: Path,
+    notice: Callable[[str], None], stack: ExitStack,
+) -> Run:  # fmt: skip
+    """Make the run's folder, or find the unfinished one of the same command; locked until `stack` closes."""
+    if name is not None and not is_name(name):
+        raise ValueError(f"--name {name!r} cannot name a folder: use letters, digits, '.', '_' and '-'.")
+    base = name or re.sub(r"[^A-Za-z0-9._-]+", "-", text.name).strip("-.") or "run"
+    number = 1
+    while True:
+        run = Run(folder / (base if number == 1 else f"{base}-{number}"))
+        run.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _lock(run.folder, stack)
+            if not (run.folder / "config.json").exists():
+                _write_record(run, config, text, machine)
+                return run
+            obstacle = _obstacle(run, config, text)
+            if not obstacle:
+                notice(f"The run {run.reference} began with the same command and was not finished: it is continued.")
+                return run
+        except ValueError as error:
+            obstacle = str(error)
+        if name is not None:
+            raise ValueError(f"{obstacle} Choose another --name.")
+        number += 1
+
+
+def _obstacle(run: Run, config: Config, text: Corpus) -> str:
+    """Why `train` with this configuration cannot go on with an existing run; empty if it can."""
+    if run.record["corpus"]["fingerprint"] != text.fingerprint:
+        return f"The run {run.name} exists and has another text."
+    old, new = run.config.to_dict(), config.to_dict()
+    if old != new:
+        groups = ("text", "model", "training", "machine")
+        differing = [flag(k) for g in groups for k in old[g] if old[g][k] != new[g][k]] or ["--preset"]
+        return f"The run {run.name} exists with other settings ({', '.join(differing)})."
+    if run.finished:
+        return f"The run {run.name} exists and is finished."
+    return ""
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    """Hold the run until `stack` closes; the lock goes with the process, however it ends."""
+    try:
+        stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
+    except Timeout:
+        raise ValueError(f"The run {folder.name} is being trained by another process.") from None
+
+
+def _write_record(run: Run, config: Config, text: Corpus, machine: Machine) -> None:
+    text.tokenizer.save(run.folder / "tokenizer.json")
+    record = {
+        "format": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": config.to_dict(),
+        "corpus": {
+            "name": text.name,
+            "fingerprint": text.fingerprint,
+            "documents": text.n_documents,
+            "characters": text.n_characters,
+            "vocab_size": text.tokenizer.vocab_size,
+            "tokenizer": text.tokenizer.fingerprint,
+        },
+        "machine": _describe(machine),
+        "versions": versions() | {"groundling": __version__},
+    }
+    storage.write_json(run.folder / "config.json", record)
+
+
+def _extend(run: Run, steps: int) -> None:
+    done = run.checkpoints.newest(lambda _: None)
+    if done is not None and steps <= read_state(done).step:
+        raise ValueError(f"--steps {steps}: the run {run.name} has done {read_state(done).step} steps already.")
+    training = dataclasses.replace(run.config.training, steps=steps)
+    run.record["settings"] = dataclasses.replace(run.config, training=training).to_dict()
+    storage.write_json(run.folder / "config.json", run.record)
+    del run.config
+
+
+def _train(run: Run, text: Corpus, machine: Machine, emit: Subscriber) -> Run:
+    """Build the parts from the run's folder, train to the end or to a stop, and leave everything saved."""
+    config, settings = run.config, run.config.training
+    batches = _batches(config, text)
+    storage.sweep(run.folder)
+    storage.sweep(run.checkpoints.folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
+    model.to(machine.device)
+    optimizer = new_optimizer(model, settings)
+
+    notes: list[Event] = []
+    newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
+    state = load_training(newest, model, optimizer) if newest else TrainState()
+    rewind(run.folder, state.step, state.evaluated_step)
+    with RunFiles(run.folder) as files, StopRequest() as stop:
+
+        def tell(event: Event) -> None:
+            files(event)
+            emit(event)
+
+        def evaluate(forward: Callable[..., torch.Tensor]) -> Score:
+            return score(
+                model, text.validation, text.tokenizer, machine,
+                max_tokens=settings.eval_tokens, forward=forward, stopped=stop,
+            )  # fmt: skip
+
+        def sample() -> tuple[str, str]:
+            ids = text.tokenizer.encode(settings.sample_prompt, "skip") or beginning(text.tokenizer)
+            pieces = stream(model, text.tokenizer, ids, settings.sample_tokens, Sampling(seed=SAMPLE_SEED))
+            return text.tokenizer.decode(ids), "".join(pieces)
+
+        def save() -> Path:
+            return run.checkpoints.save(model, optimizer, state, run.folder, settings.keep_checkpoints)
+
+        for event in notes:
+            tell(event)
+        tell(_started(run, text, batches, model, machine, state))
+        if fit(model, next_token, batches, optimizer, state, settings, machine,
+               Actions(evaluate, sample, save, stop, tell)):  # fmt: skip
+            _finish(run, state, tell)
+        else:
+            run.stopped_by = stop.signal
+            tell(Paused(state.step, run.reference))
+    return Run(run.folder) if run.stopped_by is None else run
+
+
+def _started(run: Run, text: Corpus, batches: Batches, model: GPT, machine: Machine, state: TrainState) -> Started:
+    steps = run.config.training.steps
+    corpus = run.record["corpus"] | {
+        "training_tokens": len(text.train),
+        "validation_tokens": len(text.validation),
+    }
+    return Started(
+        run.reference,
+        state.step,
+        steps,
+        corpus,
+        model.parameter_table(),
+        _describe(machine),
+        batches.epochs(steps),
+    )
+
+
+def _finish(run: Run, state: TrainState, tell: Subscriber) -> None:
+    assert state.best_loss is not None
+    points = [
+        Point(line["step"], line["validation_loss"], line["training_loss"])
+        for line in run.metrics()
+        if line["event"] == "evaluation"
+    ]
+    run.plot()
+    tell(
+        Finished(
+            run.reference,
+            state.step,
+            state.elapsed,
+            state.best_step,
+            state.best_loss,
+            verdict(points),
+            peak_memory(),
+        )
+    )
+
+
+def _describe(machine: Machine) -> dict[str, Any]:
+    return {
+        "device": str(machine.device),
+        "dtype": str(machine.dtype).removeprefix("torch."),
+        "compile": machine.compile,
+        "threads": machine.threads,
+        "reasons": list(machine.reasons),
+    }
+
+
+def _subscriber(on_event: Subscriber | None, stack: ExitStack) -> Subscriber:
+    return on_event if on_event is not None else stack.enter_context(Console())
+
+
+def _reporters(emit: Subscriber) -> tuple[Callable[[str], None], Callable[[str, int, int], None]]:
+    return lambda sentence: emit(Notice(sentence)), lambda doing, done, total: emit(Preparing(doing, done, total))

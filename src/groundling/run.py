@@ -1,0 +1,262 @@
+"""A run: folder <-> object. launch.py makes them; here they are found, read and used.
+
+runs/<name>/
+  config.json      every setting, the text's fingerprint, versions, machine
+  tokenizer.json
+  metrics.jsonl    what happened, one JSON object a line
+  samples.jsonl    what the model wrote on the way, from one prompt and seed
+  checkpoints/     see training/checkpoint.py
+  loss.png         the curve, drawn at the end
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from groundling import storage
+from groundling.config import Config, did_you_mean
+from groundling.corpus.sources import find_source
+from groundling.corpus.tokenizer import Tokenizer, Unknown
+from groundling.corpus.tokens import Corpus, prepare, reopen
+from groundling.evaluation.score import score
+from groundling.inference.engine import beginning, stream
+from groundling.inference.sampling import Sampling
+from groundling.machine import Machine, choose
+from groundling.model.gpt import GPT
+from groundling.training.checkpoint import Checkpoints, load_weights, read_state
+from groundling.training.plot import plot_curves
+
+
+class Run:
+    """A trained (or half-trained) model in its folder. Nothing is read before it is needed."""
+
+    def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
+        """`checkpoint` is the one to use; the best one (else the newest) if None."""
+        self.folder = folder
+        self._checkpoint = checkpoint
+        self.stopped_by: int | None = None
+        """The signal that ended training early, after `train` or `resume` returned; None if it came to the end."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def reference(self) -> str:
+        """What names this run on the command line from here."""
+        return self.name if self.folder.parent == runs_folder().resolve() else os.path.relpath(self.folder)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """`config.json`: settings, corpus, versions, machine."""
+        record: dict[str, Any] = storage.read_json((self._checkpoint or self.folder) / "config.json")
+        if not isinstance(record, dict) or not {"settings", "corpus"} <= record.keys():
+            raise ValueError(f"{self.folder / 'config.json'} is not the record of a run.")
+        return record
+
+    @cached_property
+    def config(self) -> Config:
+        return Config.from_dict(self.record["settings"])
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint in use. Raises ValueError if the run has none yet."""
+        path = self._checkpoint or self.checkpoints.pointed("best") or self.checkpoints.newest(lambda _: None)
+        if path is None:
+            raise ValueError(
+                f"The run {self.name} has no checkpoint yet: continue it with `groundling resume {self.reference}`."
+            )
+        return path
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load((self._checkpoint or self.folder) / "tokenizer.json")
+
+    @cached_property
+    def machine(self) -> Machine:
+        return choose(self.config.machine)
+
+    @cached_property
+    def model(self) -> GPT:
+        """The model of the checkpoint in use, on its device. Its files are checked against their hashes first."""
+        storage.verify(self.checkpoint)
+        model = GPT(self.config.model, self.tokenizer.vocab_size)
+        load_weights(self.checkpoint, model)
+        return model.to(self.machine.device).eval()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps behind the checkpoint in use."""
+        return read_state(self.checkpoint).step
+
+    @property
+    def finished(self) -> bool:
+        last = self.checkpoints.newest(lambda _: None)
+        return last is not None and read_state(last).step >= self.config.training.steps
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The run's history: the lines of `metrics.jsonl`."""
+        return storage.read_json_lines(self.folder / "metrics.jsonl")
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 300,
+        temperature: float = 0.7,
+        top_k: int = 50,
+        seed: int | None = None,
+        stop: str = "",
+        unknown: Unknown = "error",
+    ) -> str:
+        """The text that the model writes after `prompt`. See `Sampling` for the knobs and ValueErrors.
+
+        The same checkpoint, prompt and seed give the same text on a device. A prompt longer than the context
+        keeps its newest part.
+        """
+        sampling = Sampling(temperature, top_k, seed)
+        return "".join(self.stream(prompt, sampling, max_new_tokens, stop=stop, unknown=unknown))
+
+    def stream(
+        self,
+        prompt: str,
+        sampling: Sampling,
+        max_new_tokens: int,
+        *,
+        stop: str = "",
+        unknown: Unknown = "error",
+    ) -> Iterator[str]:
+        """Like `generate`, yielding text as it comes."""
+        if max_new_tokens < 0:
+            raise ValueError(f"--max-new-tokens must be 0 or more, and it is {max_new_tokens}.")
+        ids = self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer)
+        return stream(self.model, self.tokenizer, ids, max_new_tokens, sampling, stop)
+
+    def evaluate(
+        self,
+        text: str | os.PathLike[str] | None = None,
+        *,
+        max_tokens: int | None = None,
+        unknown: Unknown = "error",
+    ) -> dict[str, Any]:
+        """Score the checkpoint on the run's validation part, or on `text` (a file, folder or corpus name).
+
+        `max_tokens` caps how much is read, evenly spread (0: no cap); by default as in training, so that the
+        figures are those of the training log. Returns the fields of `Score`, and `step` and `checkpoint`.
+        """
+        if text is None:
+            tokens = corpus_of(self).validation
+            max_tokens = self.config.training.eval_tokens if max_tokens is None else max_tokens
+        else:
+            corpus = prepare(find_source(text), self.config.text, tokenizer=self.tokenizer, unknown=unknown)
+            tokens = dataclasses.replace(corpus.train, stop=corpus.validation.stop)  # all of it
+        result = score(self.model, tokens, self.tokenizer, self.machine, max_tokens=max_tokens or 0)
+        return dataclasses.asdict(result) | {"step": self.step, "checkpoint": str(self.checkpoint)}
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Draw the loss curve to `path` (`loss.png` in the run's folder) and return where it is."""
+        target = Path(path) if path else self.folder / "loss.png"
+        plot_curves({self.name: self.metrics()}, target)
+        return target
+
+    def __repr__(self) -> str:
+        return f"Run({os.fspath(self.folder)!r})"
+
+
+def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Run:
+    """The run of a name in the runs folder, or of a path to a run or to one of its checkpoints.
+
+    Raises FileNotFoundError if there is none.
+    """
+    reference = os.fspath(run)
+    folder = runs_folder(out)
+    candidates = [Path(reference).expanduser()]
+    if is_name(reference):
+        candidates.insert(0, folder / reference)
+    for path in candidates:
+        if (path / "model.safetensors").is_file():
+            return Run(path.resolve().parent.parent, path.resolve())
+        if (path / "config.json").is_file():
+            return Run(path.resolve())
+    known = [path.name for path in _run_folders(folder)]
+    hint = did_you_mean(reference, known) or (f"; there are {', '.join(known[-5:])}" if known else "")
+    raise FileNotFoundError(f"There is no run {reference!r} in {folder}, nor at that path{hint}.")
+
+
+def runs(out: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
+    """A summary of every run in the runs folder, oldest first, ready for JSON."""
+    return sorted(map(_summary, _run_folders(runs_folder(out))), key=lambda row: row["created"] or "")
+
+
+def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
+    return Path(out or os.environ.get("GROUNDLING_RUNS") or "runs")
+
+
+def corpus_of(
+    run: Run,
+    notice: Callable[[str], None] = lambda sentence: None,
+    progress: Callable[..., None] = lambda *_: None,
+) -> Corpus:
+    """The text that a run was trained on. Raises ValueError if it is gone or has changed."""
+    address, fingerprint = run.config.corpus, run.record["corpus"]["fingerprint"]
+    try:
+        text = prepare(find_source(address, run.config.text.glob), run.config.text, notice=notice, progress=progress)
+    except (FileNotFoundError, ConnectionError):
+        kept = reopen(fingerprint, run.record["corpus"]["name"], address, run.tokenizer, run.config.text)
+        if kept is None:
+            raise ValueError(f"The text of the run {run.name} is gone: {address} is not there any more.") from None
+        notice(f"{address} is not there any more; its tokens are still in the cache and are used.")
+        return kept
+    if text.fingerprint != fingerprint or text.tokenizer != run.tokenizer:
+        raise ValueError(
+            f"The text at {address} is not the one that the run {run.name} was trained on: it had "
+            f"{run.record['corpus']['characters']:,} characters and has {text.n_characters:,} now, or others. "
+            "Put the old text back, or start a new run on the new one."
+        )
+    return text
+
+
+def is_name(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", text) is not None and not text.endswith(".")
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/config.json"))
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    run = Run(folder.resolve())
+    row: dict[str, Any] = {
+        "name": run.name, "status": "unreadable", "step": 0, "steps": None, "best_step": None,
+        "best_validation_loss": None, "corpus": None, "preset": None, "created": None, "folder": str(folder),
+    }  # fmt: skip
+    try:
+        row |= {
+            "corpus": run.record["corpus"]["name"],
+            "preset": run.config.preset,
+            "steps": run.config.training.steps,
+            "created": run.record.get("created"),
+            "status": "new",
+        }
+        steps = run.checkpoints.steps()
+        if steps:
+            state = read_state(run.checkpoints.path(steps[-1]))
+            row |= {
+                "step": state.step,
+                "best_step": state.best_step if state.best_loss is not None else None,
+                "best_validation_loss": state.best_loss,
+                "status": "finished" if state.step >= run.config.training.steps else "unfinished",
+            }
+    except (ValueError, OSError, KeyError):
+        row["status"] = "unreadable"  # a damaged run must not hide the others
+    return row

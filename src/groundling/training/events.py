@@ -1,0 +1,160 @@
+"""What happened, typed. `fit` emits events; the console, the files and whoever else subscribes show or keep them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from groundling import storage
+
+
+@dataclass(frozen=True)
+class Event:
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the event's name, in lower case, and its fields."""
+        return {"event": type(self).__name__.lower()} | dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """A sentence that the user should see."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Preparing(Event):
+    """The text is being read; `done` of `total` bytes."""
+
+    doing: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """Training begins, or goes on, at `step`."""
+
+    run: str
+    step: int
+    steps: int
+    corpus: dict[str, Any]
+    parameters: list[tuple[str, int]]
+    machine: dict[str, Any]
+    epochs: float
+
+
+@dataclass(frozen=True)
+class Step(Event):
+    """An optimizer step was done: `step` of them so far. `loss` is the training batch's, in nats a token.
+
+    `elapsed` and `seconds_left` are seconds, over all sessions of the run; evaluations are counted in both.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    tokens: int
+    tokens_per_second: float
+    elapsed: float
+    seconds_left: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Evaluation(Event):
+    """The validation part was scored after `step` steps. `training_loss` is the mean since the last evaluation."""
+
+    step: int
+    validation_loss: float
+    bits_per_byte: float
+    training_loss: float | None
+    best: bool
+    elapsed: float
+
+
+@dataclass(frozen=True)
+class Sample(Event):
+    """What the model writes after `step` steps, always from the same prompt and seed."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Saved(Event):
+    step: int
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class Paused(Event):
+    """Training stopped at the user's request, and everything is saved."""
+
+    step: int
+    run: str
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """All steps are done."""
+
+    run: str
+    step: int
+    elapsed: float
+    best_step: int
+    best_validation_loss: float
+    verdict: str
+    peak_memory: int  # bytes
+
+
+Subscriber = Callable[[Event], None]
+_KEPT = (Notice, Started, Step, Evaluation, Saved, Paused, Finished)
+
+
+class RunFiles:
+    """The subscriber that keeps a run's history: `metrics.jsonl` and `samples.jsonl`, one JSON object a line."""
+
+    def __init__(self, folder: Path) -> None:
+        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8", newline="\n")
+        self._samples = (folder / "samples.jsonl").open("a", encoding="utf-8", newline="\n")
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Sample):
+            self._write(self._samples, event)
+        elif isinstance(event, _KEPT):
+            self._write(self._metrics, event)
+
+    def _write(self, file: Any, event: Event) -> None:
+        file.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
+        file.flush()  # whoever watches the file sees the line now
+
+    def __enter__(self) -> RunFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._metrics.close()
+        self._samples.close()
+
+
+def rewind(folder: Path, step: int, evaluated_step: int) -> None:
+    """Drop from a run's history what happened after the checkpoint from which it continues: it happens again."""
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        lines = storage.read_json_lines(folder / name)
+        kept = [line for line in lines if _precedes(line, step, evaluated_step)]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        storage.write_file(folder / name, text)
+
+
+def _precedes(line: dict[str, Any], step: int, evaluated_step: int) -> bool:
+    limit = evaluated_step if line["event"] in ("evaluation", "sample") else step
+    # What carries no step (a notice), or tells of a session (started, paused), did happen.
+    return bool(line["event"] in ("started", "notice") or line.get("step", 0) <= limit)

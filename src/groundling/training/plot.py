@@ -1,0 +1,63 @@
+"""Loss curves as PNG: one run with its training loss, or several runs to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_TRAINING, _VALIDATION = "#9db4c8", "#b5442e"
+
+
+def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draw runs, by name, from the lines of their `metrics.jsonl`. Raises ValueError if there is nothing to draw."""
+    # The object interface: pyplot would keep global state and ask for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    alone = len(histories) == 1
+    drawn = False
+    for name, lines in histories.items():
+        steps = [(line["step"], line["loss"]) for line in lines if line["event"] == "step"]
+        points = [(line["step"], line["validation_loss"]) for line in lines if line["event"] == "evaluation"]
+        drawn = drawn or bool(steps or points)
+        if steps and alone:
+            x, y = np.array(steps).T
+            axes.plot(x, y, color=_TRAINING, alpha=0.35, linewidth=0.8)
+            axes.plot(x, _smooth(y), color=_TRAINING, label="training (smoothed)")
+        if points:
+            x, y = np.array(points).T
+            best = int(np.argmin(y))
+            label = "validation" if alone else f"{name}: best {y[best]:.3f} at step {int(x[best]):,}"
+            (line,) = axes.plot(x, y, marker="o", markersize=3, label=label, color=_VALIDATION if alone else None)
+            axes.plot(x[best], y[best], marker="*", markersize=13, color=line.get_color())
+            if alone:
+                axes.annotate(
+                    f"best {y[best]:.3f}\nstep {int(x[best]):,}", (x[best], y[best]),
+                    textcoords="offset points", xytext=(-6, 14), ha="right", fontsize=9,
+                )  # fmt: skip
+    if not drawn:
+        raise ValueError("There is nothing to draw: no step has been logged yet.")
+    axes.set(
+        xlabel="optimizer step",
+        ylabel="loss (nats a token)",
+        title=" and ".join(histories) if len(histories) < 4 else "",
+    )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def _smooth(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Mean over a centred window of a fiftieth of the curve; narrower at its ends, so that they are not bent."""
+    half = max(1, len(values) // 100)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    i = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(i, len(values) - 1 - i))
+    return (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)
