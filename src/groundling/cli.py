@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json as jsonlib
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_type_hints
+from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, Parameter
 
 from groundling import __version__
 from groundling import config as cfg
+from groundling.flags import with_settings
 
 app = App(
     name="groundling",
     help="Train a language model from scratch, on the machine you have.",
     version=f"groundling {__version__}",
+    help_format="plaintext",  # rendering Markdown would cost a fifth of the time to answer
     help_epilogue="Every command takes --debug, which shows a traceback where something fails.",
 )
 
@@ -35,49 +36,11 @@ RunReference = Annotated[
 Text = Parameter(allow_leading_hyphen=True, show_default=False)
 
 
-def _with_settings(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Give `verb` a flag for every setting of `config.py`, with its type, sentence of help and default."""
-    groups = {
-        "Text": cfg.CorpusSettings, "Model": cfg.ModelSettings, "Training": cfg.TrainingSettings,
-        "Machine": cfg.MachineSettings,
-    }  # fmt: skip
-    own = [p for p in inspect.signature(verb).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    hints = get_type_hints(verb, include_extras=True)
-    parameters = [p.replace(annotation=hints[p.name]) for p in own]
-    for order, (title, settings) in enumerate(groups.items()):
-        group = Group(title, sort_key=order + 10)
-        types = get_type_hints(settings)
-        for field in dataclasses.fields(settings):
-            described = f"{field.metadata['help']} {_default(title, field)}".rstrip()
-            parameter = Parameter(help=described, group=group, show_default=False)
-            annotation: Any = Annotated[types[field.name] | None, parameter]
-            parameters.append(
-                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            )
-    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    verb.__annotations__ = {p.name: p.annotation for p in parameters}
-    return verb
-
-
-def _default(title: str, field: dataclasses.Field[Any]) -> str:
-    """`[0.1]`, or `[nano 4, workshop 6]` where the presets differ."""
-    if field.default is None:
-        return ""
-    if title not in ("Model", "Training"):
-        return f"[{field.default}]"
-    values = {
-        name: getattr(getattr(cfg.PRESETS[name], title.lower()), field.name) for name in ("nano", "workshop", "gpt2")
-    }
-    if len(set(values.values())) == 1:
-        return f"[{jsonlib.dumps(field.default)}]"
-    return "[" + ", ".join(f"{name} {value:,}" for name, value in values.items()) + "]"
-
-
 _PRESETS = "; ".join(f"{name}: {preset.description}" for name, preset in cfg.PRESETS.items())
 
 
 @app.command(sort_key=0)
-@_with_settings
+@with_settings
 def train(
     corpus: Annotated[str | None, Text] = None,
     /,
@@ -249,12 +212,15 @@ def evaluate(
     result = load(run, out=out).evaluate(text, max_tokens=max_tokens, unknown=unknown)
     if json:
         return _print_json(result)
-    print(f"loss                {result['loss']:.4f} nats a token")
-    print(f"perplexity          {result['perplexity']:.3f}")
-    print(f"bits per character  {result['bits_per_character']:.4f}")
-    print(f"bits per byte       {result['bits_per_byte']:.4f}")
-    print(f"scored              {result['tokens']:,} tokens, {result['characters']:,} characters")
-    print(f"checkpoint          {os.path.relpath(result['checkpoint'])} (step {result['step']:,})")
+    lines = [
+        ("loss", f"{result['loss']:.4f} nats a token"),
+        ("perplexity", f"{result['perplexity']:.3f}"),
+        ("bits per character", f"{result['bits_per_character']:.4f}"),
+        ("bits per byte", f"{result['bits_per_byte']:.4f}"),
+        ("scored", f"{result['tokens']:,} tokens, {result['characters']:,} characters"),
+        ("checkpoint", f"{os.path.relpath(result['checkpoint'])} (step {result['step']:,})"),
+    ]
+    _print_lines(lines)
     return None
 
 
@@ -327,19 +293,22 @@ def doctor(*, json: Json = False) -> None:
         return _print_json(found)
     cpu, memory = found["cpu"], found["memory"]
     speeds = ", ".join(f"{speed:,} GFLOP/s in {name}" for name, speed in cpu["matmul_gflops"].items())
-    print(f"device     {found['device']}")
-    print(f"dtype      {found['dtype']}")
-    compiler = "a compiler is here" if found["compiler_found"] else "no compiler is here"
-    print(f"compile    {'yes' if found['compile'] else 'no'} ({compiler})")
-    print(f"threads    {found['threads']}")
-    print(f"CPU        {cpu['name']}, {cpu['cores']} cores; matrix products: {speeds}")
-    for gpu in found["gpus"]:
-        print(f"GPU        {gpu['name']}, {gpu['memory'] / 1e9:.0f} GB")
-    print(f"memory     {memory['total'] / 1e9:.1f} GB, {memory['available'] / 1e9:.1f} GB of it free")
-    print(f"versions   {', '.join(f'{name} {version}' for name, version in found['versions'].items())}")
-    print(f"system     {found['system']}")
-    for reason in found["reasons"]:
-        print(f"because    {reason}")
+    lines = [
+        ("device", found["device"]),
+        ("dtype", found["dtype"]),
+        (
+            "compile",
+            f"{'on' if found['compile'] else 'off'}, {'a' if found['compiler_found'] else 'no'} compiler is here",
+        ),
+        ("threads", found["threads"]),
+        ("CPU", f"{cpu['name']}, {cpu['cores']} cores; matrix products: {speeds}"),
+        *(("GPU", f"{gpu['name']}, {gpu['memory'] / 1e9:.0f} GB") for gpu in found["gpus"]),
+        ("memory", f"{memory['total'] / 1e9:.1f} GB, {memory['available'] / 1e9:.1f} GB of it free"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items())),
+        ("system", found["system"]),
+        *(("because", reason) for reason in found["reasons"]),
+    ]
+    _print_lines(lines)
     return None
 
 
@@ -351,43 +320,15 @@ def _read(path: Path) -> str:
     return "".join(piece for document in find_source(path).documents for piece in read_text(document, _note))
 
 
+def _print_lines(lines: list[tuple[str, Any]]) -> None:
+    width = max(len(label) for label, _ in lines) + 2
+    for label, text in lines:
+        print(f"{label:{width}}{text}")
+
+
 def _print_json(value: Any) -> None:
     print(jsonlib.dumps(value, indent=1, ensure_ascii=False))
 
 
 def _note(sentence: str) -> None:
     print(f"note: {sentence}", file=sys.stderr)
-
-
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0, or else with one sentence on standard error."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    if debug:
-        arguments.remove("--debug")
-    for stream in (sys.stdout, sys.stderr):
-        # A pipe on Windows would otherwise take the legacy code page, which lacks most of Unicode.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    try:
-        status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()
-    except BrokenPipeError:  # as in `groundling sample ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    except KeyboardInterrupt:
-        status = 130
-    except CycloptsError as error:
-        status = _fail(str(error), 2)
-    except Exception as error:
-        if debug:
-            raise
-        expected = isinstance(error, ValueError | OSError | FloatingPointError)
-        told = str(error) or type(error).__name__
-        status = _fail(told if expected else f"Unexpected {type(error).__name__}: {told} (--debug shows where)", 1)
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _fail(sentence: str, status: int) -> int:
-    print(f"groundling: {' '.join(sentence.split())}", file=sys.stderr)
-    return status

@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from functools import cache
+from numbers import Integral
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -149,6 +150,11 @@ class MachineSettings:
         _require_at_least(0, self, "threads")
 
 
+_GROUPS: dict[str, type[Any]] = {
+    "text": CorpusSettings, "model": ModelSettings, "training": TrainingSettings, "machine": MachineSettings,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Preset:
     """A named starting point that any flag overrides."""
@@ -226,8 +232,8 @@ class Config:
                 raise ValueError(f"There is no setting {name!r}{did_you_mean(name, list(setting_fields()))}.")
             group[name] = value
         training = groups["training"]
-        if "warmup_steps" not in settings and isinstance(training["steps"], int):
-            training["warmup_steps"] = min(training["warmup_steps"], max(training["steps"] // 5, 0))
+        if "warmup_steps" not in settings and isinstance(training["steps"], Integral):  # NumPy's integers too
+            training["warmup_steps"] = min(training["warmup_steps"], max(int(training["steps"]) // 5, 0))
         return Config.from_dict({"corpus": corpus, "preset": preset, **groups})
 
     @staticmethod
@@ -235,6 +241,10 @@ class Config:
         """The inverse of `to_dict`; strict: an unknown, missing or mistyped setting is a ValueError that names it."""
         import pydantic
 
+        # pydantic would give what is missing its default, which need not be the value that a run was made with.
+        missing = _missing(values)
+        if missing:
+            raise ValueError(" ".join(f"The setting {name!r} is missing." for name in missing))
         try:
             # Through JSON, where a mapping is as good as a dataclass though everything else is strict.
             return _config_adapter().validate_json(json.dumps(values, default=_plain))
@@ -246,7 +256,17 @@ class Config:
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else repr(value)  # NumPy's numbers are numbers
+    if getattr(value, "ndim", None) == 0:  # NumPy's numbers are numbers
+        return value.item()
+    return {type(value).__name__: repr(value)}  # what no setting can be; the text alone would pass for a `str`
+
+
+def _missing(values: Any) -> list[str]:
+    if not isinstance(values, dict):
+        return []  # pydantic says so
+    absent = [field.name for field in dataclasses.fields(Config) if field.name not in values]
+    groups = [(group, values[name]) for name, group in _GROUPS.items() if isinstance(values.get(name), dict)]
+    return absent + [f.name for group, given in groups for f in dataclasses.fields(group) if f.name not in given]
 
 
 @cache
@@ -255,7 +275,7 @@ def _config_adapter() -> Any:
     import pydantic
 
     rules = pydantic.ConfigDict(extra="forbid", strict=True)
-    for kind in (CorpusSettings, ModelSettings, TrainingSettings, MachineSettings, Config):
+    for kind in (*_GROUPS.values(), Config):
         setattr(kind, "__pydantic_config__", rules)  # noqa: B010  (pydantic's own name for it)
     return pydantic.TypeAdapter(Config)
 
@@ -267,21 +287,20 @@ def _sentence(problem: Any) -> str:
     name = str(problem["loc"][-1]) if problem["loc"] else "settings"
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"There is no setting {name!r}{did_you_mean(name, list(setting_fields()))}."
-    if problem["type"] == "missing":
-        return f"The setting {name!r} is missing."
+    if problem["type"] == "json_invalid":
+        return "A text among the settings, or the name of the corpus, is not valid Unicode."
     return f"{flag(name)} {json.dumps(problem['input'], default=repr)}: {problem['msg'].lower()}."
 
 
 @cache
 def setting_fields() -> dict[str, dataclasses.Field[Any]]:
     """Every setting by name, in the order of the groups."""
-    groups = (CorpusSettings, ModelSettings, TrainingSettings, MachineSettings)
-    return {f.name: f for group in groups for f in dataclasses.fields(group)}
+    return {f.name: f for group in _GROUPS.values() for f in dataclasses.fields(group)}
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """`, did you mean 'x'?` where something known is near to `word`, else nothing."""
+    """` (did you mean 'x'?)` where something known is near to `word`, else nothing."""
     import difflib
 
     near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -135,38 +136,38 @@ def _new_run(
     if name is not None and not is_name(name):
         raise ValueError(f"--name {name!r} cannot name a folder: use letters, digits, '.', '_' and '-'.")
     base = name or re.sub(r"[^A-Za-z0-9._-]+", "-", text.name).strip("-.") or "run"
-    number = 1
-    while True:
+    for number in itertools.count(1):
         run = Run(folder / (base if number == 1 else f"{base}-{number}"))
         run.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            _lock(run.folder, stack)
-            if not (run.folder / "config.json").exists():
-                _write_record(run, config, text, machine)
+        with ExitStack() as trial:
+            try:
+                _lock(run.folder, trial)
+                if not (run.folder / "config.json").exists():
+                    _write_record(run, config, text, machine)
+                else:
+                    _check_continuable(run, config, text)
+                    notice(
+                        f"The run {run.reference} began with the same command and was not finished: it is continued."
+                    )
+                stack.push(trial.pop_all())
                 return run
-            obstacle = _obstacle(run, config, text)
-            if not obstacle:
-                notice(f"The run {run.reference} began with the same command and was not finished: it is continued.")
-                return run
-        except ValueError as error:
-            obstacle = str(error)
-        if name is not None:
-            raise ValueError(f"{obstacle} Choose another --name.")
-        number += 1
+            except ValueError as obstacle:
+                if name is not None:
+                    raise ValueError(f"{obstacle} Choose another --name.") from None
+    raise AssertionError("unreachable")
 
 
-def _obstacle(run: Run, config: Config, text: Corpus) -> str:
-    """Why `train` with this configuration cannot go on with an existing run; empty if it can."""
+def _check_continuable(run: Run, config: Config, text: Corpus) -> None:
+    """Raise ValueError if `train` with this configuration cannot go on with an existing run."""
     if run.record["corpus"]["fingerprint"] != text.fingerprint:
-        return f"The run {run.name} exists and has another text."
+        raise ValueError(f"The run {run.name} exists and has another text.")
     old, new = run.config.to_dict(), config.to_dict()
     if old != new:
         groups = ("text", "model", "training", "machine")
         differing = [flag(k) for g in groups for k in old[g] if old[g][k] != new[g][k]] or ["--preset"]
-        return f"The run {run.name} exists with other settings ({', '.join(differing)})."
+        raise ValueError(f"The run {run.name} exists with other settings ({', '.join(differing)}).")
     if run.finished:
-        return f"The run {run.name} exists and is finished."
-    return ""
+        raise ValueError(f"The run {run.name} exists and is finished.")
 
 
 def _lock(folder: Path, stack: ExitStack) -> None:
@@ -203,6 +204,7 @@ def _extend(run: Run, steps: int) -> None:
         raise ValueError(f"--steps {steps}: the run {run.name} has done {read_state(done).step} steps already.")
     training = dataclasses.replace(run.config.training, steps=steps)
     run.record["settings"] = dataclasses.replace(run.config, training=training).to_dict()
+    (run.folder / "result.json").unlink(missing_ok=True)  # it is not finished any more
     storage.write_json(run.folder / "config.json", run.record)
     del run.config
 
@@ -280,17 +282,10 @@ def _finish(run: Run, state: TrainState, tell: Subscriber) -> None:
         if line["event"] == "evaluation"
     ]
     run.plot()
-    tell(
-        Finished(
-            run.reference,
-            state.step,
-            state.elapsed,
-            state.best_step,
-            state.best_loss,
-            verdict(points),
-            peak_memory(),
-        )
-    )
+    summary = verdict(points)
+    end = Finished(run.reference, state.step, state.elapsed, state.best_step, state.best_loss, summary, peak_memory())
+    storage.write_json(run.folder / "result.json", end.to_dict())
+    tell(end)
 
 
 def _describe(machine: Machine) -> dict[str, Any]:

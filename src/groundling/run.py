@@ -100,9 +100,14 @@ class Run:
         return read_state(self.checkpoint).step
 
     @property
+    def result(self) -> dict[str, Any] | None:
+        """How the run ended (the fields of the event `Finished`); None if it has not come to its end."""
+        path = self.folder / "result.json"
+        return dict(storage.read_json(path)) if path.exists() else None
+
+    @property
     def finished(self) -> bool:
-        last = self.checkpoints.newest(lambda _: None)
-        return last is not None and read_state(last).step >= self.config.training.steps
+        return self.result is not None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The run's history: the lines of `metrics.jsonl`."""
@@ -253,9 +258,9 @@ def _summary(folder: Path) -> dict[str, Any]:
             state = read_state(run.checkpoints.path(steps[-1]))
             row |= {
                 "step": state.step,
-                "best_step": state.best_step if state.best_loss is not None else None,
-                "best_validation_loss": state.best_loss,
-                "status": "finished" if state.step >= run.config.training.steps else "unfinished",
+                "best_step": (run.result or {}).get("best_step", state.best_step if state.best_loss else None),
+                "best_validation_loss": (run.result or {}).get("best_validation_loss", state.best_loss),
+                "status": "finished" if run.finished else "unfinished",
             }
     except (ValueError, OSError, KeyError):
         row["status"] = "unreadable"  # a damaged run must not hide the others

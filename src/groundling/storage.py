@@ -8,6 +8,7 @@ name therefore finds everything, and `verify` proves it. Single files are replac
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -52,11 +53,11 @@ def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path
         raise
 
 
-def write_file(path: Path, content: str) -> None:
-    """Replace `path` by `content` (UTF-8) in one piece: a reader sees the old file or the new one."""
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content` (text as UTF-8) in one piece: a reader sees the old file or the new one."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
     try:
-        _write(temporary, content.encode())
+        _write(temporary, content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
         _sync(path.parent)
     except BaseException:
@@ -77,11 +78,20 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON Lines file; a last line that a crash cut short is left out."""
+    """The lines of a JSON Lines file; a last line that a crash cut short is left out.
+
+    Raises ValueError, naming the file and line, if another line is not JSON.
+    """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines if line.strip()]
+    values = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            if line.strip():
+                values.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: line {number} is not readable as JSON ({error}).") from None
+    return values
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -105,8 +115,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} is not whole: it has no {MANIFEST}.")
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict)):
-        raise ValueError(f"{folder / MANIFEST} is damaged: it lists no files.")
+    if not (
+        isinstance(manifest, dict)
+        and isinstance(manifest.get("about"), dict)
+        and isinstance(manifest.get("files"), dict)
+        and all(isinstance(r, dict) and {"bytes", "sha256"} <= r.keys() for r in manifest["files"].values())
+    ):
+        raise ValueError(f"{folder / MANIFEST} is damaged: it is not a list of files and their hashes.")
     for name, record in manifest["files"].items():
         file = folder / name
         if Path(name).name != name or not file.is_file():
@@ -127,9 +142,9 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sweep(parent: Path) -> None:
-    """Delete what a killed process left half-written in `parent`."""
-    for leftover in parent.glob(f"{_TEMPORARY}*"):
+def sweep(parent: Path, name: str = "") -> None:
+    """Delete what a killed process left half-written in `parent`, of all or of what was to be called `name`."""
+    for leftover in parent.glob(f"{_TEMPORARY}{glob.escape(name)}{'-' if name else ''}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

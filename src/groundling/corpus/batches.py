@@ -60,7 +60,7 @@ class Batches:
         for epoch in np.unique(epochs):
             keys = np.random.SeedSequence([self.seed, int(epoch)]).generate_state(5, np.uint64).astype(np.uint64)
             slack = len(self.tokens) - self.windows_per_epoch * self.block_size
-            phase = int(keys[4] % np.uint64(min(slack, self.block_size)))
+            phase = int(keys[4] % np.uint64(slack))  # the largest one ends at the text's last token
             here = epochs == epoch
             starts[here] = phase + self.block_size * permute(places[here], self.windows_per_epoch, keys[:4])
         return starts

@@ -19,6 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
 
+from groundling import storage
 from groundling.config import did_you_mean
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -76,16 +77,18 @@ def find_source(corpus: str | os.PathLike[str], glob: str | None = None) -> Sour
     Raises FileNotFoundError, PermissionError, ConnectionError or ValueError, each with a sentence for the user.
     """
     name = os.fspath(corpus)
-    if name in _NAMED and not Path(name).exists():
-        return _NAMED[name]()
-    if name == "-":
-        return _standard_input()
+    if not name:
+        raise ValueError("The name of the corpus is empty: give a file, a folder, or the name of a corpus.")
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's own raise OSError for a name that is too long
         return _folder(path.resolve(), glob)
     if glob is not None:
         raise ValueError(f"--glob chooses files of a folder, and {name} is not a folder.")
-    if not path.exists():
+    if name in _NAMED and not path.exists():
+        return _NAMED[name]()
+    if name == "-":
+        return _standard_input()
+    if not os.path.exists(path):
         known = ", ".join(_NAMED)
         hint = did_you_mean(name, list(_NAMED)) or f"; the corpora with names are {known}"
         raise FileNotFoundError(f"There is no corpus {name!r}: no such file or folder{hint}.")
@@ -112,7 +115,7 @@ def _open_file(path: Path, name: str) -> BinaryIO:
 def _folder(path: Path, glob: str | None) -> Source:
     """Every file below `path` in sorted order; hidden ones, and those that are no text, are left out."""
     files, skipped = [], []
-    for parent, folders, names in os.walk(path):
+    for parent, folders, names in os.walk(path, onerror=_refuse):
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     documents = []
@@ -130,9 +133,13 @@ def _folder(path: Path, glob: str | None) -> Source:
         raise ValueError(f"The folder {path} has no text files{chosen}.")
     notices: tuple[str, ...] = ()
     if skipped:
-        some = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        some = ", ".join(skipped[:3]) + (" and others" if len(skipped) > 3 else "")
         notices = (f"{len(skipped)} empty or binary file(s) of the folder are left out: {some}.",)
     return Source(path.name or "folder", str(path), tuple(documents), notices)
+
+
+def _refuse(error: OSError) -> None:
+    raise type(error)(f"{error.filename} cannot be read: {(error.strerror or 'unknown error').lower()}.") from None
 
 
 def _is_binary(document: Document) -> bool:
@@ -150,9 +157,8 @@ def _standard_input() -> Source:
     if not content:
         raise ValueError("Standard input is empty: there is no text to train on.")
     path = cache_folder() / "stdin" / f"{hashlib.sha256(content).hexdigest()[:16]}.txt"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_file(path, content)
     return Source("stdin", str(path), (_file(path, "standard input"),))
 
 
@@ -207,15 +213,21 @@ def read_bytes(document: Document) -> Iterator[bytes]:
         raise OSError(f"{document.name} is damaged: it is not a whole gzip file.") from None
 
 
-def read_text(document: Document, notice: Callable[[str], None] = lambda sentence: None) -> Iterator[str]:
+def read_text(
+    document: Document,
+    notice: Callable[[str], None] = lambda sentence: None,
+    progress: Callable[[int], None] = lambda n_bytes: None,
+) -> Iterator[str]:
     """The document's text in chunks, decoded strictly; line ends stay as they are.
 
+    `progress` is told how many bytes each chunk came from, after the chunk was used.
     Raises ValueError naming file, line and offset of the first byte that is not UTF-8.
     """
     encoding = ""
     decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")()
     offset, line = 0, 1  # of the next byte to decode
     for chunk in read_bytes(document):
+        n_bytes = len(chunk)
         if not encoding:
             encoding, skip = _detect(document, chunk, notice)
             decoder = codecs.getincrementaldecoder(encoding)()
@@ -226,6 +238,7 @@ def read_text(document: Document, notice: Callable[[str], None] = lambda sentenc
         except UnicodeDecodeError as error:
             raise _undecodable(document, error, encoding, offset - pending, line) from None
         yield text
+        progress(n_bytes)
         offset += len(chunk)
         line += text.count("\n")
     try:
@@ -253,7 +266,7 @@ def _detect(document: Document, start: bytes, notice: Callable[[str], None]) -> 
 
 
 def _undecodable(document: Document, error: UnicodeDecodeError, encoding: str, base: int, line: int) -> ValueError:
-    line += error.object[: error.start].count(b"\n")
+    line += error.object[: error.start].decode(encoding).count("\n")
     byte = error.object[error.start]
     return ValueError(
         f"{document.name} is not valid {encoding.upper()}: byte 0x{byte:02X} in line {line}, at offset "

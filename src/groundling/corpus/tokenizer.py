@@ -63,7 +63,7 @@ class Tokenizer(ABC):
     def load(path: Path) -> Tokenizer:
         """Read `tokenizer.json`. Raises ValueError if it is damaged or of an unknown kind."""
         value = storage.read_json(path)
-        if not isinstance(value, dict) or value.get("kind") not in _KINDS:
+        if not isinstance(value, dict) or value.get("kind") not in list(_KINDS):  # a list: `kind` may be unhashable
             raise ValueError(f"{path} does not hold a tokenizer that this version knows.")
         return _KINDS[value["kind"]].from_dict(value, path)
 
@@ -116,7 +116,10 @@ class CharTokenizer(Tokenizer):
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        array = np.fromiter(ids, dtype=np.int64)
+        try:
+            array = np.fromiter(ids, dtype=np.int64)
+        except OverflowError:
+            raise ValueError(f"Token ids must lie in [0, {self.vocab_size}).") from None
         if array.size and not (array.min() >= 0 and array.max() < self.vocab_size):
             raise ValueError(f"Token ids must lie in [0, {self.vocab_size}).")
         return "".join(self.characters[i] for i in array if i != self.end_of_text_id)
@@ -130,7 +133,10 @@ class CharTokenizer(Tokenizer):
         characters, special = value.get("characters"), value.get("special_tokens")
         if value.get("version") != 1 or not isinstance(characters, str) or not isinstance(special, dict):
             raise ValueError(f"{path} does not hold a tokenizer that this version knows.")
-        return cls(characters, END_OF_TEXT in special)
+        try:
+            return cls(characters, END_OF_TEXT in special)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
 
 
 _KINDS = {"char": CharTokenizer}

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 
 from groundling import storage
 from groundling.config import CorpusSettings
@@ -101,10 +102,15 @@ def prepare(
     fingerprint = _fingerprint(source, progress)
     folder = _home(fingerprint, tokenizer.fingerprint if tokenizer else settings.tokenizer, unknown)
     if not _is_prepared(folder):
-        if tokenizer is None:
-            tokenizer = _fit(source, notice, progress)
-            notice = _silent  # the same text is read again
-        _tokenize(source, fingerprint, tokenizer, unknown, folder, notice, progress)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # two runs may begin on the same new text at once
+            if not _is_prepared(folder):
+                storage.remove_folder(folder)
+                storage.sweep(folder.parent, folder.name)
+                if tokenizer is None:
+                    tokenizer = _fit(source, notice, progress)
+                    notice = _silent  # the same text is read again
+                _tokenize(source, fingerprint, tokenizer, unknown, folder, notice, progress)
     return _open(folder, source.name, source.address, settings)
 
 
@@ -145,13 +151,11 @@ def _home(fingerprint: str, tokenizer: str, unknown: Unknown) -> Path:
 
 
 def _is_prepared(folder: Path) -> bool:
-    """Whether it is there and whole; what is there and damaged is removed, to be made again."""
-    if not folder.exists():
-        return False
+    """Whether it is there and whole. The sizes of its files are checked, not their hashes: they may be large."""
     try:
         storage.read_manifest(folder)
+        Tokenizer.load(folder / "tokenizer.json")
     except ValueError:
-        storage.remove_folder(folder)
         return False
     return True
 
@@ -161,9 +165,7 @@ def _fit(source: Source, notice: Notice, progress: Progress) -> Tokenizer:
 
     def chunks() -> Iterator[str]:
         for document in source.documents:
-            for chunk in read_text(document, notice):
-                yield chunk
-                meter.add(len(chunk))
+            yield from read_text(document, notice, meter.add)
 
     return CharTokenizer.fit(chunks(), end_of_text=len(source.documents) > 1)
 
@@ -180,14 +182,13 @@ def _tokenize(
         with (temporary / "tokens.bin").open("wb") as file:
             for document in source.documents:
                 position = 0
-                for chunk in read_text(document, notice):
+                for chunk in read_text(document, notice, meter.add):
                     try:
                         ids = tokenizer.encode_array(chunk, unknown, offset=position)
                     except ValueError as error:
                         raise ValueError(f"{document.name}: {error}") from None
                     ids.astype(dtype).tofile(file)
                     n_tokens, position = n_tokens + len(ids), position + len(chunk)
-                    meter.add(len(chunk))
                 if tokenizer.end_of_text_id is not None:
                     np.array([tokenizer.end_of_text_id], dtype).tofile(file)
                     n_tokens += 1
@@ -195,6 +196,8 @@ def _tokenize(
                 ends.append(n_tokens)
         if n_characters == 0:
             raise ValueError(f"{source.name} is empty: there is no text in it.")
+        if n_tokens == 0:
+            raise ValueError(f"{source.name} has no character that this model knows.")
         np.array(ends, dtype=np.int64).tofile(temporary / "documents.bin")
         tokenizer.save(temporary / "tokenizer.json")
         about |= {

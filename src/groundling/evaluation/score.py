@@ -82,7 +82,7 @@ def score(
     if len(tokens) < 2:
         raise ValueError("There is nothing to evaluate: the text (or its validation part) has fewer than 2 tokens.")
     model.eval()
-    forward = forward or model
+    forward = model if forward is None else forward
     block_size = model.config.block_size
     starts = windows_of(len(tokens), block_size, max_tokens)
     # The text's last window may be shorter than the others, and is scored alone.

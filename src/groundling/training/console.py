@@ -102,7 +102,7 @@ class Console:
             f"run     {escape(event.run)} {verb} {event.steps:,} steps, {event.epochs:.1f} passes over the text"
         )
         self.out.print()
-        self._steps = event.steps
+        self._steps, self._last_line = event.steps, 0.0
         if self.out.is_terminal:
             self._live = Progress(
                 BarColumn(bar_width=24), TextColumn("{task.description}"), console=self.out, transient=True

@@ -1,0 +1,55 @@
+"""The command `groundling` (and `python -m groundling`): runs a verb, and turns what fails into one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from cyclopts import CycloptsError
+
+from groundling.cli import app
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0, or else with one sentence on standard error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    for stream in (sys.stdout, sys.stderr):
+        # A pipe on Windows would otherwise take the legacy code page, which lacks most of Unicode.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `groundling sample ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except KeyboardInterrupt:
+        status = 130
+    except CycloptsError as error:
+        status = _fail(str(error), 2)
+    except Exception as error:
+        if debug:
+            raise
+        expected = isinstance(error, ValueError | OSError | FloatingPointError)
+        told = _told(error)
+        status = _fail(told if expected else f"Unexpected {type(error).__name__}: {told} (--debug shows where)", 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:  # the system's own, not one of our sentences
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def _fail(sentence: str, status: int) -> int:
+    print(f"groundling: {' '.join(sentence.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The settings of `config.py` as flags: name, type, default and help are taken from the dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+from cyclopts import Group, Parameter
+
+from groundling.config import PRESETS, CorpusSettings, MachineSettings, ModelSettings, TrainingSettings
+
+
+def with_settings(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Give `verb` a flag for every setting of `config.py`, with its type, sentence of help and default."""
+    groups = {
+        "Text": CorpusSettings, "Model": ModelSettings, "Training": TrainingSettings,
+        "Machine": MachineSettings,
+    }  # fmt: skip
+    own = [p for p in inspect.signature(verb).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    hints = get_type_hints(verb, include_extras=True)
+    parameters = [p.replace(annotation=hints[p.name]) for p in own]
+    for order, (title, settings) in enumerate(groups.items()):
+        group = Group(title, sort_key=order + 10)
+        types = get_type_hints(settings)
+        for field in dataclasses.fields(settings):
+            described = f"{field.metadata['help']} {_default(title, field)}".rstrip()
+            parameter = Parameter(help=described, group=group, show_default=False)
+            annotation: Any = Annotated[types[field.name] | None, parameter]
+            parameters.append(
+                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            )
+    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = {p.name: p.annotation for p in parameters}
+    return verb
+
+
+def _default(title: str, field: dataclasses.Field[Any]) -> str:
+    """`[0.1]`, or `[nano 4, workshop 6]` where the presets differ."""
+    if field.default is None:
+        return ""
+    if title not in ("Model", "Training"):
+        return f"[{field.default}]"
+    values = {name: getattr(getattr(PRESETS[name], title.lower()), field.name) for name in ("nano", "workshop", "gpt2")}
+    if len(set(values.values())) == 1:
+        return f"[{json.dumps(field.default)}]"
+    return "[" + ", ".join(f"{name} {value:,}" for name, value in values.items()) + "]"

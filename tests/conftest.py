@@ -1,0 +1,54 @@
+"""What every test stands on: a cache and working folder of its own, real text, and settings that train in a second."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read from or left in the user's cache or working folder."""
+    monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("GROUNDLING_RUNS", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_threads() -> None:
+    """Tiny models are slower on many threads, and figures to the bit need a fixed number."""
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def prose() -> str:
+    """30,000 characters of real English: documentation that every Python ships."""
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics))[:30_000]
+
+
+@pytest.fixture
+def text_file(prose: str, tmp_path: Path) -> Path:
+    path = tmp_path / "prose.txt"
+    path.write_text(prose, encoding="utf-8", newline="")
+    return path
+
+
+TINY: dict[str, Any] = {
+    "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "steps": 40, "eval_every": 10,
+    "eval_tokens": 1024, "checkpoint_every": 10, "sample_tokens": 12, "learning_rate": 3e-3, "warmup_steps": 5,
+    "device": "cpu", "dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """Settings of a model that trains 40 steps in about a second."""
+    return dict(TINY)

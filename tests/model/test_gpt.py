@@ -1,0 +1,160 @@
+"""The model is GPT-2: the same numbers as the reference, no look into the future, sound at birth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from groundling.config import PRESETS, ModelSettings
+from groundling.model.gpt import GPT
+
+TINY = ModelSettings(block_size=16, n_layer=3, n_head=4, n_embd=32)
+V = 65
+
+
+def model_of(settings: ModelSettings = TINY, seed: int = 0) -> GPT:
+    torch.manual_seed(seed)
+    return GPT(settings, V).eval()
+
+
+def tokens_of(batch: int, time: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(V, (batch, time), generator=torch.Generator().manual_seed(seed))
+
+
+def reference_of(model: GPT) -> torch.nn.Module:
+    """transformers' GPT-2 with the weights of `model`. It stores matrices as (in, out): transposed to nn.Linear."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    c = model.config
+    config = GPT2Config(
+        vocab_size=V, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head,
+        tie_word_embeddings=c.tie_head, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    reference = GPT2LMHeadModel(config).eval()
+    weights = {}
+    for name, value in model.state_dict().items():
+        matrix_of_block = name.startswith("h.") and name.endswith("weight") and value.dim() == 2
+        key = name if name.startswith("lm_head") else f"transformer.{name}"
+        weights[key] = value.T.contiguous() if matrix_of_block else value
+    if c.tie_head:
+        weights["lm_head.weight"] = model.wte.weight
+    missing, unexpected = reference.load_state_dict(weights, strict=False)
+    assert not missing
+    assert not unexpected
+    return reference
+
+
+@pytest.mark.parametrize("tie_head", [True, False])
+@pytest.mark.parametrize("settings", [TINY, PRESETS["workshop"].model], ids=["tiny", "workshop"])
+def test_logits_are_those_of_transformers(settings: ModelSettings, tie_head: bool) -> None:
+    model = model_of(replace(settings, tie_head=tie_head))
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and norms too, which are born as zeros and ones
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        tokens = tokens_of(2, settings.block_size)
+        torch.testing.assert_close(model(tokens), reference_of(model)(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("position", [1, 7, 15])
+def test_no_position_sees_the_future(position: int) -> None:
+    model, tokens = model_of(), tokens_of(2, 16)
+    changed = tokens.clone()
+    changed[:, position] = (changed[:, position] + 1) % V
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :position], after[:, :position])
+    assert not torch.equal(before[:, position:], after[:, position:])
+
+
+def test_an_untrained_model_knows_nothing() -> None:
+    model, tokens = model_of(PRESETS["workshop"].model), tokens_of(4, 257)
+    with torch.no_grad():
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    assert abs(loss.item() - math.log(V)) < 0.1
+
+
+def test_a_batch_can_be_memorised() -> None:
+    model, tokens = model_of().train(), tokens_of(4, 17)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+def test_initialisation_is_gpt2s() -> None:
+    model = model_of(PRESETS["workshop"].model)
+    block = model.h[0]
+    assert float(model.wte.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert float(block.attn.c_attn.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    for projection in (block.attn.c_proj, block.mlp.c_proj):
+        assert float(projection.weight.detach().std()) == pytest.approx(0.02 / math.sqrt(12), rel=0.05)
+        assert not projection.bias.detach().any()
+    assert bool((block.ln_1.weight == 1).all())
+
+
+def test_the_workshops_model_has_10_77_million_parameters() -> None:
+    settings = PRESETS["workshop"].model
+    tied, untied = GPT(settings, V), GPT(replace(settings, tie_head=False), V)
+    assert sum(p.numel() for p in tied.parameters()) == 10_770_816
+    assert sum(p.numel() for p in untied.parameters()) == 10_770_816 + V * 384
+
+
+@pytest.mark.parametrize("tie_head", [True, False])
+def test_the_parameter_table_adds_up(tie_head: bool) -> None:
+    model = model_of(replace(TINY, tie_head=tie_head))
+    assert sum(count for _, count in model.parameter_table()) == sum(p.numel() for p in model.parameters())
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model, tokens = model_of(replace(TINY, dropout=0.5)), tokens_of(1, 16)
+    assert torch.equal(model(tokens), model(tokens))
+    model.train()
+    assert not torch.equal(model(tokens), model(tokens))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentence"),
+    [
+        (torch.zeros(16, dtype=torch.int64), r"shape \(batch, time\)"),
+        (torch.zeros(1, 16), r"torch.float32 \(1, 16\)"),
+        (torch.zeros(1, 17, dtype=torch.int64), "17 tokens do not fit into this model's context of 16"),
+    ],
+)
+def test_wrong_input_is_refused(tokens: torch.Tensor, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        model_of()(tokens)
+
+
+@pytest.mark.parametrize("pieces", [[16], [5, 11], [1] * 16, [7, 1, 1, 4, 3]])
+def test_the_cache_changes_nothing(pieces: list[int]) -> None:
+    model, tokens = model_of(), tokens_of(3, 16)
+    cache = model.new_cache(batch_size=3)
+    with torch.no_grad():
+        parts = [model(part, cache) for part in tokens.split(pieces, dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
+    assert cache.length == 16
+
+
+def test_a_full_cache_refuses_more() -> None:
+    model = model_of()
+    cache = model.new_cache()
+    with torch.no_grad():
+        model(tokens_of(1, 16), cache)
+        with pytest.raises(ValueError, match="17 tokens do not fit"):
+            model(tokens_of(1, 1), cache)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_computes_what_the_cpu_computes() -> None:
+    model, tokens = model_of(), tokens_of(2, 16)
+    with torch.no_grad():
+        here, there = model(tokens), model.cuda()(tokens.cuda()).cpu()
+    torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)

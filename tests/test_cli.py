@@ -1,0 +1,265 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import groundling
+from groundling.__main__ import main
+from groundling.config import flag, setting_fields
+
+VERBS = ["train", "resume", "sample", "eval", "runs", "plot", "doctor"]
+COMMAND = [sys.executable, "-m", "groundling"]
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [word for name, value in settings.items() for word in (flag(name), str(value))]
+
+
+class Outcome:
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run a command in this process: (status, standard output, standard error)."""
+
+    def call(*arguments: str) -> Outcome:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Outcome(int(exit.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture
+def first(text_file: Path, tiny: dict[str, Any]) -> None:
+    short = tiny | {"steps": 12, "eval_every": 6}
+    groundling.train(text_file, name="first", on_event=lambda event: None, **short)
+
+
+def test_help_answers_without_torch() -> None:
+    for arguments in ([], *([verb] for verb in VERBS)):
+        program = (
+            "import sys; from groundling.__main__ import main\n"
+            "try: main()\n"
+            "except SystemExit as end: assert not end.code, end.code\n"
+            "assert 'torch' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", program, *arguments, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "Usage: groundling" in done.stdout
+
+
+def test_every_setting_has_a_flag_with_help(call: Any) -> None:
+    shown = " ".join(call("train", "--help").out.split())
+    for name in setting_fields():
+        assert flag(name) in shown
+
+
+def test_version(call: Any) -> None:
+    assert call("--version").out.strip() == f"groundling {groundling.__version__}"
+
+
+def test_train_shows_what_it_does_and_what_to_try_next(call: Any, text_file: Path, tiny: dict[str, Any]) -> None:
+    done = call("train", text_file, "--name", "first", *flags(tiny))
+    assert done.status == 0
+    out = " ".join(done.out.split())
+    for words in (
+        "parameters", "token embedding", "corpus prose: 30,000 characters", "step 10 validation loss", "bits/byte",
+        "It writes:", "groundling sample first", "groundling eval first", "groundling resume first --steps 80",
+    ):  # fmt: skip
+        assert words in out, words
+    assert "tok/s" in out
+    assert "left" in out
+
+
+def test_train_json_prints_only_json_on_standard_output(call: Any, text_file: Path, tiny: dict[str, Any]) -> None:
+    done = call("train", text_file, "--name", "first", "--json", *flags(tiny))
+    result = json.loads(done.out)
+    assert result["step"] == 40
+    assert result["folder"] == str(Path("runs/first").resolve())
+    assert "validation loss" in done.err
+
+
+def test_sample_twice_is_the_same_text(call: Any, first: None) -> None:
+    arguments = ("sample", "first", "--prompt", "The ", "--max-new-tokens", "40", "--seed", "1")
+    once, again = call(*arguments), call(*arguments)
+    assert once.status == 0
+    assert once.out == again.out
+    assert once.out.startswith("The ")
+    assert len(once.out) == len("The ") + 40 + 1
+
+
+def test_sample_without_a_seed_tells_the_one_it_drew(call: Any, first: None) -> None:
+    done = call("sample", "first", "--max-new-tokens", "30")
+    seed = done.err.split("--seed ")[1].split()[0]
+    assert call("sample", "first", "--max-new-tokens", "30", "--seed", seed).out == done.out
+
+
+def test_several_samples_have_following_seeds(call: Any, first: None) -> None:
+    several = call("sample", "first", "--num-samples", "3", "--seed", "5", "--max-new-tokens", "20", "--json")
+    samples = json.loads(several.out)
+    assert [sample["seed"] for sample in samples] == [5, 6, 7]
+    one = json.loads(call("sample", "first", "--seed", "6", "--max-new-tokens", "20", "--json").out)
+    assert one[0]["text"] == samples[1]["text"]
+
+
+def test_a_prompt_from_a_file_longer_than_the_context(call: Any, first: None, prose: str) -> None:
+    Path("prompt.txt").write_text(prose[:500], encoding="utf-8", newline="")
+    done = call("sample", "first", "--prompt-file", "prompt.txt", "--seed", "1", "--max-new-tokens", "5")
+    assert done.status == 0
+    assert "500 tokens and the context 32: the newest are kept" in done.err
+    assert done.out.startswith(prose[:500])
+
+
+def test_greedy_and_temperature_0_are_one(call: Any, first: None) -> None:
+    common = ("sample", "first", "--max-new-tokens", "20", "--seed", "1")
+    assert call(*common, "--greedy").out == call(*common, "--temperature", "0").out
+
+
+def test_eval_json_has_every_figure(call: Any, first: None) -> None:
+    result = json.loads(call("eval", "first", "--json").out)
+    assert {
+        "loss", "perplexity", "bits_per_character", "bits_per_byte", "tokens", "characters", "step", "checkpoint",
+    } <= result.keys()  # fmt: skip
+    assert result["step"] == 12
+    assert "nats a token" in call("eval", "first").out
+
+
+def test_runs_and_plot_and_doctor(call: Any, first: None) -> None:
+    assert json.loads(call("runs", "--json").out)[0]["name"] == "first"
+    assert "finished" in call("runs").out
+    assert "There are no runs" in call("runs", "--out", "nowhere").out
+    assert call("plot", "first", "first", "--to", "two.png").status == 0
+    assert Path("two.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads(call("doctor", "--json").out)
+    assert {"device", "dtype", "threads", "compiler_found", "memory", "versions"} <= found.keys()
+    assert "GFLOP/s" in call("doctor").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train nowhere.txt", "There is no corpus 'nowhere.txt'"),
+        ("train shakespear", "did you mean 'shakespeare'"),
+        ("train prose.txt --n-embd 100 --n-head 3", "--n-embd 100 cannot be divided among --n-head 3"),
+        ("train prose.txt --n-layer 0", "--n-layer must be at least 1"),
+        ("train prose.txt --steps -5", "--steps must be at least 1"),
+        ("train prose.txt --steps many", 'Invalid value for --steps: unable to convert "many" into int'),
+        ("train prose.txt --steps 10 --warmup-steps 10", "--warmup-steps 10 leaves nothing of --steps 10"),
+        ("train prose.txt --learning-rate nan", "--learning-rate must be above 0"),
+        ("train prose.txt --dropout 1", "--dropout must lie in [0, 1)"),
+        ("train prose.txt --preset huge", 'Invalid value "huge" for --preset'),
+        ("train prose.txt --device cuda:99", "--device cuda:99"),
+        ("train prose.txt --device toaster", "is no device"),
+        ("train prose.txt --n-layers 3", "Did you mean --n-layer?"),
+        ("train prose.txt --name ../evil", "--name '../evil' cannot name a folder"),
+        ("train prose.txt --glob *.txt", "--glob chooses files of a folder"),
+        ("trian", 'Did you mean "train"?'),
+        ("sample nobody", "There is no run 'nobody'"),
+        ("sample first --temperature -1", "--temperature must be 0 (greedy) or above"),
+        ("sample first --temperature nan", "--temperature must be 0 (greedy) or above"),
+        ("sample first --top-k -1", "--top-k must be 1 or more"),
+        ("sample first --num-samples 0", "--num-samples must be 1 or more"),
+        ("sample first --max-new-tokens -1", "--max-new-tokens must be 0 or more"),
+        ("sample first --prompt ☃", "'☃' (U+2603) at position 0"),
+        ("sample first --prompt a --prompt-file prose.txt", "exclude each other"),
+        ("sample first --prompt-file nowhere.txt", "nowhere.txt"),
+        ("eval first --text nowhere.txt", "There is no corpus 'nowhere.txt'"),
+        ("resume first", "has done all its 12 steps"),
+        ("resume first --steps 5", "has done 12 steps already"),
+        ("plot nobody", "There is no run 'nobody'"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(arguments: str, words: str, call: Any, first: None) -> None:
+    done = call(*arguments.split())
+    assert done.status in (1, 2)
+    assert words in done.err
+    assert done.err.startswith("groundling: ")
+    assert len(done.err.splitlines()) == 1
+    assert "Traceback" not in done.err
+    assert [path.name for path in Path("runs").iterdir()] == ["first"]
+
+
+def test_debug_shows_where(first: None) -> None:
+    done = subprocess.run([*COMMAND, "sample", "nobody", "--debug"], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_text_comes_from_standard_input(prose: str, tiny: dict[str, Any]) -> None:
+    arguments = ["train", "-", *flags(tiny | {"steps": 2, "warmup_steps": 0}), "--json"]
+    done = subprocess.run([*COMMAND, *arguments], input=prose.encode(), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert Path("runs/stdin/result.json").exists()
+    resumed = subprocess.run([*COMMAND, "resume", "stdin", "--steps", "3"], capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to another process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_continue(number: signal.Signals, text_file: Path, tiny: dict[str, Any]) -> None:
+    arguments = ["train", str(text_file), "--name", "asked", *flags(tiny | {"steps": 100_000})]
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "step 30" in line:
+                process.send_signal(number)
+                break
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "groundling resume asked" in out
+    assert "Stopping" in err
+    assert "Traceback" not in err
+    run = groundling.load("asked")
+    assert run.checkpoints.steps()[-1] >= 30
+    assert run.metrics()[-1]["event"] == "paused"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to another process")
+def test_a_second_signal_ends_it_at_once(text_file: Path, tiny: dict[str, Any]) -> None:
+    # One step of this takes minutes: the first signal alone would not end it in time.
+    slow = tiny | {
+        "n_embd": 512,
+        "n_layer": 8,
+        "block_size": 512,
+        "batch_size": 64,
+        "accumulate": 50,
+        "eval_tokens": 32,
+    }
+    arguments = ["train", str(text_file), "--name", "slow", *flags(slow)]
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "step 0" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        while "once more to quit" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_reader_that_leaves_is_no_error(first: None) -> None:
+    command = [*COMMAND, "sample", "first", "--max-new-tokens", "400", "--seed", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 0

@@ -1,0 +1,269 @@
+"""The house rules that a machine can check: see CONTRIBUTING.md."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import groundling
+from groundling.cli import app
+from groundling.config import PRESETS, setting_fields
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "groundling"
+FILES = sorted(SRC.rglob("*.py"))
+README = ROOT / "README.md"
+
+READING_ORDER = [
+    "config", "storage", "machine", "corpus", "model", "inference", "evaluation", "training", "run", "launch",
+    "interchange", "web", "flags", "cli", "__main__",
+]  # fmt: skip
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_name(path: Path) -> str:
+    """`groundling.corpus.tokens`, and `groundling.corpus` for its __init__.py."""
+    parts = ["groundling", *path.relative_to(SRC).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything that a file imports, inside of functions too."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the import out: from groundling..."
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def own_imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and module of what a file imports from groundling itself."""
+    modules = {module_name(file) for file in FILES}
+    for line, name in imports(path):
+        if name.split(".")[0] != "groundling":
+            continue
+        head, _, last = name.rpartition(".")
+        if head == "groundling" and last in groundling._HOMES:
+            yield line, groundling._HOMES[last]  # a public name, by way of the front door
+        else:
+            yield line, name if name in modules else head
+
+
+def part(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def functions(path: Path) -> Iterator[tuple[Function, ast.ClassDef | None]]:
+    """Functions of the file and methods of its classes, each with its class; not those inside of functions."""
+    for node in tree(path).body:
+        if isinstance(node, Function):
+            yield node, None
+        elif isinstance(node, ast.ClassDef):
+            yield from ((child, node) for child in node.body if isinstance(child, Function))
+
+
+@each_file
+def test_imports_point_upward(path: Path) -> None:
+    here = part(module_name(path))
+    if not here:
+        return  # the front door, which imports everything when it is asked
+    assert here in READING_ORDER, f"{here} has no place in READING_ORDER (and in CONTRIBUTING.md) yet."
+    for line, module in own_imports(path):
+        there = part(module)
+        assert not there or READING_ORDER.index(there) <= READING_ORDER.index(here), (
+            f"{path.name}:{line} imports {module}, which stands below {here} in the reading order."
+        )
+
+
+def test_no_two_modules_import_each_other() -> None:
+    graph = {module_name(path): {module for _, module in own_imports(path)} for path in FILES}
+    del graph["groundling"]
+    TopologicalSorter({module: there - {"groundling", module} for module, there in graph.items()}).prepare()
+
+
+@each_file
+def test_no_file_that_is_opened_can_run_code(path: Path) -> None:
+    forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    for line, name in imports(path):
+        assert name.split(".")[0] not in forbidden and name not in ("torch.load", "torch.save"), f"{path}:{line}"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "torch.load", "torch.save"), f"{path}:{node.lineno} calls {called}"
+            assert not any(keyword.arg == "allow_pickle" for keyword in node.keywords), f"{path}:{node.lineno}"
+
+
+@each_file
+def test_modules_say_what_they_are_for(path: Path) -> None:
+    assert ast.get_docstring(tree(path))
+
+
+@each_file
+def test_long_public_functions_have_docstrings(path: Path) -> None:
+    classes = {node.name: node for node in tree(path).body if isinstance(node, ast.ClassDef)}
+
+    def inherited(function: Function, owner: ast.ClassDef | None) -> bool:
+        """Whether a base class in the same file documents the method."""
+        for base in owner.bases if owner else []:
+            above = classes.get(ast.unparse(base))
+            methods = [node for node in above.body if isinstance(node, Function)] if above else []
+            if any(node.name == function.name and ast.get_docstring(node) for node in methods):
+                return True
+        return False
+
+    for function, owner in functions(path):
+        private = function.name.startswith("_") or (owner is not None and owner.name.startswith("_"))
+        if not private and function.end_lineno - function.lineno + 1 > 8:
+            documented = ast.get_docstring(function) or inherited(function, owner)
+            assert documented, f"{path.name}:{function.lineno}: {function.name} has no docstring."
+
+
+@each_file
+def test_files_and_functions_are_short(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 350, f"{path.name} has {lines} lines: it probably holds two things."
+    for function, _ in functions(path):
+        # Without signature and docstring: the verbs of the command line declare their flags and help there.
+        body = function.body[1:] if ast.get_docstring(function) and len(function.body) > 1 else function.body
+        length = function.end_lineno - body[0].lineno + 1
+        assert length <= 60, f"{path.name}:{function.lineno}: {function.name} has {length} lines."
+
+
+def test_no_file_is_large() -> None:
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, capture_output=True, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this is not a git checkout")
+    paths = [ROOT / name for name in listed.decode().split("\0") if name]
+    large = [str(path) for path in paths if path.is_file() and path.stat().st_size > 1_000_000]
+    assert not large
+
+
+# What the README shows exists.
+
+
+def readme_code() -> Iterator[tuple[str, str]]:
+    """Language and content of the README's fenced code blocks."""
+    text = README.read_text(encoding="utf-8")
+    yield from re.findall(r"^[ >]*```(\w*)[^\n]*\n(.*?)^[ >]*```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> Iterator[list[str]]:
+    """The words after `groundling` of every command in the README, in code blocks and in running text."""
+    outside = re.sub(r"^[ >]*```.*?^[ >]*```", "", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    lines = re.findall(r"`(groundling [^`]+)`", outside)
+    for language, code in readme_code():
+        if language not in ("python", "py", "json"):
+            lines += code.replace("\\\n", " ").splitlines()
+    for line in lines:
+        try:
+            lexer = shlex.shlex(line.removeprefix("!"), posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            words = list(lexer)
+        except ValueError:  # a quotation that goes on in the next line, or an apostrophe in some output
+            words = line.split()
+        # Prompts (`$`), runners (`uvx`, `uv run`), variables (`A=b`) and pipes may come first; other words are output.
+        for i, word in enumerate(words):
+            before = words[i - 1] if i else "|"
+            first = re.fullmatch(r"[|&;(]+|[$>%!]|uvx|run|\w+=.*", before)
+            if word == "groundling" and first and i + 1 < len(words):
+                stop = next((j for j in range(i, len(words)) if re.fullmatch(r"[|&;<>()]+", words[j])), len(words))
+                if words[i + 1 : stop]:  # not so for `groundling <verb>`
+                    yield words[i + 1 : stop]
+
+
+def flags(verb: str) -> set[str]:
+    return {name for argument in app[verb].assemble_argument_collection() for name in argument.names}
+
+
+EVERYWHERE = {"--debug", "--help", "-h"}
+
+
+def test_commands_in_the_readme_exist() -> None:
+    verbs = [name for name in app if not name.startswith("-")]
+    for words in commands():
+        shown = "groundling " + " ".join(words)
+        if words[0].startswith("-"):
+            assert words[0] in {*EVERYWHERE, "--version"}, shown
+            continue
+        if re.fullmatch(r"[<\[{(.…].*|[A-Z]+", words[0]):
+            continue  # a placeholder, such as <verb>
+        assert words[0] in verbs, shown
+        for word in words[1:]:
+            if re.match(r"--?[A-Za-z]", word):
+                assert word.split("=")[0] in flags(words[0]) | EVERYWHERE, f"{word} in: {shown}"
+        given = dict(pairwise(words)) | dict(w.split("=", 1) for w in words if "=" in w)
+        preset = given.get("--preset")
+        assert preset is None or preset in PRESETS or re.fullmatch(r"\W.*|[A-Z]+", preset), shown
+
+
+def test_flags_in_the_text_of_the_readme_exist() -> None:
+    known = {flag for verb in app if not verb.startswith("-") for flag in flags(verb)} | EVERYWHERE | {"--version"}
+    for flag in re.findall(r"`(--[a-z][a-z0-9-]*)[^`]*`", README.read_text(encoding="utf-8")):
+        assert flag in known, flag
+
+
+def test_python_in_the_readme_uses_what_exists() -> None:
+    for language, code in readme_code():
+        if language not in ("python", "py") or code.lstrip().startswith(">>>"):
+            continue
+        for node in ast.walk(ast.parse(inspect.cleandoc("\n" + code))):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "groundling":
+                assert node.attr in groundling.__all__ or (SRC / f"{node.attr}.py").exists(), node.attr
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("groundling.train", "groundling.resume"):
+                function = getattr(groundling, ast.unparse(node.func).split(".")[1])
+                known = {*inspect.signature(function).parameters, *setting_fields()}
+                for keyword in node.keywords:
+                    assert keyword.arg is None or keyword.arg in known, f"{ast.unparse(node.func)}({keyword.arg}=...)"
+
+
+# Dependencies are explained.
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def explained() -> set[str]:
+    """The packages that have a row in docs/dependencies.md."""
+    text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    return set(re.findall(r"^\| *`([A-Za-z0-9_.-]+)` *\|", text, re.MULTILINE))
+
+
+def test_every_dependency_is_explained() -> None:
+    extras = project()["optional-dependencies"]
+    for requirement in [*project()["dependencies"], *extras["test"], *extras["lint"]]:
+        name = re.match(r"[A-Za-z0-9_.-]+", requirement)
+        assert name and name[0] in explained(), f"{requirement} has no row in docs/dependencies.md."
+
+
+def test_every_import_is_an_explained_dependency() -> None:
+    for path in FILES:
+        for line, name in imports(path):
+            top = name.split(".")[0]
+            known = top in sys.stdlib_module_names or top in explained() | {"groundling"}
+            assert known, f"{path.name}:{line} imports {top}, which has no row in docs/dependencies.md."

@@ -1,0 +1,317 @@
+"""Nothing that is saved is ever found in half."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from groundling import storage
+
+CONTENT = {"weights.bin": b"\x00\x01" * 5000, "state.json": b'{"step": 3}'}
+ABOUT = {"step": 3}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A published folder."""
+    path = tmp_path / "saved" / "step-3"
+    with storage.new_folder(path, ABOUT) as temporary:
+        fill(temporary)
+    return path
+
+
+def fill(folder: Path) -> None:
+    for name, content in CONTENT.items():
+        (folder / name).write_bytes(content)
+
+
+def test_a_published_folder_has_all_its_files_and_proves_it(folder: Path) -> None:
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != storage.MANIFEST} == CONTENT
+    assert storage.verify(folder) == storage.read_manifest(folder) == ABOUT
+    assert [p.name for p in folder.parent.iterdir()] == ["step-3"]
+
+
+def test_what_is_learned_while_filling_stands_in_the_manifest(tmp_path: Path) -> None:
+    about: dict[str, int] = {}
+    with storage.new_folder(tmp_path / "new", about):
+        about["tokens"] = 7
+    assert storage.verify(tmp_path / "new") == {"tokens": 7}
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, OSError])
+def test_an_exception_leaves_nothing(tmp_path: Path, failure: type[BaseException]) -> None:
+    parent = tmp_path / "saved"
+
+    def fail() -> None:
+        with storage.new_folder(parent / "x") as new:
+            fill(new)
+            raise failure
+
+    with pytest.raises(failure):
+        fail()
+    assert list(parent.iterdir()) == []
+
+
+def test_what_is_published_is_never_overwritten(folder: Path) -> None:
+    with pytest.raises(FileExistsError, match="never overwritten"), storage.new_folder(folder):
+        pytest.fail("the body must not run")
+    assert storage.verify(folder) == ABOUT
+
+
+def test_a_name_that_was_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+
+    def lose_the_race() -> None:
+        with storage.new_folder(path) as new:
+            (new / "mine").write_text("mine")
+            path.mkdir()
+            (path / "theirs").write_text("theirs")
+
+    with pytest.raises(OSError):
+        lose_the_race()
+    assert [p.name for p in path.iterdir()] == ["theirs"]
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be synced")
+def test_every_file_is_on_the_disk_before_the_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, sync, on_disk = tmp_path / "x", os.fsync, set[int]()
+
+    def record(handle: int) -> None:
+        sync(handle)
+        if not path.exists():
+            on_disk.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(storage.os, "fsync", record)
+    with storage.new_folder(path) as new:
+        fill(new)
+    assert on_disk == {file.stat().st_ino for file in (path, *path.iterdir())}
+
+
+KILLED = """
+import os, pathlib, sys
+from groundling import storage
+
+def die(*_, **__):
+    os._exit(9)
+
+point, target = sys.argv[1], pathlib.Path(sys.argv[2])
+with storage.new_folder(target, {"step": 3}) as new:
+    (new / "a.bin").write_bytes(b"a" * 100_000)
+    if point == "between files":
+        die()
+    file = (new / "b.bin").open("wb")
+    file.write(b"b" * 50)
+    if point == "in a file":
+        file.flush()
+        die()
+    file.write(b"b" * 50)
+    file.close()
+    if point == "before the hashes":
+        storage.sha256 = die
+    if point == "before the manifest":
+        storage._write = die
+    if point == "in the manifest":
+        storage.os.fsync = lambda handle, fsync=os.fsync: die() if (new / "manifest.json").exists() else fsync(handle)
+    if point == "before the rename":
+        pathlib.Path.rename = die
+    if point == "after the rename":
+        pathlib.Path.rename = lambda self, to: (os.rename(self, to), die())
+"""
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "between files",
+        "in a file",
+        "before the hashes",
+        "before the manifest",
+        "in the manifest",
+        "before the rename",
+        "after the rename",
+    ],
+)
+def test_a_kill_at_any_point_publishes_all_or_nothing(tmp_path: Path, point: str) -> None:
+    target = tmp_path / "saved" / "step-3"
+    killed = subprocess.run([sys.executable, "-c", KILLED, point, str(target)], check=False)
+    assert killed.returncode == 9
+    if point == "after the rename":
+        assert storage.verify(target) == ABOUT
+        assert (target / "b.bin").read_bytes() == b"b" * 100
+    else:
+        assert not target.exists()
+        assert len(list(target.parent.iterdir())) == 1  # what was half-written ...
+        storage.sweep(target.parent)
+        assert list(target.parent.iterdir()) == []  # ... is swept
+        with storage.new_folder(target):
+            pass
+        assert storage.verify(target) == {}
+
+
+def test_a_truncated_file_is_found_even_without_hashing(folder: Path) -> None:
+    (folder / "weights.bin").write_bytes(CONTENT["weights.bin"][:-1])
+    for check in (storage.read_manifest, storage.verify):
+        with pytest.raises(ValueError, match=r"weights\.bin is damaged: 9999 bytes where 10000 were saved"):
+            check(folder)
+
+
+def test_a_flipped_bit_is_found(folder: Path) -> None:
+    content = bytearray(CONTENT["weights.bin"])
+    content[1234] ^= 1
+    (folder / "weights.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.bin is damaged: its content is not what was saved"):
+        storage.verify(folder)
+
+
+@pytest.mark.parametrize("name", ["state.json", storage.MANIFEST])
+def test_a_missing_file_is_found(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    for check in (storage.read_manifest, storage.verify):
+        with pytest.raises(ValueError, match=f"is not whole: .*{name}"):
+            check(folder)
+
+
+def test_a_folder_that_does_not_exist_is_not_whole(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not whole"):
+        storage.verify(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "..", "", "/etc/hostname"])
+def test_a_manifest_cannot_point_outside_its_folder(folder: Path, name: str) -> None:
+    outside = folder.parent / "outside.txt"
+    outside.write_text("secret")
+    manifest = storage.read_json(folder / storage.MANIFEST)
+    manifest["files"][name] = {"bytes": 6, "sha256": storage.sha256(outside)}
+    storage.write_json(folder / storage.MANIFEST, manifest)
+    with pytest.raises(ValueError, match="is not whole"):
+        storage.verify(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "[]", "null", "{}", '{"files": {}}', '{"about": {}, "files": []}', '{"about": 1, "files": {}}',
+        '{"about": {}, "files": {"state.json": 5}}', '{"about": {}, "files": {"state.json": {}}}', b"\xff\xfe",
+    ],
+)  # fmt: skip
+def test_a_damaged_manifest_is_a_sentence_with_its_name(folder: Path, content: str | bytes) -> None:
+    (folder / storage.MANIFEST).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        storage.read_manifest(folder)
+
+
+@pytest.mark.parametrize("content", ["Größe ☃ 𝔘\r\n", b"\x00\xff\r\n"])
+def test_a_file_holds_what_was_written(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "file"
+    path.write_text("old and much longer than what comes")
+    storage.write_file(path, content)
+    assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode("utf-8"))
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "file", []
+    storage.write_file(path, "old")
+    sync = os.fsync
+    monkeypatch.setattr(storage.os, "fsync", lambda handle: (seen.append(path.read_text()), sync(handle)))
+    storage.write_file(path, "new")
+    assert seen[0] == "old" and path.read_text() == "new"
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    storage.write_file(path, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_file(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
+    value = {"text": "é\n\u2028", "numbers": [1, 2.5, None, True], "nested": {"a": []}}
+    storage.write_json(tmp_path / "x.json", value)
+    assert storage.read_json(tmp_path / "x.json") == value
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xff", b"not json"])
+def test_damaged_json_names_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.json is damaged"):
+        storage.read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 3, "lo', '{"step": 3}', "\0\0\0"])
+def test_json_lines_leave_out_a_torn_last_line(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n\n{"step": 2}\n' + torn)
+    assert storage.read_json_lines(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_json_lines_of_no_file_are_none(tmp_path: Path) -> None:
+    assert storage.read_json_lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_json_lines_damaged_in_the_middle_name_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged: line 2"):
+        storage.read_json_lines(path)
+
+
+def test_json_lines_read_the_nan_that_a_diverged_run_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"loss": math.nan}) + "\n")
+    assert math.isnan(storage.read_json_lines(path)[0]["loss"])
+
+
+def test_sweep_takes_leftovers_and_nothing_else(folder: Path) -> None:
+    parent = folder.parent
+    (parent / ".tmp-step-4-123").mkdir()
+    (parent / ".tmp-step-4-123" / "weights.bin").write_bytes(b"half")
+    (parent / ".tmp-last.json-123").write_text("{")
+    (parent / ".hidden").write_text("the user's own")
+    (parent / "last.json").write_text("{}")
+    storage.sweep(parent)
+    assert sorted(p.name for p in parent.iterdir()) == [".hidden", "last.json", "step-3"]
+    assert storage.verify(folder) == ABOUT
+
+
+def test_sweep_of_one_name_leaves_what_others_are_writing(tmp_path: Path) -> None:
+    for name in (".tmp-a-1", ".tmp-a-2", ".tmp-ab-1", ".tmp-b-1"):
+        (tmp_path / name).mkdir()
+    storage.sweep(tmp_path, "a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".tmp-ab-1", ".tmp-b-1"]
+
+
+def test_sweep_of_a_folder_that_is_not_there_does_nothing(tmp_path: Path) -> None:
+    storage.sweep(tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_removed_folder_is_gone_and_can_be_made_again(folder: Path) -> None:
+    storage.remove_folder(folder)
+    assert list(folder.parent.iterdir()) == []
+    storage.remove_folder(folder)  # once more is no error
+    with storage.new_folder(folder) as new:
+        fill(new)
+    assert storage.verify(folder) == {}
+
+
+def test_a_kill_while_removing_never_leaves_half_under_the_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    monkeypatch.setattr(storage.shutil, "rmtree", lambda path, **_: names.append(path.name))  # dies before it deletes
+    storage.remove_folder(folder)
+    assert not folder.exists() and all(name.startswith(".tmp-") for name in names)
+    monkeypatch.undo()
+    storage.sweep(folder.parent)
+    assert list(folder.parent.iterdir()) == []
