@@ -181,7 +181,7 @@ PRESETS: dict[str, Preset] = {
     "nano": Preset(
         "0.8M parameters, a few minutes on a laptop: for tests and the impatient",
         ModelSettings(block_size=128, n_layer=4, n_head=4, n_embd=128),
-        TrainingSettings(steps=2000, batch_size=32, learning_rate=2e-3, eval_every=200, checkpoint_every=500),
+        TrainingSettings(steps=2000, batch_size=16, learning_rate=4e-3, eval_every=200, checkpoint_every=500),
     ),
     "workshop": Preset(
         "10.7M parameters, context 256, 5,000 steps: the workshop's model, as it trains there",

@@ -55,9 +55,10 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
 
 
 def _smooth(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Mean over a centred window of a fiftieth of the curve; narrower at its ends, so that they are not bent."""
+    """Mean over a centred window of a fiftieth of the curve; it narrows at the start, where the fall is steep."""
     half = max(1, len(values) // 100)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     i = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(i, len(values) - 1 - i))
-    return (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)
+    left = np.minimum(half, i)
+    right = np.minimum(left, len(values) - 1 - i)
+    return (sums[i + right + 1] - sums[i - left]) / (left + right + 1)
