@@ -42,9 +42,9 @@ def text_file(prose: str, tmp_path: Path) -> Path:
 
 
 TINY: dict[str, Any] = {
-    "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "steps": 40, "eval_every": 10,
-    "eval_tokens": 1024, "checkpoint_every": 10, "sample_tokens": 12, "learning_rate": 3e-3, "warmup_steps": 5,
-    "device": "cpu", "dtype": "float32",
+    "preset": "nano", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "steps": 40,
+    "eval_every": 10, "eval_tokens": 1024, "checkpoint_every": 10, "sample_tokens": 12, "learning_rate": 3e-3,
+    "warmup_steps": 5, "device": "cpu", "dtype": "float32",
 }  # fmt: skip
 
 

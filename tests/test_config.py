@@ -59,7 +59,7 @@ def test_the_workshop_preset_is_the_workshops_model() -> None:
     shape = (model.n_layer, model.n_head, model.n_embd, model.block_size, model.dropout)
     assert shape == (6, 6, 384, 256, 0.2)
     assert (training.steps, training.batch_size, training.learning_rate) == (5000, 64, 1e-3)
-    assert Config.build("x").preset == "nano"
+    assert Config.build("x").preset == "laptop"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_gpt2_presets_have_the_published_shapes(name: str, shape: tuple[int, int
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"There is no preset 'huge'; the presets are nano, workshop, gpt2"):
+    with pytest.raises(ValueError, match=r"There is no preset 'huge'; the presets are nano, laptop, workshop, gpt2"):
         Config.build("x", "huge")
 
 
@@ -175,17 +175,17 @@ def test_several_mistakes_are_all_named() -> None:
 
 @pytest.mark.parametrize("steps", [50, np.int64(50)])
 def test_a_short_run_shortens_the_presets_warm_up(steps: int) -> None:
-    assert Config.build("x", steps=steps).training.warmup_steps == 10
-    assert Config.build("x", steps=steps, warmup_steps=40).training.warmup_steps == 40
+    assert Config.build("x", "nano", steps=steps).training.warmup_steps == 10
+    assert Config.build("x", "nano", steps=steps, warmup_steps=40).training.warmup_steps == 40
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_run_of_very_few_steps_has_no_warm_up(steps: int) -> None:
-    assert Config.build("x", steps=steps).training.warmup_steps == 0
+    assert Config.build("x", "nano", steps=steps).training.warmup_steps == 0
 
 
 def test_a_long_run_keeps_the_presets_warm_up() -> None:
-    assert Config.build("x", steps=10**6).training.warmup_steps == PRESETS["nano"].training.warmup_steps
+    assert Config.build("x", "nano", steps=10**6).training.warmup_steps == PRESETS["nano"].training.warmup_steps
 
 
 def test_numpy_numbers_are_numbers() -> None:
@@ -210,7 +210,12 @@ def configs(draw: st.DrawFn) -> Config:
         glob=draw(st.none() | st.just("*.txt")),
         val_fraction=draw(st.floats(0, 0.5, exclude_min=True)),
         n_head=heads,
-        n_embd=heads * draw(st.integers(1, 128)),
+        n_kv_head=draw(st.sampled_from([0, 1, heads])),
+        n_embd=2 * heads * draw(st.integers(1, 128)),
+        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        position=draw(st.sampled_from(["learned", "rope"])),
+        mlp=draw(st.sampled_from(["gelu", "swiglu"])),
+        optimizer=draw(st.sampled_from(["adamw", "muon"])),
         dropout=draw(st.floats(0, 1, exclude_max=True)),
         tie_head=draw(st.booleans()),
         steps=steps,
@@ -233,6 +238,13 @@ def test_a_missing_setting_is_refused_not_guessed(saved: dict[str, Any], group: 
     del saved[group][name]
     with pytest.raises(ValueError, match=rf"^The setting '{name}' is missing\.$"):
         Config.from_dict(saved)
+
+
+def test_heads_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="--n-head 6 heads cannot share --n-kv-head 4 key and value heads evenly"):
+        Config.build("x", "workshop", n_kv_head=4)
+    with pytest.raises(ValueError, match="--position rope needs heads of even size"):
+        Config.build("x", n_embd=9, n_head=3)
 
 
 @pytest.mark.parametrize("name", ["corpus", "model"])

@@ -52,31 +52,65 @@ class CorpusSettings:
     val_fraction: float = setting(0.1, "The share of the text, at its end, that is kept for validation.")
 
     def __post_init__(self) -> None:
-        _require(
-            0 < self.val_fraction <= 0.5,
-            f"--val-fraction must lie above 0 and at most at 0.5, and it is {self.val_fraction}.",
-        )
+        share = self.val_fraction
+        _require(0 < share <= 0.5, f"--val-fraction must lie above 0 and at most at 0.5, and it is {share}.")
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The transformer: exactly GPT-2's architecture, at any size."""
+    """The transformer. `norm`, `position`, `mlp` and `tie_head` choose its architecture: all the first of each are
+    GPT-2's, all the second are Qwen3's, and other engines load either."""
 
     block_size: int = setting(256, "Context: how many tokens the model sees at once.")
     n_layer: int = setting(6, "Transformer blocks.")
     n_head: int = setting(6, "Attention heads in a block; must divide --n-embd.")
+    n_kv_head: int = setting(0, "Key and value heads, shared among the attention heads; 0 for as many as those.")
     n_embd: int = setting(384, "Width: the size of the vector that stands for a token.")
+    norm: Literal["layernorm", "rmsnorm"] = setting("layernorm", "Normalization; rmsnorm goes without any biases.")
+    position: Literal["learned", "rope"] = setting(
+        "learned", "Where a token stands: a learned vector, or rotations of normalized queries and keys."
+    )
+    mlp: Literal["gelu", "swiglu"] = setting("gelu", "The feed-forward part: of 4 × width, or gated, of 8/3 × width.")
+    rope_theta: float = setting(10_000.0, "Rotary positions: the base of their wavelengths.")
     dropout: float = setting(0.0, "Share of activations dropped in training, on embeddings and residual branches.")
     tie_head: bool = setting(True, "Let the output head share the token embedding's weights, as GPT-2 does.")
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self, "block_size", "n_layer", "n_head", "n_embd")
+        _require_at_least(1, self, "block_size", "n_layer", "n_head", "n_embd", "rope_theta")
+        _require_at_least(0, self, "n_kv_head")
         _require(
             self.n_embd % self.n_head == 0,
             f"--n-embd {self.n_embd} cannot be divided among --n-head {self.n_head} heads: "
             f"choose a multiple of {self.n_head}.",
         )
+        _require(
+            self.n_head % self.kv_heads == 0,
+            f"--n-head {self.n_head} heads cannot share --n-kv-head {self.n_kv_head} key and value heads evenly.",
+        )
+        _require(
+            self.position == "learned" or self.head_dim % 2 == 0,
+            f"--position rope needs heads of even size, and --n-embd {self.n_embd} by --n-head {self.n_head} "
+            f"gives {self.head_dim}.",
+        )
         _require(0 <= self.dropout < 1, f"--dropout must lie in [0, 1), and it is {self.dropout}.")
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def has_biases(self) -> bool:
+        return self.norm == "layernorm"
+
+    @property
+    def n_hidden(self) -> int:
+        """Width of the feed-forward part. A gated one has three matrices and not two: 8/3 keeps its size, rounded up
+        to a multiple of 64 for the matrix units."""
+        return 4 * self.n_embd if self.mlp == "gelu" else -(-8 * self.n_embd // 3 // 64) * 64
 
 
 @dataclass(frozen=True)
@@ -86,11 +120,13 @@ class TrainingSettings:
     steps: int = setting(2000, "Optimizer steps in all.")
     batch_size: int = setting(32, "Windows of text in a forward pass.")
     accumulate: int = setting(1, "Forward passes a step: gradients of this many batches are averaged.")
+    optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: Muon for the blocks' matrices, AdamW for the rest.")
     learning_rate: float = setting(1e-3, "Peak learning rate of AdamW.")
+    matrix_learning_rate: float = setting(0.02, "Peak learning rate of Muon.")
     schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "How the learning rate falls after warm-up.")
     warmup_steps: int = setting(100, "Steps over which the learning rate rises to its peak.")
     final_lr_fraction: float = setting(0.1, "The learning rate at the end, as a share of the peak.")
-    weight_decay: float = setting(0.1, "AdamW's decoupled decay; on matrices only.")
+    weight_decay: float = setting(0.1, "Decoupled decay, relative to the learning rate; on matrices only.")
     beta1: float = setting(0.9, "AdamW: decay of the gradient's mean.")
     beta2: float = setting(0.99, "AdamW: decay of the gradient's square.")
     grad_clip: float = setting(1.0, "Largest norm of the gradient; 0 switches clipping off.")
@@ -114,14 +150,11 @@ class TrainingSettings:
         )  # fmt: skip
         if self.sample_every is not None:
             _require_at_least(0, self, "sample_every")
-        _require(
-            0 < self.learning_rate < math.inf,
-            f"--learning-rate must be above 0, and it is {self.learning_rate}.",
-        )
-        _require(
-            0 <= self.final_lr_fraction <= 1,
-            f"--final-lr-fraction must lie in [0, 1], and it is {self.final_lr_fraction}.",
-        )
+        for name in ("learning_rate", "matrix_learning_rate"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"{flag(name)} must be above 0, and it is {value}.")
+        floor = self.final_lr_fraction
+        _require(0 <= floor <= 1, f"--final-lr-fraction must lie in [0, 1], and it is {floor}.")
         for name in ("beta1", "beta2"):
             _require(
                 0 <= getattr(self, name) < 1,
@@ -177,12 +210,21 @@ def _gpt2(description: str, n_layer: int, n_head: int, n_embd: int) -> Preset:
     )  # fmt: skip
 
 
+_LAPTOP = Preset(
+    "2.7M parameters of the modern family, context 256, some minutes on a laptop: the most for the time",
+    ModelSettings(block_size=256, n_layer=6, n_head=3, n_embd=192, dropout=0.1,
+                  norm="rmsnorm", position="rope", mlp="swiglu"),
+    TrainingSettings(steps=500, batch_size=32, optimizer="muon", learning_rate=3e-3, matrix_learning_rate=0.02,
+                     beta2=0.95, schedule="linear", final_lr_fraction=0.0, warmup_steps=20, eval_every=100,
+                     checkpoint_every=100),
+)  # fmt: skip
 PRESETS: dict[str, Preset] = {
     "nano": Preset(
-        "0.8M parameters, a few minutes on a laptop: for tests and the impatient",
+        "0.8M parameters of GPT-2's family: for tests and the impatient",
         ModelSettings(block_size=128, n_layer=4, n_head=4, n_embd=128),
         TrainingSettings(steps=2000, batch_size=16, learning_rate=4e-3, eval_every=200, checkpoint_every=500),
     ),
+    "laptop": _LAPTOP,
     "workshop": Preset(
         "10.7M parameters, context 256, 5,000 steps: the workshop's model, as it trains there",
         ModelSettings(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2),
@@ -193,7 +235,7 @@ PRESETS: dict[str, Preset] = {
     "gpt2-large": _gpt2("GPT-2's shape, 36 layers × 1,280", 36, 20, 1280),
     "gpt2-xl": _gpt2("GPT-2's shape, 48 layers × 1,600", 48, 25, 1600),
 }
-DEFAULT_PRESET = "nano"
+DEFAULT_PRESET = "laptop"
 
 
 @dataclass(frozen=True)

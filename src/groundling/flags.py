@@ -43,7 +43,13 @@ def _default(title: str, field: dataclasses.Field[Any]) -> str:
         return ""
     if title not in ("Model", "Training"):
         return f"[{field.default}]"
-    values = {name: getattr(getattr(PRESETS[name], title.lower()), field.name) for name in ("nano", "workshop", "gpt2")}
+    values = {
+        name: getattr(getattr(PRESETS[name], title.lower()), field.name) for name in ("nano", "laptop", "workshop")
+    }
     if len(set(values.values())) == 1:
         return f"[{json.dumps(field.default)}]"
-    return "[" + ", ".join(f"{name} {value:,}" for name, value in values.items()) + "]"
+    return "[" + ", ".join(f"{name} {_shown(value)}" for name, value in values.items()) + "]"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

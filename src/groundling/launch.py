@@ -219,7 +219,7 @@ def _train(run: Run, text: Corpus, machine: Machine, emit: Subscriber) -> Run:
         torch.manual_seed(settings.seed)
         model = GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
     model.to(machine.device)
-    optimizer = new_optimizer(model, settings)
+    optimizer = new_optimizer(model, settings, machine.dtype)
 
     notes: list[Event] = []
     newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
@@ -231,10 +231,10 @@ def _train(run: Run, text: Corpus, machine: Machine, emit: Subscriber) -> Run:
             files(event)
             emit(event)
 
-        def evaluate(forward: Callable[..., torch.Tensor]) -> Score:
+        def evaluate() -> Score:
             return score(
                 model, text.validation, text.tokenizer, machine,
-                max_tokens=settings.eval_tokens, forward=forward, stopped=stop,
+                max_tokens=settings.eval_tokens, stopped=stop,
             )  # fmt: skip
 
         def sample() -> tuple[str, str]:

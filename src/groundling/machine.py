@@ -13,13 +13,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import psutil
 import torch
 
 from groundling.config import MachineSettings
 
+F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -37,19 +38,18 @@ class Machine:
         """Mixed precision for training and evaluation: weights stay float32, matrix products run in `dtype`."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def prepare(self, module: torch.nn.Module, notice: Callable[[str], None]) -> Callable[..., torch.Tensor]:
-        """The module's forward pass, compiled if that was chosen and works here."""
+    def compiled(self, function: F, notice: Callable[[str], None]) -> F:
+        """`function`, compiled if that was chosen and works here; the notice says why if it does not."""
         if not self.compile:
-            return module
+            return function
         try:
             # The compiler proves itself on something small, since it fails late and at length.
             torch.compile(lambda x: (x * 2).relu().sum())(torch.ones(64, device=self.device))
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             notice(f"torch.compile does not work on this machine ({reason[:120]}); training runs uncompiled.")
-            return module
-        compiled: Callable[..., torch.Tensor] = torch.compile(module)
-        return compiled
+            return function
+        return cast(F, torch.compile(function, dynamic=False))
 
 
 def choose(settings: MachineSettings) -> Machine:

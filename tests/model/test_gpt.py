@@ -158,3 +158,87 @@ def test_a_gpu_computes_what_the_cpu_computes() -> None:
     with torch.no_grad():
         here, there = model(tokens), model.cuda()(tokens.cuda()).cpu()
     torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)
+
+
+# The modern family.
+
+MODERN = ModelSettings(block_size=16, n_layer=3, n_head=4, n_embd=32, norm="rmsnorm", position="rope", mlp="swiglu")
+
+
+def qwen3_of(model: GPT) -> torch.nn.Module:
+    """transformers' Qwen3 with the weights of `model`."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    c = model.config
+    reference = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=V,
+            hidden_size=c.n_embd,
+            intermediate_size=c.n_hidden,
+            num_hidden_layers=c.n_layer,
+            num_attention_heads=c.n_head,
+            num_key_value_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            max_position_embeddings=c.block_size,
+            rms_norm_eps=1e-6,
+            tie_word_embeddings=c.tie_head,
+            rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    ).eval()
+    weights = {"model.embed_tokens.weight": model.wte.weight, "model.norm.weight": model.ln_f.weight}
+    weights["lm_head.weight"] = model.wte.weight if model.lm_head is None else model.lm_head.weight
+    for i, block in enumerate(model.blocks):
+        rows = [n * c.head_dim for n in block.attn.heads]
+        gate, up = block.mlp.c_fc.weight.chunk(2)
+        parts = dict(zip("qkv", block.attn.c_attn.weight.split(rows), strict=True))
+        weights |= {f"model.layers.{i}.self_attn.{name}_proj.weight": part for name, part in parts.items()} | {
+            f"model.layers.{i}.self_attn.o_proj.weight": block.attn.c_proj.weight,
+            f"model.layers.{i}.self_attn.q_norm.weight": block.attn.turn.q_norm.weight,
+            f"model.layers.{i}.self_attn.k_norm.weight": block.attn.turn.k_norm.weight,
+            f"model.layers.{i}.mlp.gate_proj.weight": gate,
+            f"model.layers.{i}.mlp.up_proj.weight": up,
+            f"model.layers.{i}.mlp.down_proj.weight": block.mlp.c_proj.weight,
+            f"model.layers.{i}.input_layernorm.weight": block.ln_1.weight,
+            f"model.layers.{i}.post_attention_layernorm.weight": block.ln_2.weight,
+        }
+    reference.load_state_dict(weights)
+    return reference
+
+
+@pytest.mark.parametrize("n_kv_head", [0, 2, 1])
+@pytest.mark.parametrize("tie_head", [True, False])
+def test_modern_logits_are_those_of_qwen3(tie_head: bool, n_kv_head: int) -> None:
+    model = model_of(replace(MODERN, tie_head=tie_head, n_kv_head=n_kv_head, rope_theta=1000.0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        tokens = tokens_of(2, 16)
+        torch.testing.assert_close(model(tokens), qwen3_of(model)(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n_kv_head", [0, 2])
+@pytest.mark.parametrize("pieces", [[5, 11], [1] * 16])
+def test_the_cache_changes_nothing_in_the_modern_family(pieces: list[int], n_kv_head: int) -> None:
+    model, tokens = model_of(replace(MODERN, n_kv_head=n_kv_head)), tokens_of(3, 16)
+    cache = model.new_cache(batch_size=3)
+    with torch.no_grad():
+        parts = [model(part, cache) for part in tokens.split(pieces, dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("position", [1, 7, 15])
+def test_no_position_of_the_modern_family_sees_the_future(position: int) -> None:
+    model, tokens = model_of(MODERN), tokens_of(2, 16)
+    changed = tokens.clone()
+    changed[:, position] = (changed[:, position] + 1) % V
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :position], after[:, :position])
+
+
+def test_the_modern_family_has_no_biases_and_no_position_table() -> None:
+    model = model_of(MODERN)
+    assert not [name for name, _ in model.named_parameters() if name.endswith("bias") or name.startswith("wpe")]
+    assert sum(count for _, count in model.parameter_table()) == sum(p.numel() for p in model.parameters())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from groundling.config import ModelSettings, TrainingSettings
 from groundling.model.gpt import GPT
-from groundling.training.optimizer import load_state_tensors, new_optimizer, state_tensors
+from groundling.training.optimizer import Optimizers, load_state_tensors, new_optimizer, orthogonalize, state_tensors
 
 
 def model_of(n_embd: int = 16) -> GPT:
@@ -15,7 +17,7 @@ def model_of(n_embd: int = 16) -> GPT:
     return GPT(ModelSettings(block_size=8, n_layer=2, n_head=2, n_embd=n_embd), 11)
 
 
-def step(model: GPT, optimizer: torch.optim.Optimizer, seed: int) -> None:
+def step(model: GPT, optimizer: Optimizers, seed: int) -> None:
     tokens = torch.randint(11, (4, 8), generator=torch.Generator().manual_seed(seed))
     model(tokens).square().mean().backward()
     optimizer.step()
@@ -25,15 +27,16 @@ def step(model: GPT, optimizer: torch.optim.Optimizer, seed: int) -> None:
 def test_matrices_decay_and_vectors_do_not() -> None:
     model = model_of()
     optimizer = new_optimizer(model, TrainingSettings(weight_decay=0.3))
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in optimizer.groups for p in group["params"]}
     assert len(decay) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         is_vector = name.endswith("bias") or "ln_" in name
         assert decay[id(parameter)] == (0.0 if is_vector else 0.3), name
 
 
-def test_saved_state_continues_as_if_it_had_never_stopped() -> None:
-    settings = TrainingSettings()
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_saved_state_continues_as_if_it_had_never_stopped(kind: Any) -> None:
+    settings = TrainingSettings(optimizer=kind)
     model = model_of()
     optimizer = new_optimizer(model, settings)
     for seed in range(3):
@@ -54,3 +57,84 @@ def test_state_of_another_model_is_refused() -> None:
     step(model, optimizer, 0)
     with pytest.raises(ValueError, match="does not belong to this model"):
         load_state_tensors(other, new_optimizer(other, TrainingSettings()), state_tensors(model, optimizer))
+
+
+# Muon.
+
+MODERN = ModelSettings(block_size=8, n_layer=2, n_head=4, n_kv_head=2, n_embd=16, norm="rmsnorm", position="rope",
+                       mlp="swiglu")  # fmt: skip
+
+
+def plain_muon(
+    parameter: torch.Tensor, gradient: torch.Tensor, momentum: torch.Tensor, lr: float, decay: float
+) -> None:
+    """One matrix, written as plainly as can be, in float64."""
+    momentum.mul_(0.95).add_(gradient, alpha=0.05)
+    x = gradient * 0.05 + momentum * 0.95
+    tall = x.size(0) > x.size(1)
+    x = x.T if tall else x
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        A = x @ x.T
+        x = 3.4445 * x + (-4.7750 * A + 2.0315 * A @ A) @ x
+    x = x.T if tall else x
+    parameter.mul_(1 - lr * decay).sub_(x, alpha=lr * max(1, parameter.size(0) / parameter.size(1)) ** 0.5)
+
+
+def test_muon_does_what_the_plain_reference_does() -> None:
+    torch.manual_seed(0)
+    model = GPT(MODERN, 11)
+    settings = TrainingSettings(optimizer="muon", matrix_learning_rate=0.03, weight_decay=0.2)
+    optimizer = new_optimizer(model, settings)
+    block = model.blocks[0]
+    rows = {"c_attn": [16, 8, 8], "c_fc": [64, 64]}
+    followed = {"c_attn": block.attn.c_attn, "c_proj": block.attn.c_proj, "c_fc": block.mlp.c_fc}
+    ours = {
+        (name, i): (part.detach().double().clone(), torch.zeros_like(part, dtype=torch.float64))
+        for name, module in followed.items()
+        for i, part in enumerate(module.weight.split(rows.get(name, [16])))
+    }
+    for seed in range(3):
+        tokens = torch.randint(11, (4, 8), generator=torch.Generator().manual_seed(seed))
+        model(tokens).square().mean().backward()
+        for (name, i), (parameter, momentum) in ours.items():
+            gradient = followed[name].weight.grad.split(rows.get(name, [16]))[i].double()
+            plain_muon(parameter, gradient, momentum, 0.03, 0.2)
+        optimizer.step()
+        optimizer.zero_grad()
+    for (name, i), (parameter, _) in ours.items():
+        torch.testing.assert_close(
+            followed[name].weight.detach().split(rows.get(name, [16]))[i].double(), parameter, atol=1e-4, rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 40), (2, 40, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_orthogonalized_matrices_have_singular_values_near_1(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrices, dtype))
+    assert values.max() < 1.35
+    assert values.median() > 0.6
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
+    model = GPT(MODERN, 11)
+    adamw, muon = new_optimizer(model, TrainingSettings(optimizer="muon")).optimizers
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert taken == {n for n, p in model.named_parameters() if n.startswith("h.") and p.dim() == 2}
+    rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert rest | taken == set(names.values())
+    assert not rest & taken
+
+
+def test_muon_is_deterministic() -> None:
+    ends = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = GPT(MODERN, 11)
+        optimizer = new_optimizer(model, TrainingSettings(optimizer="muon"))
+        for seed in range(3):
+            step(model, optimizer, seed)
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

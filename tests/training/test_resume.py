@@ -136,7 +136,7 @@ def mutated_resume(monkeypatch: pytest.MonkeyPatch, mutation: str) -> None:
 
         def forgetful(path: Path, model: Any, optimizer: Any) -> Any:
             state = load(path, model, optimizer)
-            optimizer.state[model.wte.weight]["exp_avg"].zero_()
+            optimizer.state_of(model.wte.weight)["exp_avg"].zero_()
             return state
 
         monkeypatch.setattr(launch, "load_training", forgetful)
@@ -147,8 +147,8 @@ def mutated_resume(monkeypatch: pytest.MonkeyPatch, mutation: str) -> None:
         seed = fit._dropout_seed
         monkeypatch.setattr(fit, "_dropout_seed", lambda s, step, micro_step: seed(s + 1, step, micro_step))
     elif mutation == "schedule":
-        rate = fit.learning_rate
-        monkeypatch.setattr(fit, "learning_rate", lambda progress, settings: rate(progress + 1e-3, settings))
+        rate = fit.rate_factor
+        monkeypatch.setattr(fit, "rate_factor", lambda progress, settings: rate(progress + 1e-3, settings))
 
 
 @pytest.mark.parametrize("mutation", ["optimizer moment", "data order", "dropout", "schedule"])
@@ -162,8 +162,12 @@ def test_these_tests_would_notice(
         assert_same(run, reference)
 
 
-def test_bfloat16_continues_to_the_bit_too(text_file: Path, tiny: dict[str, Any]) -> None:
-    settings = tiny | SETTINGS | {"dtype": "bfloat16", "steps": 16}
+MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "optimizer": "muon", "n_kv_head": 1}
+
+
+@pytest.mark.parametrize("changes", [{}, MODERN], ids=["gpt2", "modern"])
+def test_bfloat16_continues_to_the_bit_too(changes: dict[str, Any], text_file: Path, tiny: dict[str, Any]) -> None:
+    settings = tiny | SETTINGS | {"dtype": "bfloat16", "steps": 16} | changes
     reference = groundling.train(text_file, name="whole16", on_event=lambda event: None, **settings)
     groundling.train(text_file, name="stopped16", on_event=stop_at(9, Step), **settings)
     assert_same(groundling.resume("stopped16", on_event=lambda event: None), reference)

@@ -7,14 +7,14 @@ from itertools import pairwise
 import pytest
 
 from groundling.config import TrainingSettings
-from groundling.training.schedule import learning_rate
+from groundling.training.schedule import rate_factor
 
-SETTINGS = {"steps": 100, "warmup_steps": 10, "learning_rate": 1.0, "final_lr_fraction": 0.1}
+SETTINGS = {"steps": 100, "warmup_steps": 10, "final_lr_fraction": 0.1}
 
 
 def rates(**changes: object) -> list[float]:
     settings = TrainingSettings(**(SETTINGS | changes))  # type: ignore[arg-type]
-    return [learning_rate((step + 1) / settings.steps, settings) for step in range(settings.steps)]
+    return [rate_factor((step + 1) / settings.steps, settings) for step in range(settings.steps)]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

@@ -72,17 +72,15 @@ def score(
     machine: Machine,
     *,
     max_tokens: int = 0,
-    forward: Callable[..., torch.Tensor] | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Score:
-    """Score `tokens`, or `max_tokens` of them. `forward` may be the model compiled.
+    """Score `tokens`, or `max_tokens` of them.
 
     Raises ValueError if there is nothing to predict, Interrupted once `stopped()` says so.
     """
     if len(tokens) < 2:
         raise ValueError("There is nothing to evaluate: the text (or its validation part) has fewer than 2 tokens.")
     model.eval()
-    forward = model if forward is None else forward
     block_size = model.config.block_size
     starts = windows_of(len(tokens), block_size, max_tokens)
     # The text's last window may be shorter than the others, and is scored alone.
@@ -98,7 +96,7 @@ def score(
             raise Interrupted
         ids = torch.from_numpy(batch).to(machine.device)
         with machine.autocast():
-            logits = forward(ids[:, :-1])
+            logits = model(ids[:, :-1])
         losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         nats += float(losses.cpu().double().sum())
         text = tokenizer.decode(batch[:, 1:].ravel())

@@ -1,16 +1,20 @@
-"""The transformer: GPT-2, at any size.
+"""The transformer, in two families that other engines load as they are.
 
-Shapes: B batch, T time, C = n_embd, nh heads, hd = C / nh head size, V vocabulary.
+`gpt2` is GPT-2 (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019): LayerNorm, learned
+positions, GELU, biases. `modern` is what Qwen3 computes (Qwen3 Technical Report, 2025): RMSNorm, rotary positions
+on normalized queries and keys, SwiGLU, grouped-query attention, no biases. Both are this one class: the choices
+`norm`, `position`, `mlp` and `tie_head` decide which modules it is built from.
 
-Read it from the bottom: GPT is a stack of Blocks, a Block is SelfAttention and an MLP, each of which
-reads a normalized copy of the residual stream (B, T, C) and adds its finding to it.
+Shapes: B batch, T time, C = n_embd, nh heads, nkv key and value heads, hd = C / nh head size, V vocabulary.
 
-Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
+Read it from the bottom: GPT is a stack of Blocks, a Block is SelfAttention and an MLP, each of which reads a
+normalized copy of the residual stream (B, T, C) and adds its finding to it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -19,6 +23,56 @@ import torch.nn.functional as F
 from groundling.config import ModelSettings
 from groundling.model.attention import attend
 from groundling.model.cache import KVCache
+from groundling.model.dropout import Dropout
+
+_EPS = 1e-6  # Qwen3's, for RMSNorm
+
+
+def _norm(config: ModelSettings) -> nn.Module:
+    return nn.RMSNorm(config.n_embd, eps=_EPS) if config.norm == "rmsnorm" else nn.LayerNorm(config.n_embd)
+
+
+class Rotary(nn.Module):
+    """Positions as rotations (Su et al., "RoFormer", 2021) of queries and keys that are normalized before.
+
+    A query and a key, turned by angles that grow with their positions, meet at an angle that depends on the
+    distance between them alone.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __init__(self, config: ModelSettings) -> None:
+        super().__init__()
+        hd = config.head_dim
+        self.q_norm = nn.RMSNorm(hd, eps=_EPS)
+        self.k_norm = nn.RMSNorm(hd, eps=_EPS)
+        speeds = config.rope_theta ** (-torch.arange(0, hd, 2, dtype=torch.float64) / hd)
+        angles = torch.outer(torch.arange(config.block_size, dtype=torch.float64), speeds).repeat(1, 2)
+        self.register_buffer("cos", angles.cos().float(), persistent=False)  # (block_size, hd)
+        self.register_buffer("sin", angles.sin().float(), persistent=False)
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, past: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """q (B, nh, T, hd) and k (B, nkv, T, hd) of the positions from `past` on, normalized and turned."""
+        end = past + q.size(2)
+        cos, sin = self.cos[past:end], self.sin[past:end]
+        # In float32, as Qwen3 does: norms and angles are where bfloat16 would be felt.
+        q_turned = self._turn(self.q_norm(q.float()), cos, sin)
+        k_turned = self._turn(self.k_norm(k.float()), cos, sin)
+        return q_turned.type_as(q), k_turned.type_as(k)
+
+    @staticmethod
+    def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        # Pairs are (i, i + hd/2), as in transformers, not neighbours, as in the paper: a matter of order alone.
+        a, b = x.chunk(2, dim=-1)
+        return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+class Unturned(nn.Module):
+    """For positions that were learned and added to the tokens: nothing is left to do."""
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, past: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return q, k
 
 
 class SelfAttention(nn.Module):
@@ -27,42 +81,60 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ModelSettings, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one product
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.heads = (config.n_head, config.kv_heads, config.kv_heads)  # of query, key and value
+        self.head_dim = config.head_dim
+        # Query, key and value in one product.
+        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * self.head_dim, bias=config.has_biases)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.has_biases)
+        self.turn = Rotary(config) if config.position == "rope" else Unturned()
 
     def forward(self, x: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C); with a cache, after what it holds."""
         B, T, C = x.shape
-        # (B, T, 3C) -> three of (B, nh, T, hd)
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        qkv = self.c_attn(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, nh + 2 nkv, T, hd)
+        q, k, v = qkv.split(self.heads, dim=1)
+        q, k = self.turn(q, k, 0 if cache is None else cache.length)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        y = attend(q, k, v)
+        y = attend(q, k, v)  # (B, nh, T, hd)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
-class MLP(nn.Module):
+class GeluMLP(nn.Module):
     """Each position works on what it has: computation."""
 
     def __init__(self, config: ModelSettings) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = nn.Linear(config.n_embd, config.n_hidden, bias=config.has_biases)
+        self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.has_biases)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # GPT-2 uses the tanh form
 
 
+class SwigluMLP(nn.Module):
+    """The same, with a gate on what passes (Shazeer, "GLU Variants Improve Transformer", 2020)."""
+
+    def __init__(self, config: ModelSettings) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 2 * config.n_hidden, bias=config.has_biases)  # gate and value
+        self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.has_biases)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, value = self.c_fc(x).chunk(2, dim=-1)
+        return self.c_proj(F.silu(gate) * value)
+
+
 class Block(nn.Module):
     def __init__(self, config: ModelSettings, layer: int) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.ln_1 = _norm(config)
         self.attn = SelfAttention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd)
-        self.mlp = MLP(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.ln_2 = _norm(config)
+        self.mlp = SwigluMLP(config) if config.mlp == "swiglu" else GeluMLP(config)
+        self.drop = Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         x = x + self.drop(self.attn(self.ln_1(x), cache))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
@@ -75,10 +147,10 @@ class GPT(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.wte = nn.Embedding(vocab_size, config.n_embd)  # token embedding
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)  # position embedding
-        self.drop = nn.Dropout(config.dropout)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.ln_f = _norm(config)
         self.lm_head = None if config.tie_head else nn.Linear(config.n_embd, vocab_size, bias=False)
         self.reset_parameters()
 
@@ -86,17 +158,23 @@ class GPT(nn.Module):
         """GPT-2's initialisation: N(0, 0.02), and less where a residual branch ends, by the number of branches."""
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
-                nn.init.ones_(parameter) if "ln_" in name and name.endswith("weight") else nn.init.zeros_(parameter)
+                nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.ones_(parameter)  # ones: of norms
             else:
                 branches = 2 * self.config.n_layer if name.endswith("c_proj.weight") else 1
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(branches))
 
-    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        cache: KVCache | None = None,
+        through: Callable[[Block, torch.Tensor, KVCache | None], torch.Tensor] = Block.forward,
+    ) -> torch.Tensor:
         """Logits for the token after each position.
 
         Args:
             tokens: (B, T) int64.
             cache: what it holds stands before `tokens`; it is filled further.
+            through: how to pass a block; where blocks are compiled, the compiled function.
 
         Returns: (B, T, V)
         Raises: ValueError if `tokens` has another shape, or does not fit into the context.
@@ -110,14 +188,20 @@ class GPT(nn.Module):
             raise ValueError(
                 f"{past + T} tokens do not fit into this model's context of {self.config.block_size} (block_size)."
             )
-        positions = torch.arange(past, past + T, device=tokens.device)
-        x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
-        for block in self.h:
-            x = block(x, cache)
+        x = self.wte(tokens)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe(torch.arange(past, past + T, device=tokens.device))
+        x = self.drop(x)
+        for block in self.blocks:
+            x = through(block, x, cache)
         if cache is not None:
             cache.advance(T)
         x = self.ln_f(x)
         return F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [block for block in self.h if isinstance(block, Block)]  # ModuleList knows no types
 
     @property
     def device(self) -> torch.device:
@@ -132,16 +216,13 @@ class GPT(nn.Module):
         def count(*modules: nn.Module | None) -> int:
             return sum(p.numel() for module in modules if module is not None for p in module.parameters())
 
-        blocks = [block for block in self.h if isinstance(block, Block)]
-        n = len(blocks)
-        return [
+        blocks, n = self.blocks, self.config.n_layer
+        table = [
             (f"token embedding ({self.vocab_size} × {self.config.n_embd})", count(self.wte)),
             (f"position embedding ({self.config.block_size} × {self.config.n_embd})", count(self.wpe)),
             (f"attention ({n} layers)", count(*(block.attn for block in blocks))),
             (f"MLP ({n} layers)", count(*(block.mlp for block in blocks))),
-            (f"layer norms ({2 * n + 1})", count(self.ln_f, *(m for b in blocks for m in (b.ln_1, b.ln_2)))),
-            (
-                "output head (tied to the token embedding)" if self.lm_head is None else "output head",
-                count(self.lm_head),
-            ),
+            (f"norms ({2 * n + 1})", count(self.ln_f, *(m for b in blocks for m in (b.ln_1, b.ln_2)))),
+            ("output head" + (" (the token embedding's weights)" if self.lm_head is None else ""), count(self.lm_head)),
         ]
+        return [row for row in table if self.wpe is not None or not row[0].startswith("position")]

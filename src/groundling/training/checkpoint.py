@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from groundling import storage
 from groundling.model.gpt import GPT
-from groundling.training.optimizer import load_state_tensors, state_tensors
+from groundling.training.optimizer import Optimizers, load_state_tensors, state_tensors
 
 
 @dataclass
@@ -58,9 +58,7 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
 
-    def save(
-        self, model: GPT, optimizer: torch.optim.Optimizer, state: TrainState, run_folder: Path, keep: int
-    ) -> Path:
+    def save(self, model: GPT, optimizer: Optimizers, state: TrainState, run_folder: Path, keep: int) -> Path:
         """Save, point `last` at it (and `best`, if this is the best step), then delete the oldest beyond `keep`."""
         path = self.path(state.step)
         if path.exists():
@@ -113,7 +111,7 @@ def load_weights(path: Path, model: GPT) -> None:
     _load_into(model, _read_tensors(path / "model.safetensors"), path)
 
 
-def load_training(path: Path, model: GPT, optimizer: torch.optim.Optimizer) -> TrainState:
+def load_training(path: Path, model: GPT, optimizer: Optimizers) -> TrainState:
     """Fill `model` and `optimizer` from a checkpoint and return where training stood."""
     load_weights(path, model)
     load_state_tensors(model, optimizer, _read_tensors(path / "optimizer.safetensors"))

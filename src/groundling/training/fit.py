@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -21,18 +22,19 @@ from groundling.config import TrainingSettings
 from groundling.corpus.batches import Batches
 from groundling.evaluation.score import Interrupted, Score
 from groundling.machine import Machine
-from groundling.model.gpt import GPT
+from groundling.model.gpt import GPT, Block
 from groundling.training.checkpoint import TrainState
 from groundling.training.events import Evaluation, Event, Notice, Sample, Saved, Step
 from groundling.training.objective import Objective
-from groundling.training.schedule import learning_rate
+from groundling.training.optimizer import Optimizers
+from groundling.training.schedule import rate_factor
 
 
 @dataclass(frozen=True)
 class Actions:
     """What `fit` does beside training, supplied by whoever calls it."""
 
-    evaluate: Callable[[Callable[..., torch.Tensor]], Score]  # may raise Interrupted
+    evaluate: Callable[[], Score]  # may raise Interrupted
     sample: Callable[[], tuple[str, str]]  # prompt and text
     save: Callable[[], Path]
     stopped: Callable[[], bool]
@@ -43,7 +45,7 @@ def fit(
     model: GPT,
     objective: Objective,
     batches: Batches,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     state: TrainState,
     settings: TrainingSettings,
     machine: Machine,
@@ -54,7 +56,10 @@ def fit(
     Returns whether it came to the end; if `actions.stopped()` ends it before, everything is saved.
     Raises FloatingPointError if the loss is not finite: the weights are then those of the last checkpoint's run.
     """
-    forward = machine.prepare(model, lambda sentence: actions.emit(Notice(sentence)))
+    # One block is compiled and all of them share it: six would take six times as long, and run no faster. Evaluation
+    # and sampling come in other shapes, for each of which it would be compiled again: they run as they are.
+    through = machine.compiled(Block.forward, lambda sentence: actions.emit(Notice(sentence)))
+    forward = functools.partial(model, through=through)
     clock = Clock(state.elapsed, settings)
     # Dropout is seeded in every micro-step; the caller's own random numbers are left alone.
     with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
@@ -62,7 +67,7 @@ def fit(
             improved = False
             if _evaluation_is_due(state, settings):
                 try:
-                    improved = _evaluate(forward, state, settings, actions, clock)
+                    improved = _evaluate(state, settings, actions, clock)
                 except Interrupted:
                     pass  # `stopped` says so below; the evaluation is made when the run is resumed
             finished = state.step == settings.steps and state.evaluated_step == state.step
@@ -76,8 +81,10 @@ def fit(
                 return False
 
             clock.start_step()
-            rate = learning_rate((state.step + 1) / settings.steps, settings)
-            loss, norm = train_step(forward, model, objective, batches, optimizer, state.step, rate, settings, machine)
+            factor = rate_factor((state.step + 1) / settings.steps, settings)
+            optimizer.schedule(factor)
+            rate = factor * settings.learning_rate
+            loss, norm = train_step(forward, model, objective, batches, optimizer, state.step, settings, machine)
             state.step += 1
             state.tokens += batches.tokens_per_step
             state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
@@ -93,13 +100,12 @@ def train_step(
     model: GPT,
     objective: Objective,
     batches: Batches,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     step: int,
-    rate: float,
     settings: TrainingSettings,
     machine: Machine,
 ) -> tuple[float, float]:
-    """One optimizer step at learning rate `rate`. Returns the loss (nats a token) and the gradient's norm."""
+    """One optimizer step. Returns the loss (nats a token) and the gradient's norm."""
     model.train()
     total = torch.zeros((), device=machine.device)
     for micro_step in range(settings.accumulate):
@@ -117,10 +123,8 @@ def train_step(
             f"Training diverged: in step {step + 1} the loss is {mean_loss} and the gradient's norm {norm}. "
             "A lower --learning-rate, a longer --warmup-steps or --dtype float32 helps; checkpoints are as they were."
         )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     return mean_loss, norm
 
 
@@ -135,7 +139,6 @@ def _evaluation_is_due(state: TrainState, settings: TrainingSettings) -> bool:
 
 
 def _evaluate(
-    forward: Callable[..., torch.Tensor],
     state: TrainState,
     settings: TrainingSettings,
     actions: Actions,
@@ -143,7 +146,7 @@ def _evaluate(
 ) -> bool:
     """Score the validation part and write a sample. Returns whether this is the best so far."""
     start = time.perf_counter()
-    result = actions.evaluate(forward)
+    result = actions.evaluate()
     training_loss = state.loss_sum / state.loss_count if state.loss_count else None
     # An untrained model is never the best one: a run that diverges at once must not be told to keep it.
     best = state.step > 0 and (state.best_loss is None or result.loss < state.best_loss)

@@ -1,40 +1,160 @@
-"""Parameter groups and the optimizer; its state as named tensors, for open files."""
+"""Parameter groups and optimizers; their state as named tensors, for open files."""
 
 from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from groundling.config import TrainingSettings
-from groundling.model.gpt import GPT
+from groundling.model.gpt import GPT, SelfAttention, SwigluMLP
 
 
-def new_optimizer(model: GPT, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019), with decay on matrices only: biases and norms need none."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    # On Apple GPUs the fused kernel is far slower than the plain one.
-    fused = model.device.type != "mps"
-    return torch.optim.AdamW(groups, settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=fused)
+class Optimizers:
+    """One or several optimizers as one. `schedule` sets all learning rates, each relative to its own peak."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+        for group in self.groups:
+            group["peak"] = group["lr"]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def schedule(self, factor: float) -> None:
+        for group in self.groups:
+            group["lr"] = factor * group["peak"]
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_of(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
+        """The state that belongs to `parameter`, to be read or filled."""
+        for optimizer in self.optimizers:
+            if any(parameter is p for group in optimizer.param_groups for p in group["params"]):
+                state: dict[str, Any] = optimizer.state[parameter]
+                return state
+        raise KeyError("no optimizer has this parameter")
 
 
-def state_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state, keyed `<parameter>/<quantity>`, such as `wte.weight/exp_avg`."""
+def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
+    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
+
+    AdamW (Loshchilov and Hutter, 2019) decays matrices only: biases and norms need none. `dtype` is the one that
+    Muon may compute in.
+    """
+    parts = matrix_parts(model) if settings.optimizer == "muon" else {}
+    others = [p for p in model.parameters() if p not in parts]
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in others if p.dim() >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        fused=model.device.type != "mps",  # on Apple GPUs the fused kernel is far slower than the plain one
+    )
+    if not parts:
+        return Optimizers(adamw)
+    return Optimizers(adamw, Muon(parts, settings.matrix_learning_rate, settings.weight_decay, dtype))
+
+
+def matrix_parts(model: GPT) -> dict[torch.Tensor, list[int]]:
+    """The blocks' matrices, and the rows of the matrices that each is stacked from, since those are apart to Muon."""
+    parts: dict[torch.Tensor, list[int]] = {}
+    for module in model.h.modules():
+        if isinstance(module, SelfAttention):
+            parts[module.c_attn.weight] = [n * module.head_dim for n in module.heads]  # query, key, value
+        elif isinstance(module, SwigluMLP):
+            parts[module.c_fc.weight] = [module.c_fc.out_features // 2] * 2  # gate and value
+        elif isinstance(module, torch.nn.Linear) and module.weight not in parts:
+            parts[module.weight] = [module.out_features]
+    return parts
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024).
+
+    The update of a matrix is its Nesterov momentum with all singular values brought near 1: every direction is
+    learned at the same speed, the rare ones too. Unlike torch.optim.Muon, matrices of one shape go through the
+    products together, stacked matrices are taken apart, and the products run in `dtype`: always bfloat16 would be
+    many times slower on a CPU without instructions for it.
+    """
+
+    def __init__(
+        self,
+        parts: dict[torch.Tensor, list[int]],
+        lr: float,
+        weight_decay: float,
+        dtype: torch.dtype,
+        momentum: float = 0.95,
+    ) -> None:
+        super().__init__(list(parts), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.parts = parts
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step; the `closure` of PyTorch's interface is not used."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters]
+            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            # (rows, columns) -> [(part of a parameter, part of its update)]
+            shapes: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+            for parameter, update in zip(parameters, updates, strict=True):
+                rows = self.parts[parameter]
+                for part, change in zip(parameter.split(rows), update.split(rows), strict=True):
+                    shapes[part.shape].append((part, change))
+            for shape, pairs in shapes.items():
+                directions = orthogonalize(torch.stack([change for _, change in pairs]), self.dtype)
+                # A tall matrix gets longer steps, so that its outputs change as much as a wide one's.
+                rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                for (part, _), direction in zip(pairs, directions, strict=True):
+                    part.add_(direction, alpha=-rate)
+
+
+def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype, steps: int = 5) -> torch.Tensor:
+    """Matrices (n, rows, columns) with their singular values brought near 1, in float32.
+
+    Newton-Schulz iteration with the quintic of Jordan et al., whose coefficients trade exactness for speed: singular
+    values end between about 0.7 and 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.size(1) > matrices.size(2)
+    x = (matrices.mT if tall else matrices).to(dtype)
+    x = x / (x.float().flatten(1).norm(dim=1) + 1e-7)[:, None, None].to(dtype)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).float()
+
+
+def state_tensors(model: GPT, optimizer: Optimizers) -> dict[str, torch.Tensor]:
+    """The optimizers' state, keyed `<parameter>/<quantity>`, such as `wte.weight/exp_avg`."""
     return {
         f"{name}/{quantity}": value
         for name, parameter in model.named_parameters()
-        for quantity, value in optimizer.state[parameter].items()
+        for quantity, value in optimizer.state_of(parameter).items()
     }
 
 
-def load_state_tensors(model: GPT, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def load_state_tensors(model: GPT, optimizer: Optimizers, tensors: dict[str, torch.Tensor]) -> None:
     """The inverse of `state_tensors`. Raises ValueError if the tensors do not belong to this model."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, _, quantity = key.partition("/")
         if name not in parameters or (value.dim() and value.shape != parameters[name].shape):
             raise ValueError(f"The optimizer's saved {key} does not belong to this model.")
-        optimizer.state[parameters[name]][quantity] = value.to(parameters[name].device)
+        optimizer.state_of(parameters[name])[quantity] = value.to(parameters[name].device)

@@ -1,0 +1,44 @@
+"""The benchmarks run, and count right."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from groundling.config import PRESETS
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "throughput.py"
+
+
+def test_a_variant_is_measured() -> None:
+    variant = json.dumps({"kind": "groundling", "preset": "nano", "dtype": "float32", "compile": "off"})
+    command = [sys.executable, str(SCRIPT), "--steps", "2", "--variant", variant]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert len(result["seconds"]) == 2
+    assert min(result["seconds"]) > 0
+    assert result["memory"] > 10**8
+
+
+@pytest.mark.parametrize("name", ["nano", "workshop"])
+def test_operations_are_counted_as_pytorch_counts_them(name: str) -> None:
+    """PyTorch counts all of attention; causal attention needs half of that."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from groundling.model.gpt import GPT
+
+    count = runpy.run_path(str(SCRIPT))["flops_per_step"]
+    preset = PRESETS[name]
+    m = preset.model
+    with torch.device("meta"):
+        model = GPT(m, 65)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, m.block_size, dtype=torch.int64)).sum().backward()
+    windows = preset.training.batch_size * preset.training.accumulate
+    square = 2 * m.n_layer * m.block_size**2 * m.n_embd  # a product of attention: 2 of them forward, 4 back
+    assert count(preset) / windows + 3 * square == pytest.approx(counter.get_total_flops(), rel=1e-6)
