@@ -1,0 +1,168 @@
+"""How long a training step takes, and how much of the machine it uses; beside nanoGPT where its folder is given.
+
+    python benchmarks/throughput.py                                   # this project's presets
+    python benchmarks/throughput.py --nanogpt ../nanoGPT              # the workshop's model, side by side
+
+Each variant runs in a process of its own, in the order A B C C B A (so that drift of the machine hits all alike),
+with a matrix-product probe before each. Figures are medians over all steps of both rounds but the first three, which
+pay for set-up and compiling. Random tokens: what is timed does not depend on them. Keep the machine quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from groundling.config import PRESETS, MachineSettings, Preset
+from groundling.machine import choose, matmul_gflops, peak_memory
+from groundling.model.gpt import GPT, Block
+from groundling.training.objective import next_token
+from groundling.training.optimizer import new_optimizer
+
+VOCAB_SIZE = 65
+SKIPPED = 3
+
+Step = Callable[[torch.Tensor], None]
+
+
+def our_step(preset: Preset, dtype: str, compile: str) -> Step:
+    """One step of `fit`, without its logging."""
+    machine = choose(MachineSettings(dtype=dtype, compile=compile))  # type: ignore[arg-type]
+    model = GPT(preset.model, VOCAB_SIZE).to(machine.device).train()
+    optimizer = new_optimizer(model, preset.training, machine.dtype)
+    forward = functools.partial(model, through=machine.compiled(Block.forward, print))
+
+    def step(tokens: torch.Tensor) -> None:
+        for _ in range(preset.training.accumulate):
+            with machine.autocast():
+                loss = next_token(forward, (tokens[:, :-1], tokens[:, 1:]))
+            (loss / preset.training.accumulate).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), preset.training.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def nanogpt_step(folder: Path, preset: Preset, strengthened: bool) -> Step:
+    """One step of nanoGPT's train.py: as shipped (float32 on CPUs, whatever its dtype says), or strengthened."""
+    sys.path.insert(0, str(folder))
+    import model as nanogpt
+
+    m, t = preset.model, preset.training
+    device = choose(MachineSettings()).device.type
+    config = nanogpt.GPTConfig(
+        block_size=m.block_size, vocab_size=VOCAB_SIZE, n_layer=m.n_layer, n_head=m.n_head, n_embd=m.n_embd,
+        dropout=m.dropout, bias=False,
+    )  # fmt: skip
+    model = nanogpt.GPT(config).to(device).train()
+    if strengthened:
+        optimizer = torch.optim.AdamW(model.parameters(), t.learning_rate, betas=(0.9, 0.99), fused=True)
+    else:
+        optimizer = model.configure_optimizers(t.weight_decay, t.learning_rate, (0.9, 0.99), device)
+    forward = torch.compile(model) if strengthened else model
+
+    def step(tokens: torch.Tensor) -> None:
+        fast = torch.autocast(device, dtype=torch.bfloat16) if strengthened else nullcontext()
+        with fast:
+            _, loss = forward(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def flops_per_step(preset: Preset) -> float:
+    """Floating-point operations of a step's matrix products, forward and backward; the causal half of attention."""
+    m, t = preset.model, preset.training
+    with torch.device("meta"):
+        model = GPT(m, VOCAB_SIZE)
+    matrices = sum(p.numel() for block in model.blocks for p in block.parameters() if p.dim() == 2)
+    per_token = 6 * (matrices + VOCAB_SIZE * m.n_embd) + 6 * m.n_layer * m.block_size * m.n_embd
+    return per_token * t.batch_size * t.accumulate * m.block_size
+
+
+def measure(variant: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Run one variant here; seconds a step, the first ones apart."""
+    preset = PRESETS[variant["preset"]]
+    if variant["kind"] == "groundling":
+        step = our_step(preset, variant["dtype"], variant["compile"])
+    else:
+        step = nanogpt_step(Path(variant["folder"]), preset, variant["kind"] == "strengthened")
+    device = choose(MachineSettings()).device
+    tokens = torch.randint(VOCAB_SIZE, (preset.training.batch_size, preset.model.block_size + 1), device=device)
+    seconds = []
+    for _ in range(SKIPPED + steps):
+        start = time.perf_counter()
+        step(tokens)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return {"cold": seconds[0], "seconds": seconds[SKIPPED:], "memory": peak_memory()}
+
+
+def variants(presets: list[str], folder: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What to measure; bfloat16 only where the machine chooses it, since elsewhere it is emulated at a crawl."""
+    kinds = [("float32", "off"), ("float32", "on")]
+    if choose(MachineSettings()).dtype == torch.bfloat16:
+        kinds = [("float32", "off"), ("bfloat16", "off"), ("bfloat16", "on")]
+    for name in presets:
+        if folder:
+            yield f"nanoGPT as shipped, {name}", {"kind": "shipped", "preset": name, "folder": folder}
+            yield f"nanoGPT strengthened, {name}", {"kind": "strengthened", "preset": name, "folder": folder}
+        for dtype, compile in kinds:
+            label = f"groundling {name}, {dtype}{', compiled' if compile == 'on' else ''}"
+            yield label, {"kind": "groundling", "preset": name, "dtype": dtype, "compile": compile}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["workshop"], choices=list(PRESETS))
+    parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
+    parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT")
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.variant:
+        print(json.dumps(measure(json.loads(arguments.variant), arguments.steps)))
+        return
+    if arguments.nanogpt and not (Path(arguments.nanogpt) / "model.py").is_file():
+        parser.error(f"--nanogpt {arguments.nanogpt}: there is no model.py in it.")
+    chosen = dict(variants(arguments.presets, arguments.nanogpt))
+    dtypes = sorted({variant.get("dtype", "float32") for variant in chosen.values()})
+    results: dict[str, list[dict[str, Any]]] = {label: [] for label in chosen}
+    for number, label in enumerate([*chosen, *reversed(chosen)], 1):
+        probe = {name: matmul_gflops.__wrapped__(name, 2048) for name in dtypes}
+        speeds = ", ".join(f"{speed:,.0f} GFLOP/s in {name}" for name, speed in probe.items())
+        print(f"{number}/{2 * len(chosen)}  {label}  (probe: {speeds})", file=sys.stderr)
+        command = [sys.executable, __file__, "--steps", str(arguments.steps), "--variant", json.dumps(chosen[label])]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        results[label].append(json.loads(done.stdout.splitlines()[-1]) | {"probe": probe})
+    print("| variant | step, s | tokens/s | share of peak | first step, s | memory, GB |\n|---|---|---|---|---|---|")
+    for label, rounds in results.items():
+        preset = PRESETS[chosen[label]["preset"]]
+        step = statistics.median(second for r in rounds for second in r["seconds"])
+        low = chosen[label].get("dtype") == "bfloat16" or chosen[label]["kind"] == "strengthened"
+        dtype = "bfloat16" if low and "bfloat16" in dtypes else "float32"
+        peak = statistics.median(r["probe"][dtype] for rs in results.values() for r in rs)
+        t = preset.training
+        tokens = t.batch_size * t.accumulate * preset.model.block_size
+        share = flops_per_step(preset) / step / peak / 1e9
+        print(f"| {label} | {step:.3f} | {tokens / step:,.0f} | {share:.0%} | "
+              f"{max(r['cold'] for r in rounds):.1f} | {max(r['memory'] for r in rounds) / 1e9:.2f} |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
