@@ -190,6 +190,9 @@ def test_two_processes_do_not_train_one_run(text_file: Path, tiny: dict[str, Any
             with pytest.raises(ValueError, match="is being trained by another process") as refusal:
                 groundling.resume("busy", on_event=silent)
             refusals.append(refusal)
+            with pytest.raises(ValueError, match="is being trained by another process"):
+                groundling.resume("busy", steps=500, on_event=silent)
+            assert groundling.load("busy").config.training.steps == 12  # a refusal changes nothing
 
     groundling.train(text_file, name="busy", on_event=intrude, **tiny | SHORT)
     assert len(refusals) == 1

@@ -183,7 +183,7 @@ class MachineSettings:
         _require_at_least(0, self, "threads")
 
 
-_GROUPS: dict[str, type[Any]] = {
+GROUPS: dict[str, type[Any]] = {
     "text": CorpusSettings, "model": ModelSettings, "training": TrainingSettings, "machine": MachineSettings,
 }  # fmt: skip
 
@@ -307,7 +307,7 @@ def _missing(values: Any) -> list[str]:
     if not isinstance(values, dict):
         return []  # pydantic says so
     absent = [field.name for field in dataclasses.fields(Config) if field.name not in values]
-    groups = [(group, values[name]) for name, group in _GROUPS.items() if isinstance(values.get(name), dict)]
+    groups = [(group, values[name]) for name, group in GROUPS.items() if isinstance(values.get(name), dict)]
     return absent + [f.name for group, given in groups for f in dataclasses.fields(group) if f.name not in given]
 
 
@@ -317,7 +317,7 @@ def _config_adapter() -> Any:
     import pydantic
 
     rules = pydantic.ConfigDict(extra="forbid", strict=True)
-    for kind in (*_GROUPS.values(), Config):
+    for kind in (*GROUPS.values(), Config):
         setattr(kind, "__pydantic_config__", rules)  # noqa: B010  (pydantic's own name for it)
     return pydantic.TypeAdapter(Config)
 
@@ -337,7 +337,7 @@ def _sentence(problem: Any) -> str:
 @cache
 def setting_fields() -> dict[str, dataclasses.Field[Any]]:
     """Every setting by name, in the order of the groups."""
-    return {f.name: f for group in _GROUPS.values() for f in dataclasses.fields(group)}
+    return {f.name: f for group in GROUPS.values() for f in dataclasses.fields(group)}
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

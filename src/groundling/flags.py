@@ -10,23 +10,19 @@ from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from groundling.config import PRESETS, CorpusSettings, MachineSettings, ModelSettings, TrainingSettings
+from groundling.config import GROUPS, PRESETS
 
 
 def with_settings(verb: Callable[..., Any]) -> Callable[..., Any]:
     """Give `verb` a flag for every setting of `config.py`, with its type, sentence of help and default."""
-    groups = {
-        "Text": CorpusSettings, "Model": ModelSettings, "Training": TrainingSettings,
-        "Machine": MachineSettings,
-    }  # fmt: skip
     own = [p for p in inspect.signature(verb).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     hints = get_type_hints(verb, include_extras=True)
     parameters = [p.replace(annotation=hints[p.name]) for p in own]
-    for order, (title, settings) in enumerate(groups.items()):
-        group = Group(title, sort_key=order + 10)
+    for order, (name, settings) in enumerate(GROUPS.items()):
+        group = Group(name.capitalize(), sort_key=order + 10)
         types = get_type_hints(settings)
         for field in dataclasses.fields(settings):
-            described = f"{field.metadata['help']} {_default(title, field)}".rstrip()
+            described = f"{field.metadata['help']} {_default(name, field)}".rstrip()
             parameter = Parameter(help=described, group=group, show_default=False)
             annotation: Any = Annotated[types[field.name] | None, parameter]
             parameters.append(
@@ -37,15 +33,13 @@ def with_settings(verb: Callable[..., Any]) -> Callable[..., Any]:
     return verb
 
 
-def _default(title: str, field: dataclasses.Field[Any]) -> str:
+def _default(group: str, field: dataclasses.Field[Any]) -> str:
     """`[0.1]`, or `[nano 4, workshop 6]` where the presets differ."""
     if field.default is None:
         return ""
-    if title not in ("Model", "Training"):
+    if group not in ("model", "training"):
         return f"[{field.default}]"
-    values = {
-        name: getattr(getattr(PRESETS[name], title.lower()), field.name) for name in ("nano", "laptop", "workshop")
-    }
+    values = {name: getattr(getattr(PRESETS[name], group), field.name) for name in ("nano", "laptop", "workshop")}
     if len(set(values.values())) == 1:
         return f"[{json.dumps(field.default)}]"
     return "[" + ", ".join(f"{name} {_shown(value)}" for name, value in values.items()) + "]"

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from groundling import __version__, storage
-from groundling.config import Config, flag
+from groundling.config import GROUPS, Config, flag
 from groundling.corpus.batches import Batches
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokens import Corpus, prepare
@@ -104,9 +104,7 @@ def resume(
     Raises ValueError if there is nothing to do, or if the text is not the one that the run began with.
     """
     run = Run((run if isinstance(run, Run) else load(run, out=out)).folder)
-    if steps is not None:
-        _extend(run, steps)
-    elif run.finished:
+    if steps is None and run.finished:
         raise ValueError(
             f"The run {run.name} has done all its {run.config.training.steps} steps; "
             "to train it further, say how many in all with --steps."
@@ -114,8 +112,10 @@ def resume(
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
         notice, progress = _reporters(emit)
-        text = corpus_of(run, notice=notice, progress=progress)
         _lock(run.folder, stack)
+        text = corpus_of(run, notice=notice, progress=progress)
+        if steps is not None:  # now that nothing stands in the way, and nobody else is at the run
+            _extend(run, steps)
         return _train(run, text, run.machine, emit)
 
 
@@ -163,8 +163,7 @@ def _check_continuable(run: Run, config: Config, text: Corpus) -> None:
         raise ValueError(f"The run {run.name} exists and has another text.")
     old, new = run.config.to_dict(), config.to_dict()
     if old != new:
-        groups = ("text", "model", "training", "machine")
-        differing = [flag(k) for g in groups for k in old[g] if old[g][k] != new[g][k]] or ["--preset"]
+        differing = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g][k]] or ["--preset"]
         raise ValueError(f"The run {run.name} exists with other settings ({', '.join(differing)}).")
     if run.finished:
         raise ValueError(f"The run {run.name} exists and is finished.")
@@ -192,16 +191,17 @@ def _write_record(run: Run, config: Config, text: Corpus, machine: Machine) -> N
             "vocab_size": text.tokenizer.vocab_size,
             "tokenizer": text.tokenizer.fingerprint,
         },
-        "machine": _describe(machine),
+        "machine": machine.describe(),
         "versions": versions() | {"groundling": __version__},
     }
     storage.write_json(run.folder / "config.json", record)
 
 
 def _extend(run: Run, steps: int) -> None:
-    done = run.checkpoints.newest(lambda _: None)
-    if done is not None and steps <= read_state(done).step:
-        raise ValueError(f"--steps {steps}: the run {run.name} has done {read_state(done).step} steps already.")
+    newest = run.checkpoints.newest(lambda _: None)
+    done = read_state(newest).step if newest else 0
+    if newest and steps <= done:
+        raise ValueError(f"--steps {steps}: the run {run.name} has done {done} steps already.")
     training = dataclasses.replace(run.config.training, steps=steps)
     run.record["settings"] = dataclasses.replace(run.config, training=training).to_dict()
     (run.folder / "result.json").unlink(missing_ok=True)  # it is not finished any more
@@ -269,7 +269,7 @@ def _started(run: Run, text: Corpus, batches: Batches, model: GPT, machine: Mach
         steps,
         corpus,
         model.parameter_table(),
-        _describe(machine),
+        machine.describe(),
         batches.epochs(steps),
     )
 
@@ -286,16 +286,6 @@ def _finish(run: Run, state: TrainState, tell: Subscriber) -> None:
     end = Finished(run.reference, state.step, state.elapsed, state.best_step, state.best_loss, summary, peak_memory())
     storage.write_json(run.folder / "result.json", end.to_dict())
     tell(end)
-
-
-def _describe(machine: Machine) -> dict[str, Any]:
-    return {
-        "device": str(machine.device),
-        "dtype": str(machine.dtype).removeprefix("torch."),
-        "compile": machine.compile,
-        "threads": machine.threads,
-        "reasons": list(machine.reasons),
-    }
 
 
 def _subscriber(on_event: Subscriber | None, stack: ExitStack) -> Subscriber:

@@ -34,6 +34,16 @@ class Machine:
     threads: int
     reasons: tuple[str, ...] = ()
 
+    def describe(self) -> dict[str, Any]:
+        """The same in plain values, for JSON."""
+        return {
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "compile": self.compile,
+            "threads": self.threads,
+            "reasons": list(self.reasons),
+        }
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for training and evaluation: weights stay float32, matrix products run in `dtype`."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
@@ -147,12 +157,7 @@ def survey() -> dict[str, Any]:
 
     machine = choose(MachineSettings())
     memory = psutil.virtual_memory()
-    found: dict[str, Any] = {
-        "device": str(machine.device),
-        "dtype": str(machine.dtype).removeprefix("torch."),
-        "compile": machine.compile,
-        "threads": machine.threads,
-        "reasons": list(machine.reasons),
+    return machine.describe() | {
         "compiler_found": has_compiler(),
         "cpu": {
             "name": _cpu_name(),
@@ -171,7 +176,6 @@ def survey() -> dict[str, Any]:
         "versions": versions() | {"groundling": __version__},
         "system": platform.platform(),
     }
-    return found
 
 
 def versions() -> dict[str, str]:

@@ -30,17 +30,6 @@ def text_of(source: Source, notice: Callable[[str], None] = print) -> list[str]:
     return ["".join(read_text(document, notice)) for document in source.documents]
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Path]:
-    def write(name: str, content: str | bytes) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return write
-
-
 # --- Tiny Shakespeare, from a server of our own
 
 

@@ -28,17 +28,6 @@ TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the m
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Path]:
-    def write(name: str, content: str | bytes) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return write
-
-
-@pytest.fixture
 def folder_of(write: Callable[..., Path]) -> Callable[..., Source]:
     """A folder of documents of the given texts, in order."""
 

@@ -17,6 +17,7 @@ class Optimizers:
 
     def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
         self.optimizers = optimizers
+        self._owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
         for group in self.groups:
             group["peak"] = group["lr"]
 
@@ -38,11 +39,8 @@ class Optimizers:
 
     def state_of(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
         """The state that belongs to `parameter`, to be read or filled."""
-        for optimizer in self.optimizers:
-            if any(parameter is p for group in optimizer.param_groups for p in group["params"]):
-                state: dict[str, Any] = optimizer.state[parameter]
-                return state
-        raise KeyError("no optimizer has this parameter")
+        state: dict[str, Any] = self._owners[parameter].state[parameter]
+        return state
 
 
 def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
@@ -107,7 +105,10 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             gradients = [p.grad for p in parameters]
-            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+            for p in parameters:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum"] for p in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
