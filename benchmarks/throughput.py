@@ -26,7 +26,7 @@ import torch
 
 from groundling.config import PRESETS, MachineSettings, Preset
 from groundling.machine import choose, matmul_gflops, peak_memory
-from groundling.model.gpt import GPT, Block
+from groundling.model.gpt import GPT
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
 
@@ -41,7 +41,7 @@ def our_step(preset: Preset, dtype: str, compile: str) -> Step:
     machine = choose(MachineSettings(dtype=dtype, compile=compile))  # type: ignore[arg-type]
     model = GPT(preset.model, VOCAB_SIZE).to(machine.device).train()
     optimizer = new_optimizer(model, preset.training, machine.dtype)
-    forward = functools.partial(model, through=machine.compiled(Block.forward, print))
+    forward = functools.partial(model, through=machine.caller(print))
 
     def step(tokens: torch.Tensor) -> None:
         for _ in range(preset.training.accumulate):

@@ -5,6 +5,7 @@ Nothing happens at import. `choose` turns the `auto` settings into facts; `surve
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import statistics
@@ -13,14 +14,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import psutil
 import torch
 
 from groundling.config import MachineSettings
 
-F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -48,18 +48,23 @@ class Machine:
         """Mixed precision for training and evaluation: weights stay float32, matrix products run in `dtype`."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def compiled(self, function: F, notice: Callable[[str], None]) -> F:
-        """`function`, compiled if that was chosen and works here; the notice says why if it does not."""
-        if not self.compile:
-            return function
-        try:
-            # The compiler proves itself on something small, since it fails late and at length.
-            torch.compile(lambda x: (x * 2).relu().sum())(torch.ones(64, device=self.device))
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            notice(f"torch.compile does not work on this machine ({reason[:120]}); training runs uncompiled.")
-            return function
-        return cast(F, torch.compile(function, dynamic=False))
+    def caller(self, notice: Callable[[str], None]) -> Callable[..., torch.Tensor]:
+        """What `GPT.forward` takes as `through`: compiles each part when it first comes, if that was chosen and works.
+
+        Parts of a kind share one compiled function: six blocks take a sixth of the time, and run no slower. The notice
+        says why if it does not work.
+        """
+        if self.compile:
+            try:
+                # The compiler proves itself on something small, since it fails late and at length.
+                torch.compile(lambda x: (x * 2).relu().sum())(torch.ones(64, device=self.device))
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                notice(f"torch.compile does not work on this machine ({reason[:120]}); training runs uncompiled.")
+            else:
+                compiled = cache(functools.partial(torch.compile, dynamic=False))
+                return lambda part, *arguments: compiled(part)(*arguments)
+        return lambda part, *arguments: part(*arguments)
 
 
 def choose(settings: MachineSettings) -> Machine:

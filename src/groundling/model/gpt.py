@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -139,6 +140,10 @@ class Block(nn.Module):
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
+def _call(part: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    return part(*arguments)
+
+
 class GPT(nn.Module):
     """Tokens in, logits out. The loss lives in the objective, sampling in `inference`."""
 
@@ -167,14 +172,15 @@ class GPT(nn.Module):
         self,
         tokens: torch.Tensor,
         cache: KVCache | None = None,
-        through: Callable[[Block, torch.Tensor, KVCache | None], torch.Tensor] = Block.forward,
+        through: Callable[..., torch.Tensor] = _call,
     ) -> torch.Tensor:
         """Logits for the token after each position.
 
         Args:
             tokens: (B, T) int64.
             cache: what it holds stands before `tokens`; it is filled further.
-            through: how to pass a block; where blocks are compiled, the compiled function.
+            through: calls each of the parts below, given the part and its arguments; where the model is compiled, it
+                calls the compiled part.
 
         Returns: (B, T, V)
         Raises: ValueError if `tokens` has another shape, or does not fit into the context.
@@ -188,14 +194,22 @@ class GPT(nn.Module):
             raise ValueError(
                 f"{past + T} tokens do not fit into this model's context of {self.config.block_size} (block_size)."
             )
-        x = self.wte(tokens)  # (B, T, C)
-        if self.wpe is not None:
-            x = x + self.wpe(torch.arange(past, past + T, device=tokens.device))
-        x = self.drop(x)
+        x = through(GPT.embed, self, tokens, past)
         for block in self.blocks:
-            x = through(block, x, cache)
+            x = through(Block.forward, block, x, cache)
         if cache is not None:
             cache.advance(T)
+        return through(GPT.unembed, self, x)
+
+    def embed(self, tokens: torch.Tensor, past: int) -> torch.Tensor:
+        """Token ids (B, T) from position `past` on -> the residual stream, (B, T, C)."""
+        x = self.wte(tokens)
+        if self.wpe is not None:
+            x = x + self.wpe(torch.arange(past, past + tokens.size(1), device=tokens.device))
+        return self.drop(x)
+
+    def unembed(self, x: torch.Tensor) -> torch.Tensor:
+        """The residual stream (B, T, C) -> logits (B, T, V)."""
         x = self.ln_f(x)
         return F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
 

@@ -22,7 +22,7 @@ from groundling.config import TrainingSettings
 from groundling.corpus.batches import Batches
 from groundling.evaluation.score import Interrupted, Score
 from groundling.machine import Machine
-from groundling.model.gpt import GPT, Block
+from groundling.model.gpt import GPT
 from groundling.training.checkpoint import TrainState
 from groundling.training.events import Evaluation, Event, Notice, Sample, Saved, Step
 from groundling.training.objective import Objective
@@ -56,10 +56,8 @@ def fit(
     Returns whether it came to the end; if `actions.stopped()` ends it before, everything is saved.
     Raises FloatingPointError if the loss is not finite: the weights are then those of the last checkpoint's run.
     """
-    # One block is compiled and all of them share it: six would take six times as long, and run no faster. Evaluation
-    # and sampling come in other shapes, for each of which it would be compiled again: they run as they are.
-    through = machine.compiled(Block.forward, lambda sentence: actions.emit(Notice(sentence)))
-    forward = functools.partial(model, through=through)
+    # Evaluation and sampling come in other shapes, for each of which it would be compiled again: they run as they are.
+    forward = functools.partial(model, through=machine.caller(lambda sentence: actions.emit(Notice(sentence))))
     clock = Clock(state.elapsed, settings)
     # Dropout is seeded in every micro-step; the caller's own random numbers are left alone.
     with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
