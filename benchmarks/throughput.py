@@ -27,6 +27,8 @@ import torch
 from groundling.config import PRESETS, MachineSettings, Preset
 from groundling.machine import choose, matmul_gflops, peak_memory
 from groundling.model.gpt import GPT
+from groundling.training.budget import flops_per_token
+from groundling.training.compiling import Compiled
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
 
@@ -41,12 +43,12 @@ def our_step(preset: Preset, dtype: str, compile: str) -> Step:
     machine = choose(MachineSettings(dtype=dtype, compile=compile))  # type: ignore[arg-type]
     model = GPT(preset.model, VOCAB_SIZE).to(machine.device).train()
     optimizer = new_optimizer(model, preset.training, machine.dtype)
-    forward = functools.partial(model, through=machine.caller(print))
+    forward = functools.partial(model, through=Compiled()) if compile == "on" else model
 
     def step(tokens: torch.Tensor) -> None:
-        for _ in range(preset.training.accumulate):
+        for part in tokens.chunk(preset.training.accumulate):
             with machine.autocast():
-                loss = next_token(forward, (tokens[:, :-1], tokens[:, 1:]))
+                loss = next_token(forward, (part[:, :-1], part[:, 1:]))
             (loss / preset.training.accumulate).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), preset.training.grad_clip)
         optimizer.step()
@@ -87,12 +89,8 @@ def nanogpt_step(folder: Path, preset: Preset, strengthened: bool) -> Step:
 
 def flops_per_step(preset: Preset) -> float:
     """Floating-point operations of a step's matrix products, forward and backward; the causal half of attention."""
-    m, t = preset.model, preset.training
-    with torch.device("meta"):
-        model = GPT(m, VOCAB_SIZE)
-    matrices = sum(p.numel() for block in model.blocks for p in block.parameters() if p.dim() == 2)
-    per_token = 6 * (matrices + VOCAB_SIZE * m.n_embd) + 6 * m.n_layer * m.block_size * m.n_embd
-    return per_token * t.batch_size * t.accumulate * m.block_size
+    tokens = preset.training.batch_size * preset.training.accumulate * preset.model.block_size
+    return flops_per_token(preset.model, VOCAB_SIZE) * tokens
 
 
 def measure(variant: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -103,7 +101,8 @@ def measure(variant: dict[str, Any], steps: int) -> dict[str, Any]:
     else:
         step = nanogpt_step(Path(variant["folder"]), preset, variant["kind"] == "strengthened")
     device = choose(MachineSettings()).device
-    tokens = torch.randint(VOCAB_SIZE, (preset.training.batch_size, preset.model.block_size + 1), device=device)
+    windows = preset.training.batch_size * preset.training.accumulate
+    tokens = torch.randint(VOCAB_SIZE, (windows, preset.model.block_size + 1), device=device)
     seconds = []
     for _ in range(SKIPPED + steps):
         start = time.perf_counter()

@@ -19,9 +19,10 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_threads() -> None:
+def few_threads(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tiny models are slower on many threads, and figures to the bit need a fixed number."""
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
     import torch
 
     torch.set_num_threads(2)

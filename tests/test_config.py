@@ -110,7 +110,7 @@ def test_no_suggestion_where_nothing_is_near() -> None:
         ("tie_head", 1),
         ("tie_head", "yes"),
         ("schedule", "exponential"),
-        ("dtype", "float16"),
+        ("dtype", "float8"),
         ("tokenizer", "words"),
         ("device", 0),
         ("device", object()),  # not its repr

@@ -46,15 +46,16 @@ def train(
     /,
     *,
     preset: Annotated[
-        Literal[tuple(cfg.PRESETS)],  # type: ignore[valid-type]
-        Parameter(help=f"Where the settings start from. {_PRESETS}."),
-    ] = cfg.DEFAULT_PRESET,
+        Literal[tuple(cfg.PRESETS)] | None,  # type: ignore[valid-type]
+        Parameter(help=f"Where the settings start from; {cfg.DEFAULT_PRESET} if not given. {_PRESETS}."),
+    ] = None,
     name: Annotated[str | None, Parameter(show_default=False)] = None,
     out: Out = None,
     json: Json = False,
     **settings: Any,
 ) -> int:
-    """Train a model on a text.
+    """Train a model on a text: for --minutes, which plans everything that is not given; for 5 minutes if no more is
+    said; or for --steps, or as a --preset has it.
 
     The same command continues a run that was stopped before its end.
 
@@ -69,7 +70,10 @@ def train(
     from groundling.launch import train
 
     given = {key: value for key, value in settings.items() if value is not None}
-    return _train(json, lambda tell: train(corpus, preset=preset, name=name, out=out, on_event=tell, **given))
+    age = _process_age()
+    return _train(
+        json, lambda tell: train(corpus, preset=preset, name=name, out=out, on_event=tell, elapsed=age, **given)
+    )
 
 
 @app.command(sort_key=1)
@@ -78,13 +82,26 @@ def resume(
     /,
     *,
     steps: Annotated[int | None, Parameter(help="A new end for the run, in steps.", show_default=False)] = None,
+    minutes: Annotated[
+        float | None, Parameter(help="A new end for the run, in minutes of training in all.", show_default=False)
+    ] = None,
     out: Out = None,
     json: Json = False,
 ) -> int:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
     from groundling.launch import resume
 
-    return _train(json, lambda tell: resume(run, steps=steps, out=out, on_event=tell))
+    age = _process_age()
+    return _train(json, lambda tell: resume(run, steps=steps, minutes=minutes, out=out, on_event=tell, elapsed=age))
+
+
+def _process_age() -> float:
+    """Seconds since this command was given: importing takes some, and they count."""
+    import time
+
+    import psutil
+
+    return max(0.0, time.time() - psutil.Process().create_time())
 
 
 def _train(json: bool, start: Callable[[Callable[[Any], None]], Any]) -> int:
@@ -296,10 +313,7 @@ def doctor(*, json: Json = False) -> None:
     lines = [
         ("device", found["device"]),
         ("dtype", found["dtype"]),
-        (
-            "compile",
-            f"{'on' if found['compile'] else 'off'}, {'a' if found['compiler_found'] else 'no'} compiler is here",
-        ),
+        ("compile", f"{found['compile']}, {'a' if found['compiler_found'] else 'no'} compiler is here"),
         ("threads", found["threads"]),
         ("CPU", f"{cpu['name']}, {cpu['cores']} cores; matrix products: {speeds}"),
         *(("GPU", f"{gpu['name']}, {gpu['memory'] / 1e9:.0f} GB") for gpu in found["gpus"]),

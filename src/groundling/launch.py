@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import re
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -26,7 +27,9 @@ from groundling.inference.sampling import Sampling
 from groundling.machine import Machine, choose, peak_memory, versions
 from groundling.model.gpt import GPT
 from groundling.run import Run, corpus_of, is_name, load, runs_folder
+from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine, judge
 from groundling.training.checkpoint import TrainState, load_training, read_state
+from groundling.training.compiling import choose_forward
 from groundling.training.console import Console
 from groundling.training.diagnosis import Point, verdict
 from groundling.training.events import (
@@ -34,6 +37,7 @@ from groundling.training.events import (
     Finished,
     Notice,
     Paused,
+    Planned,
     Preparing,
     RunFiles,
     Started,
@@ -54,9 +58,13 @@ def train(
     name: str | None = None,
     out: str | os.PathLike[str] | None = None,
     on_event: Subscriber | None = None,
+    elapsed: float = 0.0,
     **settings: Any,
 ) -> Run:
     """Train a model on a text and return its run.
+
+    Where neither `minutes` nor `steps` nor a preset is given, it takes five minutes. With `minutes`, all settings that
+    are not given are planned for that time: see training/budget.py.
 
     Args:
         corpus: a file, a folder, `-`, `shakespeare` (which stands if None) or `python-docs`.
@@ -65,12 +73,17 @@ def train(
             settings and text that was not finished is continued, so that the same command can be repeated.
         out: the folder of runs; `GROUNDLING_RUNS`, or `runs` in the working directory, if None.
         on_event: who is told what happens; shown on the console if None.
+        elapsed: seconds of the time that are used up before this call, such as those it takes to start Python.
         settings: any field of the settings in `groundling.config`, laid over the preset.
 
     Raises ValueError, OSError or FloatingPointError with a sentence for the user.
     """
+    began = time.perf_counter() - elapsed
     address = os.fspath(corpus) if corpus is not None else "shakespeare"
+    if preset is None and not {"steps", "minutes"} & settings.keys():
+        settings["minutes"] = DEFAULT_MINUTES
     config = Config.build(address, preset, **settings)
+    given = settings.keys() | ({"preset"} if preset else set())
     machine = choose(config.machine)
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
@@ -85,8 +98,12 @@ def train(
         config = dataclasses.replace(config, corpus=source.address)
         text = prepare(source, config.text, notice=notice, progress=progress)
         _batches(config, text)  # refuses a text that is too short before a folder is made
-        run = _new_run(config, text, machine, name, runs_folder(out).resolve(), notice, stack)
-        return _train(run, text, machine, emit)
+        run = _claim(config, text, name, runs_folder(out).resolve(), notice, stack)
+        plan = None
+        if not run.begun:
+            planned, plan = fit_to_machine(config, given, text, machine, time.perf_counter() - began)
+            _write_record(run, config, planned, text, machine)
+        return _train(run, text, emit, began, plan)
 
 
 def resume(
@@ -94,29 +111,35 @@ def resume(
     *,
     out: str | os.PathLike[str] | None = None,
     steps: int | None = None,
+    minutes: float | None = None,
     on_event: Subscriber | None = None,
+    elapsed: float = 0.0,
 ) -> Run:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
 
-    `steps` sets a new end, for a run that is finished or should go on for longer; the learning rate then
-    follows the schedule of the longer run from here on.
+    `steps` or `minutes` (in all, those of the sessions before included) sets a new end, for a run that is finished or
+    should go on for longer; the learning rate then follows the schedule of the longer run from here on. A run that
+    was given minutes goes on by the clock, and is as long as they last.
 
     Raises ValueError if there is nothing to do, or if the text is not the one that the run began with.
     """
+    began = time.perf_counter() - elapsed
     run = Run((run if isinstance(run, Run) else load(run, out=out)).folder)
-    if steps is None and run.finished:
+    if steps is not None and minutes is not None:
+        raise ValueError("--minutes and --steps exclude each other: say how long, or how many steps.")
+    if steps is None and minutes is None and run.finished:
         raise ValueError(
-            f"The run {run.name} has done all its {run.config.training.steps} steps; "
-            "to train it further, say how many in all with --steps."
+            f"The run {run.name} has come to its end; to train it further, say how many steps in all with --steps, "
+            "or how many minutes in all with --minutes."
         )
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
         notice, progress = _reporters(emit)
         _lock(run.folder, stack)
         text = corpus_of(run, notice=notice, progress=progress)
-        if steps is not None:  # now that nothing stands in the way, and nobody else is at the run
-            _extend(run, steps)
-        return _train(run, text, run.machine, emit)
+        if steps is not None or minutes is not None:  # now that nothing stands in the way
+            _extend(run, steps, minutes)
+        return _train(run, text, emit, began)
 
 
 def _batches(config: Config, text: Corpus) -> Batches:
@@ -128,11 +151,10 @@ def _batches(config: Config, text: Corpus) -> Batches:
     return Batches(text.train, config.model.block_size, t.batch_size, t.accumulate, t.seed)
 
 
-def _new_run(
-    config: Config, text: Corpus, machine: Machine, name: str | None, folder: Path,
-    notice: Callable[[str], None], stack: ExitStack,
+def _claim(
+    config: Config, text: Corpus, name: str | None, folder: Path, notice: Callable[[str], None], stack: ExitStack,
 ) -> Run:  # fmt: skip
-    """Make the run's folder, or find the unfinished one of the same command; locked until `stack` closes."""
+    """A new run's empty folder, or the unfinished run of the same command; locked until `stack` closes."""
     if name is not None and not is_name(name):
         raise ValueError(f"--name {name!r} cannot name a folder: use letters, digits, '.', '_' and '-'.")
     base = name or re.sub(r"[^A-Za-z0-9._-]+", "-", text.name).strip("-.") or "run"
@@ -142,9 +164,7 @@ def _new_run(
         with ExitStack() as trial:
             try:
                 _lock(run.folder, trial)
-                if not (run.folder / "config.json").exists():
-                    _write_record(run, config, text, machine)
-                else:
+                if run.begun:
                     _check_continuable(run, config, text)
                     notice(
                         f"The run {run.reference} began with the same command and was not finished: it is continued."
@@ -161,7 +181,7 @@ def _check_continuable(run: Run, config: Config, text: Corpus) -> None:
     """Raise ValueError if `train` with this configuration cannot go on with an existing run."""
     if run.record["corpus"]["fingerprint"] != text.fingerprint:
         raise ValueError(f"The run {run.name} exists and has another text.")
-    old, new = run.config.to_dict(), config.to_dict()
+    old, new = run.record.get("requested", run.record["settings"]), config.to_dict()
     if old != new:
         differing = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g][k]] or ["--preset"]
         raise ValueError(f"The run {run.name} exists with other settings ({', '.join(differing)}).")
@@ -177,11 +197,12 @@ def _lock(folder: Path, stack: ExitStack) -> None:
         raise ValueError(f"The run {folder.name} is being trained by another process.") from None
 
 
-def _write_record(run: Run, config: Config, text: Corpus, machine: Machine) -> None:
+def _write_record(run: Run, requested: Config, config: Config, text: Corpus, machine: Machine) -> None:
     text.tokenizer.save(run.folder / "tokenizer.json")
     record = {
         "format": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "requested": requested.to_dict(),  # before anything was planned: what the same command asks for again
         "settings": config.to_dict(),
         "corpus": {
             "name": text.name,
@@ -197,21 +218,31 @@ def _write_record(run: Run, config: Config, text: Corpus, machine: Machine) -> N
     storage.write_json(run.folder / "config.json", record)
 
 
-def _extend(run: Run, steps: int) -> None:
+def _extend(run: Run, steps: int | None, minutes: float | None) -> None:
     newest = run.checkpoints.newest(lambda _: None)
-    done = read_state(newest).step if newest else 0
-    if newest and steps <= done:
-        raise ValueError(f"--steps {steps}: the run {run.name} has done {done} steps already.")
-    training = dataclasses.replace(run.config.training, steps=steps)
+    state = read_state(newest) if newest else TrainState()
+    if steps is not None:
+        if state.step >= steps:
+            raise ValueError(f"--steps {steps}: the run {run.name} has done {state.step} steps already.")
+        training = dataclasses.replace(run.config.training, steps=steps, minutes=0.0)
+    else:
+        assert minutes is not None
+        if state.elapsed >= 60 * minutes:
+            raise ValueError(f"--minutes {minutes}: the run {run.name} has taken {state.elapsed / 60:.1f} already.")
+        guess = round(60 * minutes * state.step / state.elapsed) if state.step else run.config.training.steps
+        training = dataclasses.replace(run.config.training, steps=max(guess, state.step + 1), minutes=float(minutes))
     run.record["settings"] = dataclasses.replace(run.config, training=training).to_dict()
     (run.folder / "result.json").unlink(missing_ok=True)  # it is not finished any more
     storage.write_json(run.folder / "config.json", run.record)
     del run.config
 
 
-def _train(run: Run, text: Corpus, machine: Machine, emit: Subscriber) -> Run:
-    """Build the parts from the run's folder, train to the end or to a stop, and leave everything saved."""
-    config, settings = run.config, run.config.training
+def _train(run: Run, text: Corpus, emit: Subscriber, began: float, plan: Planned | None = None) -> Run:
+    """Build the parts from the run's folder, train to the end or to a stop, and leave everything saved.
+
+    `began` is when the command was given, by `time.perf_counter()`.
+    """
+    config, settings, machine = run.config, run.config.training, run.machine
     batches = _batches(config, text)
     storage.sweep(run.folder)
     storage.sweep(run.checkpoints.folder)
@@ -245,16 +276,35 @@ def _train(run: Run, text: Corpus, machine: Machine, emit: Subscriber) -> Run:
         def save() -> Path:
             return run.checkpoints.save(model, optimizer, state, run.folder, settings.keep_checkpoints)
 
-        for event in notes:
+        for event in [plan, *notes] if plan else notes:
             tell(event)
+        forward, machine = _compiled(run, model, batches, machine, state, tell)
         tell(_started(run, text, batches, model, machine, state))
-        if fit(model, next_token, batches, optimizer, state, settings, machine,
+        state.elapsed += time.perf_counter() - began
+        if fit(model, forward, next_token, batches, optimizer, state, settings, machine,
                Actions(evaluate, sample, save, stop, tell)):  # fmt: skip
             _finish(run, state, tell)
         else:
             run.stopped_by = stop.signal
             tell(Paused(state.step, run.reference))
     return Run(run.folder) if run.stopped_by is None else run
+
+
+def _compiled(
+    run: Run, model: GPT, batches: Batches, machine: Machine, state: TrainState, tell: Subscriber
+) -> tuple[Callable[..., torch.Tensor], Machine]:
+    """The model, compiled if that is worth it. What was decided stands in the run's record: a resume does the same."""
+    settings = run.config.training
+    batch = tuple(part.to(machine.device) for part in batches(state.step))
+    passes = (settings.steps - state.step) * settings.accumulate
+    forward, is_compiled, reason = choose_forward(model, next_token, batch, machine, passes)
+    if machine.compile == "on" and not is_compiled:
+        tell(Notice(f"Training runs uncompiled: {reason}."))
+    if machine.compile == "auto":
+        run.record["machine"]["compile"] = "on" if is_compiled else "off"
+        storage.write_json(run.folder / "config.json", run.record)
+    reasons = (*machine.reasons, reason) if reason else machine.reasons
+    return forward, dataclasses.replace(machine, compile="on" if is_compiled else "off", reasons=reasons)
 
 
 def _started(run: Run, text: Corpus, batches: Batches, model: GPT, machine: Machine, state: TrainState) -> Started:
@@ -267,6 +317,7 @@ def _started(run: Run, text: Corpus, batches: Batches, model: GPT, machine: Mach
         run.reference,
         state.step,
         steps,
+        run.config.training.minutes,
         corpus,
         model.parameter_table(),
         machine.describe(),
@@ -283,7 +334,10 @@ def _finish(run: Run, state: TrainState, tell: Subscriber) -> None:
     ]
     run.plot()
     summary = verdict(points)
-    end = Finished(run.reference, state.step, state.elapsed, state.best_step, state.best_loss, summary, peak_memory())
+    end = Finished(
+        run.reference, state.step, state.elapsed, state.best_step, state.best_loss, summary, peak_memory(),
+        judge(run.metrics(), state),
+    )  # fmt: skip
     storage.write_json(run.folder / "result.json", end.to_dict())
     tell(end)
 

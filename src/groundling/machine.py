@@ -5,23 +5,26 @@ Nothing happens at import. `choose` turns the `auto` settings into facts; `surve
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
+import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import psutil
 import torch
 
 from groundling.config import MachineSettings
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CPU_DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Machine:
 
     device: torch.device
     dtype: torch.dtype
-    compile: bool
+    compile: Literal["auto", "on", "off"]  # auto: training/compiling.py tries it
     threads: int
     reasons: tuple[str, ...] = ()
 
@@ -48,41 +51,34 @@ class Machine:
         """Mixed precision for training and evaluation: weights stay float32, matrix products run in `dtype`."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def caller(self, notice: Callable[[str], None]) -> Callable[..., torch.Tensor]:
-        """What `GPT.forward` takes as `through`: compiles each part when it first comes, if that was chosen and works.
 
-        Parts of a kind share one compiled function: six blocks take a sixth of the time, and run no slower. The notice
-        says why if it does not work.
-        """
-        if self.compile:
-            try:
-                # The compiler proves itself on something small, since it fails late and at length.
-                torch.compile(lambda x: (x * 2).relu().sum())(torch.ones(64, device=self.device))
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                notice(f"torch.compile does not work on this machine ({reason[:120]}); training runs uncompiled.")
-            else:
-                compiled = cache(functools.partial(torch.compile, dynamic=False))
-                return lambda part, *arguments: compiled(part)(*arguments)
-        return lambda part, *arguments: part(*arguments)
+def choose(settings: MachineSettings, decided: dict[str, Any] | None = None) -> Machine:
+    """Turn `auto` into this machine's device, dtype and threads.
 
-
-def choose(settings: MachineSettings) -> Machine:
-    """Turn `auto` into this machine's device, dtype and compiler choice.
+    `decided` is what `describe` gave when a run began: where the device is still of that kind, the run goes on with
+    the same dtype, compiler choice and threads, to the bit.
 
     Raises ValueError if a device was named that is not here.
     """
     reasons = []
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    decided = decided or {}
     device = _device(settings.device)
     if settings.device == "auto":
         reasons.append(f"device {device}: {_DEVICE_REASONS[device.type]}")
-    dtype, reason = DTYPES.get(settings.dtype), ""
+    if torch.device(decided.get("device", "meta")).type != device.type:
+        decided = {}
+    threads, reason = usable_threads()
+    if settings.threads or decided.get("threads"):
+        torch.set_num_threads(settings.threads or min(decided["threads"], threads))
+    elif threads < torch.get_num_threads():
+        torch.set_num_threads(threads)
+        reasons.append(f"threads {threads}: {reason}")
+    dtype = DTYPES.get(settings.dtype) or DTYPES.get(decided.get("dtype", ""))
     if dtype is None:
         dtype, reason = _best_dtype(device)
         reasons.append(f"dtype {str(dtype).removeprefix('torch.')}: {reason}")
-    return Machine(device, dtype, settings.compile == "on", torch.get_num_threads(), tuple(reasons))
+    compile = settings.compile if settings.compile != "auto" else decided.get("compile", "auto")
+    return Machine(device, dtype, compile, torch.get_num_threads(), tuple(reasons))
 
 
 _DEVICE_REASONS = {
@@ -113,15 +109,15 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         # Older GPUs emulate bfloat16, slower than float32, and PyTorch says yes to that unless asked so.
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "the GPU computes it natively"
-        return torch.float32, "the GPU has no bfloat16 of its own"
+        return torch.float16, "the GPU has no bfloat16 of its own; the loss is scaled to stay in its range"
     if device.type == "mps":
         return torch.float32, "the safe choice on Apple GPUs"
     if not _cpu_has_bfloat16():
         # Without the instructions PyTorch emulates bfloat16, up to 500 times slower.
         return torch.float32, "the CPU has no bfloat16 instructions"
-    speed = {name: matmul_gflops(name) for name in DTYPES}
+    speed = {name: matmul_gflops(name) for name in _CPU_DTYPES}
     dtype = "bfloat16" if speed["bfloat16"] > 1.2 * speed["float32"] else "float32"
-    return DTYPES[dtype], "measured " + " and ".join(f"{speed[n]:,.0f} GFLOP/s in {n}" for n in DTYPES)
+    return DTYPES[dtype], "measured " + " and ".join(f"{speed[n]:,.0f} GFLOP/s in {n}" for n in _CPU_DTYPES)
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -130,16 +126,83 @@ def _cpu_has_bfloat16() -> bool:
 
 
 @cache
-def matmul_gflops(dtype: str, size: int = 1024) -> float:
-    """Matrix products on the CPU, in 10^9 floating-point operations a second: the median of five."""
-    a, b = (torch.randn(size, size).to(DTYPES[dtype]) for _ in range(2))
-    a @ b  # the first one pays for setting the library up
+def matmul_gflops(dtype: str, size: int = 1024, device: str = "cpu") -> float:
+    """Matrix products of `size` squared, in 10^9 floating-point operations a second: the median of five."""
+    return _product_gflops(dtype, size, size, size, device)
+
+
+def _product_gflops(dtype: str, m: int, k: int, n: int, device: str) -> float:
+    a, b = torch.randn(m, k, device=device).to(DTYPES[dtype]), torch.randn(k, n, device=device).to(DTYPES[dtype])
+    return 2 * m * k * n / _median_seconds(lambda: a @ b, device) / 1e9
+
+
+def _median_seconds(work: Callable[[], object], device: str, times: int = 5) -> float:
+    def finish() -> None:
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+
+    work()  # the first one pays for setting the library up
+    finish()
     seconds = []
-    for _ in range(5):
+    for _ in range(times):
         start = time.perf_counter()
-        a @ b
+        work()
+        finish()
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(seconds) / 1e9
+    return statistics.median(seconds)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What bounds a training step: `gflops` of matrix products of a model's shapes, `gbytes` copied a second."""
+
+    gflops: float
+    gbytes: float
+
+
+def measure_speed(machine: Machine, n_embd: int, tokens: int) -> Speed:
+    """The speed of matrix products as a block of this width makes them for so many tokens, and of copying."""
+    dtype = str(machine.dtype).removeprefix("torch.")
+    device, tokens = str(machine.device), min(tokens, 8192)
+    shapes = [(tokens, n_embd, 4 * n_embd), (tokens, 4 * n_embd, n_embd), (n_embd, tokens, 4 * n_embd)]
+    seconds_a_gflop = [1 / _product_gflops(dtype, *shape, device) for shape in shapes]
+    block = torch.empty(64 << 20, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(block)
+    copied = 2 * block.numel() / _median_seconds(lambda: target.copy_(block), device) / 1e9  # read and written
+    return Speed(len(shapes) / sum(seconds_a_gflop), copied)
+
+
+def usable_threads() -> tuple[int, str]:
+    """How many threads are worth having, and why: one a fast core, and none beyond what this process is granted."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return int(os.environ["OMP_NUM_THREADS"]), "OMP_NUM_THREADS says so"
+    counts = {"physical cores are here": psutil.cpu_count(logical=False) or os.cpu_count() or 1}
+    if hasattr(os, "sched_getaffinity"):
+        counts["cores are granted to this process"] = len(os.sched_getaffinity(0))
+    for path, meaning in _CORE_FILES.items():
+        try:
+            counts[meaning] = _count_cores(Path(path).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue  # not this kind of machine
+    fast = "fast cores are here, and the slow ones would hold them up"  # on Macs PyTorch itself counts only those
+    if fast in counts and (os.cpu_count() or 1) > counts["physical cores are here"]:
+        counts[fast] //= 2  # each was listed with its hyper-thread
+    meaning = min(counts, key=lambda key: counts[key])
+    return max(1, counts[meaning]), f"{counts[meaning]} {meaning}"
+
+
+_CORE_FILES = {
+    "/sys/fs/cgroup/cpu.max": "cores' worth of time is what this container may use",
+    "/sys/devices/cpu_core/cpus": "fast cores are here, and the slow ones would hold them up",
+}
+
+
+def _count_cores(text: str) -> int:
+    """Cores in `200000 100000` (a quota and a period, both in microseconds) or in `0-7,16` (a list of them)."""
+    if len(words := text.split()) == 2:
+        return -(-int(words[0]) // int(words[1]))
+    ends = [[int(end) for end in part.split("-")] for part in text.strip().split(",")]
+    return sum(part[-1] - part[0] + 1 for part in ends)
 
 
 def has_compiler() -> bool:
@@ -148,12 +211,8 @@ def has_compiler() -> bool:
         import importlib.util
 
         return importlib.util.find_spec("triton") is not None
-    try:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-
-        return bool(get_cpp_compiler())
-    except Exception:  # whatever it is that this private door raises, the answer is no
-        return False
+    usual = {"nt": "cl", "darwin": "clang++"}.get(os.name if os.name == "nt" else sys.platform, "g++")
+    return shutil.which(os.environ.get("CXX") or usual) is not None
 
 
 def survey() -> dict[str, Any]:
@@ -165,12 +224,12 @@ def survey() -> dict[str, Any]:
     return machine.describe() | {
         "compiler_found": has_compiler(),
         "cpu": {
-            "name": _cpu_name(),
+            "name": processor(),
             "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
             "logical_cores": os.cpu_count(),
             "bfloat16_instructions": _cpu_has_bfloat16(),
             "matmul_gflops": {
-                name: round(matmul_gflops(name)) for name in DTYPES if name == "float32" or _cpu_has_bfloat16()
+                name: round(matmul_gflops(name)) for name in _CPU_DTYPES if name == "float32" or _cpu_has_bfloat16()
             },
         },
         "memory": {"total": memory.total, "available": memory.available},
@@ -190,7 +249,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
 
 
-def _cpu_name() -> str:
+def processor() -> str:
+    """The CPU's name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
@@ -206,7 +266,6 @@ def peak_memory() -> int:
     if hasattr(info, "peak_wset"):  # Windows
         return int(info.peak_wset)
     import resource
-    import sys
 
     scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)

@@ -84,7 +84,7 @@ class Run:
 
     @cached_property
     def machine(self) -> Machine:
-        return choose(self.config.machine)
+        return choose(self.config.machine, self.record.get("machine"))
 
     @cached_property
     def model(self) -> GPT:
@@ -104,6 +104,11 @@ class Run:
         """How the run ended (the fields of the event `Finished`); None if it has not come to its end."""
         path = self.folder / "result.json"
         return dict(storage.read_json(path)) if path.exists() else None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run already."""
+        return (self.folder / "config.json").exists()
 
     @property
     def finished(self) -> bool:

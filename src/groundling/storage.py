@@ -22,6 +22,13 @@ MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
 
 
+def cache_folder() -> Path:
+    """Where downloads, tokens and what was measured are kept: `GROUNDLING_CACHE`, or the user's cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get("GROUNDLING_CACHE") or platformdirs.user_cache_dir("groundling", appauthor=False))
+
+
 @contextmanager
 def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path]:
     """Yield a temporary folder to fill; on a clean exit it becomes `path`, on an exception it vanishes.

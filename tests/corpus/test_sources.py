@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from groundling import storage
 from groundling.corpus import sources
 from groundling.corpus.sources import Source, find_source, read_bytes, read_text
 
@@ -61,7 +62,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 def cached() -> list[Path]:
-    folder = sources.cache_folder() / "corpora"
+    folder = storage.cache_folder() / "corpora"
     return sorted(folder.iterdir()) if folder.exists() else []
 
 
@@ -345,7 +346,7 @@ def test_standard_input_is_kept_where_its_address_says(pipe: Callable[[bytes], N
     assert text_of(source) == [TEXT] and source.documents[0].name == "standard input"
     again = find_source(source.address)  # as a run that is continued finds it
     assert text_of(again) == [TEXT]
-    assert sources.cache_folder() in Path(source.address).parents
+    assert storage.cache_folder() in Path(source.address).parents
 
 
 def test_the_same_input_is_kept_once(pipe: Callable[[bytes], None]) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from groundling import storage
 from groundling.config import CorpusSettings
 from groundling.corpus import sources, tokens
-from groundling.corpus.sources import Source, cache_folder, find_source
+from groundling.corpus.sources import Source, find_source
 from groundling.corpus.tokenizer import CharTokenizer
 from groundling.corpus.tokens import Corpus, prepare, reopen
 
@@ -51,7 +51,7 @@ def text_of(corpus: Corpus) -> str:
 
 def prepared() -> list[Path]:
     """The folders of tokens in the cache, and what is left of half-written ones."""
-    return [path for path in (cache_folder() / "tokens").iterdir() if path.is_dir()]
+    return [path for path in (storage.cache_folder() / "tokens").iterdir() if path.is_dir()]
 
 
 class Phases(list[str]):

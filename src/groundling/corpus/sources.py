@@ -64,13 +64,6 @@ class Source:
         return sum(document.size for document in self.documents)
 
 
-def cache_folder() -> Path:
-    """Where downloads and tokens are kept: `GROUNDLING_CACHE`, or the user's cache folder."""
-    import platformdirs
-
-    return Path(os.environ.get("GROUNDLING_CACHE") or platformdirs.user_cache_dir("groundling", appauthor=False))
-
-
 def find_source(corpus: str | os.PathLike[str], glob: str | None = None) -> Source:
     """A name (`shakespeare`, `python-docs`), a file (`.gz` too), a folder, or `-` for standard input.
 
@@ -156,7 +149,7 @@ def _standard_input() -> Source:
     content = sys.stdin.buffer.read()
     if not content:
         raise ValueError("Standard input is empty: there is no text to train on.")
-    path = cache_folder() / "stdin" / f"{hashlib.sha256(content).hexdigest()[:16]}.txt"
+    path = storage.cache_folder() / "stdin" / f"{hashlib.sha256(content).hexdigest()[:16]}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.write_file(path, content)
     return Source("stdin", str(path), (_file(path, "standard input"),))
@@ -168,7 +161,7 @@ def _shakespeare() -> Source:
     import requests
 
     pooch.get_logger().setLevel("ERROR")
-    folder = cache_folder() / "corpora"
+    folder = storage.cache_folder() / "corpora"
     try:
         path = pooch.retrieve(
             SHAKESPEARE_URL, f"sha256:{SHAKESPEARE_SHA256}", fname="shakespeare.txt", path=folder,

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from groundling import storage
 from groundling.config import CorpusSettings
-from groundling.corpus.sources import Source, cache_folder, find_source, read_bytes, read_text
+from groundling.corpus.sources import Source, find_source, read_bytes, read_text
 from groundling.corpus.tokenizer import CharTokenizer, Tokenizer, Unknown
 
 Progress = Callable[[str, int, int], None]
@@ -147,7 +147,7 @@ def _fingerprint(source: Source, progress: Progress) -> str:
 
 def _home(fingerprint: str, tokenizer: str, unknown: Unknown) -> Path:
     key = json.dumps({"version": 1, "text": fingerprint, "tokenizer": tokenizer, "unknown": unknown})
-    return cache_folder() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:24]
+    return storage.cache_folder() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
 def _is_prepared(folder: Path) -> bool:

@@ -42,6 +42,8 @@ class TrainState:
     best_loss: float | None = None
     loss_sum: float = 0.0  # of the training losses since the last evaluation
     loss_count: int = 0
+    loss_scale: float = 2.0**16  # for float16 only: see fit.py
+    steps_in_range: int = 0  # since the scale was changed
 
 
 class Checkpoints:

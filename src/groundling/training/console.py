@@ -17,6 +17,7 @@ from groundling.training.events import (
     Finished,
     Notice,
     Paused,
+    Planned,
     Preparing,
     Sample,
     Started,
@@ -36,7 +37,7 @@ class Console:
         self._validation = ""
         self._sample: Sample | None = None
         self._last_line = self._began = 0.0
-        self._steps = 0
+        self._steps = ""
 
     def __enter__(self) -> Console:
         return self
@@ -50,6 +51,8 @@ class Console:
                 self._preparing(event)
             case Notice():
                 self.out.print(f"[yellow]note:[/] {escape(event.sentence)}")
+            case Planned():
+                self._planned(event)
             case Started():
                 self._started(event)
             case Step():
@@ -81,6 +84,19 @@ class Console:
                 f"{rate / 1e6:,.0f} MB/s, {duration(left)} left"
             )
 
+    def _planned(self, event: Planned) -> None:
+        model = event.model
+        self.out.print(
+            f"[bold]plan    {event.minutes:g} minutes, until {event.ends[11:19]}[/]: "
+            f"{event.parameters / 1e6:.1f}M parameters ({model['n_layer']} layers × {model['n_embd']}), "
+            f"dropout {model['dropout']:g}, {event.batch_size} windows of {model['block_size']} a step"
+        )
+        self.out.print(
+            f"        about {event.steps:,} steps of {event.seconds_per_step:.2g} s, {event.epochs:.1f} passes over "
+            f"the text, {event.memory / 1e9:.1f} GB of memory; expected validation loss {event.loss:.2f}, "
+            f"most likely {event.low:.2f} to {event.high:.2f}"
+        )
+
     def _started(self, event: Started) -> None:
         total = sum(count for _, count in event.parameters)
         table = Table(title=f"{total:,} parameters", title_justify="left", box=None, pad_edge=False, show_header=False)
@@ -97,27 +113,29 @@ class Console:
             f"machine {machine['device']}, {machine['dtype']}, {machine['threads']} threads"
             + (f" ({'; '.join(machine['reasons'])})" if machine["reasons"] else "")
         )
+        about = "about " if event.minutes else ""
         verb = f"continues at step {event.step:,} of" if event.step else "trains for"
         self.out.print(
-            f"run     {escape(event.run)} {verb} {event.steps:,} steps, {event.epochs:.1f} passes over the text"
+            f"run     {escape(event.run)} {verb} {about}{event.steps:,} steps, {event.epochs:.1f} passes over the text"
         )
         self.out.print()
-        self._steps, self._last_line = event.steps, 0.0
+        self._steps, self._last_line = f"{about}{event.steps:,}", 0.0
         if self.out.is_terminal:
             self._live = Progress(
                 BarColumn(bar_width=24), TextColumn("{task.description}"), console=self.out, transient=True
             )
-            self._task = self._live.add_task("", total=event.steps, completed=event.step)
+            self._task = self._live.add_task("", total=None)
             self._live.start()
 
     def _step(self, event: Step) -> None:
         line = (
-            f"step {event.step:,}/{self._steps:,}  loss {event.loss:.3f}{self._validation}  "
+            f"step {event.step:,}/{self._steps}  loss {event.loss:.3f}{self._validation}  "
             f"lr {event.learning_rate:.1e}  {event.tokens_per_second:,.0f} tok/s  {duration(event.seconds_left)} left"
         )
         now = time.perf_counter()
         if self._live:
-            self._live.update(self._task, description=line, completed=event.step)
+            total = event.elapsed + event.seconds_left
+            self._live.update(self._task, description=line, completed=event.elapsed, total=total)
         elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             self.out.print(line)
@@ -138,6 +156,8 @@ class Console:
             f"Best validation loss [bold]{event.best_validation_loss:.4f}[/] at step {event.best_step:,}."
         )
         self.out.print(event.verdict)
+        if event.forecast:
+            self.out.print(event.forecast)
         if self._sample:
             self.out.print("\nIt writes:\n")
             self.out.print(Text(_indent(self._sample.prompt + self._sample.text)))

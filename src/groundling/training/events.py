@@ -37,12 +37,32 @@ class Preparing(Event):
 
 
 @dataclass(frozen=True)
+class Planned(Event):
+    """What `--minutes` will be used for. `loss` is the validation loss expected at the end, most likely from `low`
+    to `high`; `ends` is when, as local time in ISO 8601; `memory` is in bytes."""
+
+    minutes: float
+    parameters: int
+    model: dict[str, Any]
+    batch_size: int
+    steps: int
+    seconds_per_step: float
+    epochs: float
+    memory: int
+    loss: float
+    low: float
+    high: float
+    ends: str
+
+
+@dataclass(frozen=True)
 class Started(Event):
-    """Training begins, or goes on, at `step`."""
+    """Training begins, or goes on, at `step`. With `minutes`, the clock ends it, and `steps` is a guess."""
 
     run: str
     step: int
     steps: int
+    minutes: float
     corpus: dict[str, Any]
     parameters: list[tuple[str, int]]
     machine: dict[str, Any]
@@ -54,6 +74,7 @@ class Step(Event):
     """An optimizer step was done: `step` of them so far. `loss` is the training batch's, in nats a token.
 
     `elapsed` and `seconds_left` are seconds, over all sessions of the run; evaluations are counted in both.
+    `grad_norm` is None where float16 could not hold the gradients, and the step was left out.
     """
 
     step: int
@@ -63,7 +84,7 @@ class Step(Event):
     tokens_per_second: float
     elapsed: float
     seconds_left: float
-    grad_norm: float
+    grad_norm: float | None
 
 
 @dataclass(frozen=True)
@@ -112,10 +133,11 @@ class Finished(Event):
     best_validation_loss: float
     verdict: str
     peak_memory: int  # bytes
+    forecast: str | None = None  # how good the plan was, where there was one
 
 
 Subscriber = Callable[[Event], None]
-_KEPT = (Notice, Started, Step, Evaluation, Saved, Paused, Finished)
+_KEPT = (Notice, Planned, Started, Step, Evaluation, Saved, Paused, Finished)
 
 
 class RunFiles:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import signal
-import statistics
 import threading
-import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +20,13 @@ from groundling.evaluation.score import Interrupted, Score
 from groundling.machine import Machine
 from groundling.model.gpt import GPT
 from groundling.training.checkpoint import TrainState
-from groundling.training.events import Evaluation, Event, Notice, Sample, Saved, Step
+from groundling.training.clock import Clock
+from groundling.training.events import Evaluation, Event, Sample, Saved, Step
 from groundling.training.objective import Objective
 from groundling.training.optimizer import Optimizers
 from groundling.training.schedule import rate_factor
+
+_STEPS_BEFORE_SCALING_UP = 1000
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Actions:
 
 def fit(
     model: GPT,
+    forward: Callable[..., torch.Tensor],
     objective: Objective,
     batches: Batches,
     optimizer: Optimizers,
@@ -51,46 +51,52 @@ def fit(
     machine: Machine,
     actions: Actions,
 ) -> bool:
-    """Train from `state.step` to `settings.steps`; `state` is moved along.
+    """Train `model` from `state.step` to `settings.steps`, or until `settings.minutes` are over; `state` moves along.
+
+    `forward` is the model itself, or the model compiled. Evaluation and sampling come in other shapes, for each of
+    which it would be compiled again, so they run as they are.
 
     Returns whether it came to the end; if `actions.stopped()` ends it before, everything is saved.
     Raises FloatingPointError if the loss is not finite: the weights are then those of the last checkpoint's run.
     """
-    # Evaluation and sampling come in other shapes, for each of which it would be compiled again: they run as they are.
-    forward = functools.partial(model, through=machine.caller(lambda sentence: actions.emit(Notice(sentence))))
     clock = Clock(state.elapsed, settings)
+    over = False
     # Dropout is seeded in every micro-step; the caller's own random numbers are left alone.
     with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
         while True:
+            over = over or clock.is_over(state.step)  # once for all: the evaluation below takes time too
             improved = False
-            if _evaluation_is_due(state, settings):
+            if _evaluation_is_due(state, settings, over):
                 try:
-                    improved = _evaluate(state, settings, actions, clock)
+                    with clock.timing("evaluation"):
+                        improved = _evaluate(state, settings, actions, clock, over)
                 except Interrupted:
                     pass  # `stopped` says so below; the evaluation is made when the run is resumed
-            finished = state.step == settings.steps and state.evaluated_step == state.step
+            finished = over and state.evaluated_step == state.step
             checkpoint_is_due = state.step % settings.checkpoint_every == 0 and state.step > 0
             if improved or finished or checkpoint_is_due or actions.stopped():
                 state.elapsed = clock.elapsed()
-                actions.emit(Saved(state.step, actions.save().name))
+                with clock.timing("save"):
+                    checkpoint = actions.save()
+                actions.emit(Saved(state.step, checkpoint.name))
             if finished:
                 return True
             if actions.stopped():
                 return False
 
-            clock.start_step()
-            factor = rate_factor((state.step + 1) / settings.steps, settings)
+            factor = rate_factor(clock.progress(state.step), settings)
             optimizer.schedule(factor)
-            rate = factor * settings.learning_rate
-            loss, norm = train_step(forward, model, objective, batches, optimizer, state.step, settings, machine)
+            with clock.timing("step"):
+                loss, norm = train_step(forward, model, objective, batches, optimizer, state, settings, machine)
             state.step += 1
             state.tokens += batches.tokens_per_step
             state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
-            seconds = clock.end_step()
             if state.step % settings.log_every == 0 or state.step == settings.steps:
-                speed = batches.tokens_per_step / seconds
+                rate, speed = factor * settings.learning_rate, batches.tokens_per_step / clock.typical("step")
                 left = clock.seconds_left(state.step)
-                actions.emit(Step(state.step, loss, rate, state.tokens, speed, clock.elapsed(), left, norm))
+                # JSON has no infinity.
+                shown = norm if math.isfinite(norm) else None
+                actions.emit(Step(state.step, loss, rate, state.tokens, speed, clock.elapsed(), left, shown))
 
 
 def train_step(
@@ -99,31 +105,51 @@ def train_step(
     objective: Objective,
     batches: Batches,
     optimizer: Optimizers,
-    step: int,
+    state: TrainState,
     settings: TrainingSettings,
     machine: Machine,
 ) -> tuple[float, float]:
-    """One optimizer step. Returns the loss (nats a token) and the gradient's norm."""
+    """One optimizer step. Returns the loss (nats a token) and the gradient's norm.
+
+    In float16 small gradients would vanish: the loss is scaled up before they are computed, and they are scaled down
+    after (Micikevicius et al., "Mixed Precision Training", 2018). Where they leave the range, the step is left out and
+    the scale halved; its norm is then infinite or not a number.
+    """
     model.train()
+    scale = state.loss_scale if machine.dtype == torch.float16 else 1.0
     total = torch.zeros((), device=machine.device)
     for micro_step in range(settings.accumulate):
-        torch.manual_seed(_dropout_seed(settings.seed, step, micro_step))
-        tokens, targets = (part.to(machine.device, non_blocking=True) for part in batches(step, micro_step))
+        torch.manual_seed(_dropout_seed(settings.seed, state.step, micro_step))
+        tokens, targets = (part.to(machine.device, non_blocking=True) for part in batches(state.step, micro_step))
         with machine.autocast():
             loss = objective(forward, (tokens, targets))
-        (loss / settings.accumulate).backward()
+        (loss * (scale / settings.accumulate)).backward()
         total += loss.detach()
+    if scale != 1.0:
+        torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], scale)
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf))
     mean_loss = float(total) / settings.accumulate
-    if not (math.isfinite(mean_loss) and math.isfinite(norm)):
+    in_range = math.isfinite(mean_loss) and math.isfinite(norm)
+    if not in_range and scale <= 1.0:
         # Before the optimizer's step: no weight has been touched by it.
         raise FloatingPointError(
-            f"Training diverged: in step {step + 1} the loss is {mean_loss} and the gradient's norm {norm}. "
+            f"Training diverged: in step {state.step + 1} the loss is {mean_loss} and the gradient's norm {norm}. "
             "A lower --learning-rate, a longer --warmup-steps or --dtype float32 helps; checkpoints are as they were."
         )
-    optimizer.step()
+    if in_range:
+        optimizer.step()
     optimizer.zero_grad()
+    if scale != 1.0:
+        _rescale(state, in_range)
     return mean_loss, norm
+
+
+def _rescale(state: TrainState, in_range: bool) -> None:
+    state.steps_in_range = state.steps_in_range + 1 if in_range else 0
+    if not in_range:
+        state.loss_scale = max(state.loss_scale / 2, 1.0)
+    elif state.steps_in_range % _STEPS_BEFORE_SCALING_UP == 0:
+        state.loss_scale *= 2
 
 
 def _dropout_seed(seed: int, step: int, micro_step: int) -> int:
@@ -131,9 +157,10 @@ def _dropout_seed(seed: int, step: int, micro_step: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def _evaluation_is_due(state: TrainState, settings: TrainingSettings) -> bool:
-    due = state.step % settings.eval_every == 0 or state.step == settings.steps
-    return due and state.evaluated_step != state.step
+def _evaluation_is_due(state: TrainState, settings: TrainingSettings, over: bool) -> bool:
+    # An untrained model is not worth the time of a run that has only so many minutes.
+    due = state.step % settings.eval_every == 0 and (state.step > 0 or not settings.minutes)
+    return (due or over) and state.evaluated_step != state.step
 
 
 def _evaluate(
@@ -141,9 +168,9 @@ def _evaluate(
     settings: TrainingSettings,
     actions: Actions,
     clock: Clock,
+    over: bool,
 ) -> bool:
     """Score the validation part and write a sample. Returns whether this is the best so far."""
-    start = time.perf_counter()
     result = actions.evaluate()
     training_loss = state.loss_sum / state.loss_count if state.loss_count else None
     # An untrained model is never the best one: a run that diverges at once must not be told to keep it.
@@ -152,43 +179,11 @@ def _evaluate(
         state.best_loss, state.best_step = result.loss, state.step
     actions.emit(Evaluation(state.step, result.loss, result.bits_per_byte, training_loss, best, clock.elapsed()))
     every = settings.sample_every if settings.sample_every is not None else settings.eval_every
-    if every and settings.sample_tokens and (state.step % every == 0 or state.step == settings.steps):
+    if every and settings.sample_tokens and (state.step % every == 0 or over):
         prompt, text = actions.sample()
         actions.emit(Sample(state.step, prompt, text))
     state.evaluated_step, state.loss_sum, state.loss_count = state.step, 0.0, 0
-    clock.count_evaluation(time.perf_counter() - start)
     return best
-
-
-class Clock:
-    """How long it took, and how long it will take: steps and evaluations apart, since they differ in length."""
-
-    def __init__(self, elapsed_before: float, settings: TrainingSettings) -> None:
-        self._start = time.perf_counter() - elapsed_before
-        self._settings = settings
-        self._steps: deque[float] = deque(maxlen=50)
-        self._evaluations: deque[float] = deque(maxlen=10)
-        self._step_start = 0.0
-
-    def elapsed(self) -> float:
-        return time.perf_counter() - self._start
-
-    def start_step(self) -> None:
-        self._step_start = time.perf_counter()
-
-    def end_step(self) -> float:
-        self._steps.append(time.perf_counter() - self._step_start)
-        return self._steps[-1]
-
-    def count_evaluation(self, seconds: float) -> None:
-        self._evaluations.append(seconds)
-
-    def seconds_left(self, step: int) -> float:
-        steps, every = self._settings.steps, self._settings.eval_every
-        # The one after the last step comes in any case.
-        evaluations = (steps - 1) // every - step // every + 1
-        per_step, per_evaluation = (statistics.median(d) if d else 0.0 for d in (self._steps, self._evaluations))
-        return (steps - step) * per_step + evaluations * per_evaluation
 
 
 class StopRequest:

@@ -8,11 +8,9 @@ as a flag. Nothing here imports torch, so that `--help` answers at once.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from functools import cache
-from numbers import Integral
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -118,6 +116,11 @@ class TrainingSettings:
     """How the weights are learned. `step` always means an optimizer step."""
 
     steps: int = setting(2000, "Optimizer steps in all.")
+    minutes: float = setting(
+        0.0,
+        "Time in all, from the command to the last saved byte: size, batch and schedule are planned to make the most "
+        "of it. Excludes --steps.",
+    )
     batch_size: int = setting(32, "Windows of text in a forward pass.")
     accumulate: int = setting(1, "Forward passes a step: gradients of this many batches are averaged.")
     optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: Muon for the blocks' matrices, AdamW for the rest.")
@@ -150,6 +153,10 @@ class TrainingSettings:
         )  # fmt: skip
         if self.sample_every is not None:
             _require_at_least(0, self, "sample_every")
+        _require(
+            self.minutes == 0 or 0.2 <= self.minutes <= 14 * 24 * 60,
+            f"--minutes must lie between 0.2 and {14 * 24 * 60:,} (two weeks), and it is {self.minutes}.",
+        )
         for name in ("learning_rate", "matrix_learning_rate"):
             value = getattr(self, name)
             _require(0 < value < math.inf, f"{flag(name)} must be above 0, and it is {value}.")
@@ -173,9 +180,11 @@ class MachineSettings:
     """Where it runs. `auto` is measured or looked up on the machine itself; `groundling doctor` shows what it gives."""
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps, ...")
-    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "Arithmetic of the matrix products in training.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "Arithmetic of the matrix products in training."
+    )
     compile: Literal["auto", "on", "off"] = setting(
-        "auto", "Whether torch.compile fuses the model; auto is off so far."
+        "auto", "Whether torch.compile fuses the model; auto tries it where the run is long enough to gain by it."
     )
     threads: int = setting(0, "CPU threads; 0 leaves the choice to PyTorch.")
 
@@ -188,161 +197,7 @@ GROUPS: dict[str, type[Any]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A named starting point that any flag overrides."""
-
-    description: str
-    model: ModelSettings
-    training: TrainingSettings
-
-
-def _gpt2(description: str, n_layer: int, n_head: int, n_embd: int) -> Preset:
-    # Shapes from "Language Models are Unsupervised Multitask Learners" (2019), table 2; the training settings
-    # are those with which nanoGPT reproduces the smallest of them, at half a million tokens a step.
-    return Preset(
-        description,
-        ModelSettings(block_size=1024, n_layer=n_layer, n_head=n_head, n_embd=n_embd),
-        TrainingSettings(
-            steps=600_000, batch_size=8, accumulate=60, learning_rate=6e-4, warmup_steps=2000, beta2=0.95,
-            eval_every=1000, checkpoint_every=1000,
-        ),
-    )  # fmt: skip
-
-
-_LAPTOP = Preset(
-    "2.7M parameters of the modern family, context 256, some minutes on a laptop: the most for the time",
-    ModelSettings(block_size=256, n_layer=6, n_head=3, n_embd=192, dropout=0.1,
-                  norm="rmsnorm", position="rope", mlp="swiglu"),
-    TrainingSettings(steps=500, batch_size=32, optimizer="muon", learning_rate=3e-3, matrix_learning_rate=0.02,
-                     beta2=0.95, schedule="linear", final_lr_fraction=0.0, warmup_steps=20, eval_every=100,
-                     checkpoint_every=100),
-)  # fmt: skip
-PRESETS: dict[str, Preset] = {
-    "nano": Preset(
-        "0.8M parameters of GPT-2's family: for tests and the impatient",
-        ModelSettings(block_size=128, n_layer=4, n_head=4, n_embd=128),
-        TrainingSettings(steps=2000, batch_size=16, learning_rate=4e-3, eval_every=200, checkpoint_every=500),
-    ),
-    "laptop": _LAPTOP,
-    "workshop": Preset(
-        "10.7M parameters, context 256, 5,000 steps: the workshop's model, as it trains there",
-        ModelSettings(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2),
-        TrainingSettings(steps=5000, batch_size=64, warmup_steps=100, eval_every=200, checkpoint_every=1000),
-    ),
-    "gpt2": _gpt2("GPT-2's shape, 12 layers × 768 (124M with its 50,257 tokens)", 12, 12, 768),
-    "gpt2-medium": _gpt2("GPT-2's shape, 24 layers × 1,024", 24, 16, 1024),
-    "gpt2-large": _gpt2("GPT-2's shape, 36 layers × 1,280", 36, 20, 1280),
-    "gpt2-xl": _gpt2("GPT-2's shape, 48 layers × 1,600", 48, 25, 1600),
-}
-DEFAULT_PRESET = "laptop"
-
-
-@dataclass(frozen=True)
-class Config:
-    """All that decides a run, apart from the text itself."""
-
-    corpus: str
-    preset: str
-    text: CorpusSettings
-    model: ModelSettings
-    training: TrainingSettings
-    machine: MachineSettings
-
-    @staticmethod
-    def build(corpus: str, preset: str | None = None, **settings: Any) -> Config:
-        """The preset's values with `settings` (any field of the four groups, by name) laid over them.
-
-        A preset's warm-up longer than a fifth of `steps` is shortened to that, unless `warmup_steps` is given:
-        `--steps 120` is a request for a short run, not for one that never reaches its learning rate.
-
-        Raises ValueError, naming the flag, for unknown names, wrong types and impossible combinations.
-        """
-        preset = preset or DEFAULT_PRESET
-        if preset not in PRESETS:
-            raise ValueError(f"There is no preset {preset!r}; the presets are {', '.join(PRESETS)}.")
-        base = PRESETS[preset]
-        groups: dict[str, dict[str, Any]] = {
-            "text": dataclasses.asdict(CorpusSettings()),
-            "model": dataclasses.asdict(base.model),
-            "training": dataclasses.asdict(base.training),
-            "machine": dataclasses.asdict(MachineSettings()),
-        }
-        for name, value in settings.items():
-            group = next((values for values in groups.values() if name in values), None)
-            if group is None:
-                raise ValueError(f"There is no setting {name!r}{did_you_mean(name, list(setting_fields()))}.")
-            group[name] = value
-        training = groups["training"]
-        if "warmup_steps" not in settings and isinstance(training["steps"], Integral):  # NumPy's integers too
-            training["warmup_steps"] = min(training["warmup_steps"], max(int(training["steps"]) // 5, 0))
-        return Config.from_dict({"corpus": corpus, "preset": preset, **groups})
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`; strict: an unknown, missing or mistyped setting is a ValueError that names it."""
-        import pydantic
-
-        # pydantic would give what is missing its default, which need not be the value that a run was made with.
-        missing = _missing(values)
-        if missing:
-            raise ValueError(" ".join(f"The setting {name!r} is missing." for name in missing))
-        try:
-            # Through JSON, where a mapping is as good as a dataclass though everything else is strict.
-            return _config_adapter().validate_json(json.dumps(values, default=_plain))
-        except pydantic.ValidationError as error:
-            raise ValueError(" ".join(_sentence(problem) for problem in error.errors())) from None
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-def _plain(value: Any) -> Any:
-    if getattr(value, "ndim", None) == 0:  # NumPy's numbers are numbers
-        return value.item()
-    return {type(value).__name__: repr(value)}  # what no setting can be; the text alone would pass for a `str`
-
-
-def _missing(values: Any) -> list[str]:
-    if not isinstance(values, dict):
-        return []  # pydantic says so
-    absent = [field.name for field in dataclasses.fields(Config) if field.name not in values]
-    groups = [(group, values[name]) for name, group in GROUPS.items() if isinstance(values.get(name), dict)]
-    return absent + [f.name for group, given in groups for f in dataclasses.fields(group) if f.name not in given]
-
-
-@cache
-def _config_adapter() -> Any:
-    # pydantic checks types, required and unknown names; the limits are the dataclasses' own.
-    import pydantic
-
-    rules = pydantic.ConfigDict(extra="forbid", strict=True)
-    for kind in (*GROUPS.values(), Config):
-        setattr(kind, "__pydantic_config__", rules)  # noqa: B010  (pydantic's own name for it)
-    return pydantic.TypeAdapter(Config)
-
-
-def _sentence(problem: Any) -> str:
-    """One pydantic problem in our words."""
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    name = str(problem["loc"][-1]) if problem["loc"] else "settings"
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"There is no setting {name!r}{did_you_mean(name, list(setting_fields()))}."
-    if problem["type"] == "json_invalid":
-        return "A text among the settings, or the name of the corpus, is not valid Unicode."
-    return f"{flag(name)} {json.dumps(problem['input'], default=repr)}: {problem['msg'].lower()}."
-
-
 @cache
 def setting_fields() -> dict[str, dataclasses.Field[Any]]:
     """Every setting by name, in the order of the groups."""
     return {f.name: f for group in GROUPS.values() for f in dataclasses.fields(group)}
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """` (did you mean 'x'?)` where something known is near to `word`, else nothing."""
-    import difflib
-
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,28 @@
+"""Every setting of a run. Nothing here imports torch."""
+
+from groundling.config.config import Config, did_you_mean
+from groundling.config.presets import DEFAULT_PRESET, PRESETS, Preset
+from groundling.config.settings import (
+    GROUPS,
+    CorpusSettings,
+    MachineSettings,
+    ModelSettings,
+    TrainingSettings,
+    flag,
+    setting_fields,
+)
+
+__all__ = [
+    "DEFAULT_PRESET",
+    "GROUPS",
+    "PRESETS",
+    "Config",
+    "CorpusSettings",
+    "MachineSettings",
+    "ModelSettings",
+    "Preset",
+    "TrainingSettings",
+    "did_you_mean",
+    "flag",
+    "setting_fields",
+]

@@ -1,0 +1,199 @@
+"""Minutes -> size, batch, steps: what to train in the time that there is, and what to expect of it.
+
+All figures below were measured: docs/LOG.md has the experiments. A plan is an estimate. The clock, not the plan,
+ends a run: see training/clock.py.
+"""
+
+from __future__ import annotations
+
+import bz2
+import dataclasses
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from groundling.config import Config, ModelSettings
+from groundling.corpus.tokens import Corpus
+from groundling.machine import Machine, Speed, measure_speed
+from groundling.training.checkpoint import TrainState
+from groundling.training.events import Planned
+
+DEFAULT_MINUTES = 5.0
+_SHAPE = ("n_layer", "n_head", "n_embd")
+_OUTSIDE = 8.0  # seconds of a run that are no steps: imports, reading the text, the last evaluation, the picture
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is best where a run's training costs `flops` floating-point operations: model, batch, rates."""
+
+    flops: float
+    n_layer: int
+    n_head: int
+    n_embd: int
+    batch_size: int
+    matrix_learning_rate: float
+    loss: float  # reached at that cost on Tiny Shakespeare, as a share of what bzip2 makes of a text
+
+
+_CHOICES = (
+    Choice(8e12, 6, 2, 128, 8, 0.02, 1.01),
+    Choice(4e13, 6, 3, 192, 16, 0.015, 0.92),
+    Choice(2e14, 6, 4, 256, 16, 0.015, 0.88),
+    Choice(1e15, 6, 6, 384, 16, 0.015, 0.85),
+)
+_SPREAD = 0.12  # texts differ: the share by which the loss was off at most, either way
+
+
+def flops_per_token(model: ModelSettings, vocab_size: int) -> float:
+    """Floating-point operations of the matrix products that training on a token takes, forward and backward.
+
+    Attention counts with the half of its weights that causality leaves.
+    """
+    hd, C = model.head_dim, model.n_embd
+    per_layer = C * hd * (2 * model.n_head + 2 * model.kv_heads)
+    per_layer += (3 if model.mlp == "swiglu" else 2) * C * model.n_hidden
+    return 6.0 * (model.n_layer * per_layer + vocab_size * C) + 6.0 * model.n_layer * model.block_size * C
+
+
+def step_seconds(model: ModelSettings, vocab_size: int, passes: int, batch_size: int, speed: Speed) -> float:
+    """About how long an optimizer step of so many passes takes, from what bounds it: products, copies and overhead."""
+    tokens = batch_size * model.block_size
+    products = flops_per_token(model, vocab_size) * tokens / (speed.gflops * 1e9)
+    # Bytes moved by all that is no matrix product, per element of a layer's activations.
+    copies = tokens * model.n_layer * model.n_embd * 150 / (speed.gbytes * 1e9)
+    optimizer = 30 * parameters(model, vocab_size) / (speed.gbytes * 1e9) + 0.001 * model.n_layer
+    return passes * (products + copies + 0.001 * model.n_layer) + optimizer
+
+
+def parameters(model: ModelSettings, vocab_size: int) -> int:
+    """How many, but for norms and biases."""
+    matrices = model.n_embd * model.head_dim * (2 * model.n_head + 2 * model.kv_heads)
+    matrices += (3 if model.mlp == "swiglu" else 2) * model.n_embd * model.n_hidden
+    heads = 1 if model.tie_head else 2
+    positions = model.block_size if model.position == "learned" else 0
+    return model.n_layer * matrices + (heads * vocab_size + positions) * model.n_embd
+
+
+def memory_needed(model: ModelSettings, vocab_size: int, batch_size: int) -> int:
+    """Bytes that training takes, roughly: PyTorch itself, four floats a parameter, and activations."""
+    tokens = batch_size * model.block_size
+    activations = tokens * (model.n_layer * model.n_embd * 80 + vocab_size * 12)
+    return round(0.45e9 + 16 * parameters(model, vocab_size) + activations)
+
+
+def fit_to_machine(
+    config: Config, given: Set[str], text: Corpus, machine: Machine, used: float
+) -> tuple[Config, Planned | None]:
+    """The configuration with everything that was left open chosen for this machine, text and time.
+
+    Args:
+        given: the settings that the user named, and `preset` if one was; they stay as they are.
+        used: seconds of the time that are over.
+    """
+    if not config.training.minutes:
+        return config, None
+    seconds = max(60 * config.training.minutes - used - _OUTSIDE, 1.0)
+    vocab_size, unique = text.tokenizer.vocab_size, len(text.train)
+    base = config.training.batch_size * config.model.block_size
+    speed = measure_speed(machine, config.model.n_embd, base)
+
+    def estimate(candidate: Config) -> float:
+        t = candidate.training
+        return step_seconds(candidate.model, vocab_size, t.accumulate, t.batch_size, speed)
+
+    best = config
+    if not given & {"preset", *_SHAPE}:
+        for choice in _CHOICES:
+            candidate = _with(config, given, {name: getattr(choice, name) for name in _SHAPE}
+                              | {"batch_size": choice.batch_size, "accumulate": 1,
+                                 "matrix_learning_rate": choice.matrix_learning_rate})  # fmt: skip
+            steps = seconds / estimate(candidate)
+            tokens = steps * candidate.training.batch_size * candidate.model.block_size
+            if best is config or tokens * flops_per_token(candidate.model, vocab_size) >= choice.flops:
+                best = candidate
+    per_step = estimate(best)
+    steps = max(1, int(seconds / per_step))
+    epochs = steps * best.training.batch_size * best.training.accumulate * best.model.block_size / unique
+    evaluations = _evaluations(best, text, per_step, seconds)
+    every = max(1, math.ceil(steps / evaluations))
+    warmup = min(best.training.warmup_steps, steps // 5) if "preset" in given else max(1, steps // 30)
+    best = _with(best, given, {"dropout": _dropout(epochs)} if "preset" not in given else {})
+    best = _with(best, given, {"steps": steps, "warmup_steps": min(warmup, steps - 1),
+                               "eval_every": every, "checkpoint_every": every})  # fmt: skip
+    if not given & {"preset"}:
+        best = dataclasses.replace(best, preset="planned")
+    loss = forecast(best, vocab_size, steps, text)
+    ends = datetime.now().astimezone() + timedelta(seconds=60 * config.training.minutes - used)
+    plan = Planned(
+        minutes=config.training.minutes,
+        parameters=parameters(best.model, vocab_size),
+        model={name: getattr(best.model, name) for name in (*_SHAPE, "block_size", "dropout")},
+        batch_size=best.training.batch_size * best.training.accumulate,
+        steps=steps,
+        seconds_per_step=per_step,
+        epochs=epochs,
+        memory=memory_needed(best.model, vocab_size, best.training.batch_size),
+        loss=loss,
+        low=loss * (1 - _SPREAD),
+        high=loss * (1 + _SPREAD),
+        ends=ends.isoformat(timespec="seconds"),
+    )
+    return best, plan
+
+
+def _with(config: Config, given: Set[str], wanted: dict[str, Any]) -> Config:
+    """`config` with what is wanted, except where the user has said otherwise."""
+    values = config.to_dict()
+    for name, value in wanted.items():
+        if name not in given:
+            next(group for group in (values["model"], values["training"]) if name in group)[name] = value
+    return Config.from_dict(values)
+
+
+def _dropout(epochs: float) -> float:
+    """The more often a text is read, the more has to be dropped, so that it is not learned by heart."""
+    return next(p for limit, p in ((1.5, 0.0), (8, 0.1), (20, 0.2), (math.inf, 0.3)) if epochs <= limit)
+
+
+def _evaluations(config: Config, text: Corpus, per_step: float, seconds: float) -> int:
+    """How many evaluations and samples to have: as many as take a thirtieth of the time."""
+    t = config.training
+    per_token = per_step / (t.batch_size * t.accumulate * config.model.block_size)
+    tokens = min(len(text.validation), t.eval_tokens or len(text.validation))
+    cost = 0.5 * per_token * tokens + 0.005 * t.sample_tokens + 0.3
+    return max(2, min(20, int(seconds / 30 / cost)))
+
+
+def forecast(config: Config, vocab_size: int, steps: int, text: Corpus) -> float:
+    """The validation loss to expect, in nats a token: what bzip2 makes of the text, times the share that a model
+    trained at this cost reached elsewhere."""
+    t = config.training
+    cost = steps * t.batch_size * t.accumulate * config.model.block_size * flops_per_token(config.model, vocab_size)
+    share = np.interp(math.log(cost), [math.log(c.flops) for c in _CHOICES], [c.loss for c in _CHOICES])
+    return float(share) * compressed_nats(text)
+
+
+def compressed_nats(text: Corpus, sample: int = 1_000_000) -> float:
+    """Nats a token that bzip2 needs for the training part, by a piece of at most `sample` tokens from its middle."""
+    start = max(0, (len(text.train) - sample) // 2)
+    ids = text.train.read(start, min(start + sample, len(text.train)))
+    content = text.tokenizer.decode(ids).encode()
+    return len(bz2.compress(content)) * 8 * math.log(2) / max(len(ids), 1)
+
+
+def judge(events: list[dict[str, Any]], state: TrainState) -> str | None:
+    """How good the plan was, in a sentence; None if there was none."""
+    plan = next((line for line in events if line["event"] == "planned"), None)
+    if plan is None or state.best_loss is None:
+        return None
+    within = "within" if plan["low"] <= state.best_loss <= plan["high"] else "outside"
+    return (
+        f"The plan said {plan['minutes']:g} min, {plan['steps']:,} steps and a loss of {plan['loss']:.2f} "
+        f"({plan['low']:.2f} to {plan['high']:.2f}); it became {state.elapsed / 60:.2f} min, {state.step:,} steps and "
+        f"{state.best_loss:.2f}, {within} that range."
+    )

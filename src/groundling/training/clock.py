@@ -1,0 +1,71 @@
+"""How far a run is: by its steps, or, where minutes were given, by the clock."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from groundling.config import TrainingSettings
+
+Kind = Literal["step", "evaluation", "save"]
+
+_PICTURE = 2.0  # seconds for what follows the last save: the verdict, loss.png, result.json, and leaving Python
+_UNMEASURED = 0.04  # of the budget is kept for the last evaluation and save, until one was timed
+
+
+class Clock:
+    """Times steps, evaluations and saves apart, since they differ in length, and says from that when to end.
+
+    A run with a budget in minutes ends when its last evaluation and save still fit. Its progress is the share of the
+    time that has passed, so that the learning rate reaches its floor at that moment, however fast the machine is then.
+    """
+
+    def __init__(self, elapsed_before: float, settings: TrainingSettings) -> None:
+        self._start = time.perf_counter() - elapsed_before
+        self._steps, self._eval_every = settings.steps, settings.eval_every
+        self._budget = 60 * settings.minutes
+        self._seconds: dict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=20))
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._start
+
+    @contextmanager
+    def timing(self, kind: Kind) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[kind].append(time.perf_counter() - start)
+
+    def typical(self, kind: Kind) -> float:
+        """Seconds that one takes; 0 if none was timed yet."""
+        return statistics.median(self._seconds[kind]) if self._seconds[kind] else 0.0
+
+    def progress(self, step: int) -> float:
+        """In (0, 1]: the share of the run that is behind it when the step after `step` is done."""
+        if not self._budget:
+            return (step + 1) / self._steps
+        return min(1.0, (self.elapsed() + self.typical("step")) / self._time_for_steps())
+
+    def is_over(self, step: int) -> bool:
+        """Whether `step` steps are all. By the clock: whether one more would end farther from the mark than none."""
+        if not self._budget:
+            return step >= self._steps
+        return step > 0 and self.elapsed() + self.typical("step") / 2 > self._time_for_steps()
+
+    def seconds_left(self, step: int) -> float:
+        if self._budget:
+            return max(0.0, self._budget - self.elapsed())
+        # The evaluation after the last step comes in any case.
+        evaluations = (self._steps - 1) // self._eval_every - step // self._eval_every + 1
+        return (self._steps - step) * self.typical("step") + evaluations * self.typical("evaluation")
+
+    def _time_for_steps(self) -> float:
+        if self._seconds["evaluation"]:
+            closing = self.typical("evaluation") + self.typical("save")
+        else:
+            closing = _UNMEASURED * self._budget
+        # However long the closing takes, half of the time is for learning.
+        return max(self._budget - closing - _PICTURE, self._budget / 2)

@@ -1,0 +1,148 @@
+"""Plans: what is chosen for the time, what stays as the user said, and that the arithmetic is PyTorch's."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from groundling.config import PRESETS, Config, CorpusSettings, MachineSettings, ModelSettings
+from groundling.corpus.sources import find_source
+from groundling.corpus.tokens import Corpus, prepare
+from groundling.machine import Speed, choose
+from groundling.model.gpt import GPT
+from groundling.training import budget
+from groundling.training.budget import compressed_nats, fit_to_machine, flops_per_token, judge, parameters
+from groundling.training.checkpoint import TrainState
+from groundling.training.events import Planned
+
+
+@pytest.fixture
+def laptop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The speed of one machine, so that plans do not depend on where the tests run."""
+    monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(gflops=1000, gbytes=11))
+
+
+@pytest.fixture
+def text(text_file: Path) -> Corpus:
+    return prepare(find_source(text_file), CorpusSettings())
+
+
+def plan(text: Corpus, **settings: Any) -> tuple[Config, Planned]:
+    preset = settings.pop("preset", None)
+    config = Config.build("text", preset, **settings)
+    given = settings.keys() | ({"preset"} if preset else set())
+    planned, event = fit_to_machine(config, given, text, choose(MachineSettings(device="cpu", dtype="float32")), 2.0)
+    assert event is not None
+    return planned, event
+
+
+@pytest.mark.parametrize("name", ["nano", "laptop", "workshop"])
+def test_operations_are_counted_as_pytorch_counts_them(name: str) -> None:
+    """PyTorch counts all of attention; causal attention needs half of that."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    m = PRESETS[name].model
+    with torch.device("meta"):
+        model = GPT(m, 65)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, m.block_size, dtype=torch.int64)).sum().backward()
+    square = 2 * m.n_layer * m.block_size**2 * m.n_embd  # a product of attention: 2 of them forward, 4 back
+    assert flops_per_token(m, 65) * m.block_size + 3 * square == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_parameters_are_those_of_the_model_but_for_vectors(name: str) -> None:
+    with torch.device("meta"):
+        model = GPT(PRESETS[name].model, 65)
+    assert parameters(PRESETS[name].model, 65) == sum(p.numel() for p in model.parameters() if p.dim() >= 2)
+
+
+@pytest.mark.usefixtures("laptop")
+def test_more_time_never_gives_a_smaller_model_or_a_worse_forecast(text: Corpus) -> None:
+    plans = [plan(text, minutes=m)[1] for m in (0.5, 1, 3, 5, 15, 60, 1440)]
+    for less, more in pairwise(plans):
+        assert more.parameters >= less.parameters
+        assert more.loss <= less.loss
+        assert more.model["dropout"] >= less.model["dropout"]
+        assert more.low < more.loss < more.high
+
+
+@pytest.mark.usefixtures("laptop")
+@pytest.mark.parametrize("minutes", [0.5, 5, 60])
+def test_planned_steps_fill_the_time(text: Corpus, minutes: float) -> None:
+    config, event = plan(text, minutes=minutes)
+    assert 0.6 * 60 * minutes < event.steps * event.seconds_per_step < 60 * minutes
+    assert config.training.steps == event.steps
+    assert 2 <= event.steps / config.training.eval_every <= 21
+    assert config.preset == "planned"
+
+
+@pytest.mark.usefixtures("laptop")
+def test_what_the_user_said_stays(text: Corpus) -> None:
+    said: dict[str, Any] = {
+        "n_embd": 96, "n_head": 3, "dropout": 0.05, "batch_size": 4, "eval_every": 7, "matrix_learning_rate": 0.01,
+    }  # fmt: skip
+    values = plan(text, minutes=5, **said)[0].to_dict()
+    assert {name: (values["model"] | values["training"])[name] for name in said} == said
+
+
+@pytest.mark.usefixtures("laptop")
+@pytest.mark.parametrize("preset", ["nano", "workshop"])
+def test_a_named_preset_keeps_its_model_and_learns_for_the_time(text: Corpus, preset: str) -> None:
+    config, event = plan(text, minutes=5, preset=preset)
+    assert config.model == PRESETS[preset].model
+    assert config.training.learning_rate == PRESETS[preset].training.learning_rate
+    assert config.preset == preset
+    assert config.training.steps == event.steps != PRESETS[preset].training.steps
+
+
+@pytest.mark.usefixtures("laptop")
+def test_without_minutes_nothing_is_planned(text: Corpus) -> None:
+    config = Config.build("text", steps=7)
+    machine = choose(MachineSettings(device="cpu", dtype="float32"))
+    assert fit_to_machine(config, {"steps"}, text, machine, 0.0) == (config, None)
+
+
+def test_minutes_and_steps_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="--minutes and --steps exclude each other"):
+        Config.build("text", minutes=5, steps=100)
+
+
+@pytest.mark.parametrize("minutes", [-1, 0.1, 1e9, float("nan")])
+def test_impossible_minutes_are_refused(minutes: float) -> None:
+    with pytest.raises(ValueError, match="--minutes"):
+        Config.build("text", minutes=minutes)
+
+
+def test_prose_compresses_to_what_bzip2_needs(text: Corpus) -> None:
+    assert 1.2 < compressed_nats(text) < 2.5
+
+
+def test_noise_does_not_compress(tmp_path: Path) -> None:
+    letters = torch.randint(97, 113, (20_000,), generator=torch.Generator().manual_seed(0)).tolist()
+    (tmp_path / "noise.txt").write_bytes(bytes(letters))
+    noise = prepare(find_source(tmp_path / "noise.txt"), CorpusSettings())
+    assert compressed_nats(noise) == pytest.approx(2.77, abs=0.15)  # log(16)
+
+
+def test_a_gated_untied_model_with_shared_heads_is_counted() -> None:
+    m = ModelSettings(n_embd=64, n_head=4, n_kv_head=2, n_layer=2, norm="rmsnorm", position="rope", mlp="swiglu",
+                      tie_head=False, block_size=32)  # fmt: skip
+    with torch.device("meta"):
+        model = GPT(m, 50)
+    assert parameters(m, 50) == sum(p.numel() for p in model.parameters() if p.dim() >= 2)
+
+
+def test_a_forecast_is_judged() -> None:
+    event = {"event": "planned", "minutes": 5.0, "steps": 100, "loss": 1.5, "low": 1.4, "high": 1.6}
+    good = judge([event], TrainState(step=110, elapsed=297.0, best_loss=1.55))
+    assert good is not None
+    assert "4.95 min, 110 steps and 1.55, within" in good
+    bad = judge([event], TrainState(step=110, elapsed=297.0, best_loss=1.75))
+    assert bad is not None
+    assert "outside" in bad
+    assert judge([], TrainState(best_loss=1.0)) is None
