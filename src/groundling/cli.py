@@ -70,9 +70,8 @@ def train(
     from groundling.launch import train
 
     given = {key: value for key, value in settings.items() if value is not None}
-    age = _process_age()
     return _train(
-        json, lambda tell: train(corpus, preset=preset, name=name, out=out, on_event=tell, elapsed=age, **given)
+        json, lambda tell, age: train(corpus, preset=preset, name=name, out=out, on_event=tell, elapsed=age, **given)
     )
 
 
@@ -81,30 +80,21 @@ def resume(
     run: RunReference,
     /,
     *,
-    steps: Annotated[int | None, Parameter(help="A new end for the run, in steps.", show_default=False)] = None,
-    minutes: Annotated[
-        float | None, Parameter(help="A new end for the run, in minutes of training in all.", show_default=False)
-    ] = None,
+    steps: Annotated[int | None, Parameter(help="A new end, in steps.", show_default=False)] = None,
+    minutes: Annotated[float | None, Parameter(help="A new end, in minutes in all.", show_default=False)] = None,
     out: Out = None,
     json: Json = False,
 ) -> int:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
     from groundling.launch import resume
 
-    age = _process_age()
-    return _train(json, lambda tell: resume(run, steps=steps, minutes=minutes, out=out, on_event=tell, elapsed=age))
+    return _train(
+        json, lambda tell, age: resume(run, steps=steps, minutes=minutes, out=out, on_event=tell, elapsed=age)
+    )
 
 
-def _process_age() -> float:
-    """Seconds since this command was given: importing takes some, and they count."""
-    import time
-
-    import psutil
-
-    return max(0.0, time.time() - psutil.Process().create_time())
-
-
-def _train(json: bool, start: Callable[[Callable[[Any], None]], Any]) -> int:
+def _train(json: bool, start: Callable[[Callable[[Any], None], float], Any]) -> int:
+    from groundling.machine import process_age
     from groundling.training.console import Console
     from groundling.training.events import Event, Finished, Paused
 
@@ -116,7 +106,7 @@ def _train(json: bool, start: Callable[[Callable[[Any], None]], Any]) -> int:
             if isinstance(event, Finished | Paused):
                 ending.append(event)
 
-        run = start(tell)
+        run = start(tell, process_age())
     if json:
         _print_json(ending[-1].to_dict() | {"folder": str(run.folder)})
     return 0 if run.stopped_by is None else 128 + run.stopped_by
@@ -313,9 +303,19 @@ def doctor(*, json: Json = False) -> None:
     lines = [
         ("device", found["device"]),
         ("dtype", found["dtype"]),
-        ("compile", f"{found['compile']}, {'a' if found['compiler_found'] else 'no'} compiler is here"),
+        (
+            "compile",
+            "a compiler is here, and tried where a run is long enough to gain by it"
+            if found["compiler_found"]
+            else "no compiler is here",
+        ),
         ("threads", found["threads"]),
         ("CPU", f"{cpu['name']}, {cpu['cores']} cores; matrix products: {speeds}"),
+        (
+            "speed",
+            f"{found['speed']['gflops']:,} GFLOP/s for a small model's products in {found['dtype']}, "
+            f"{found['speed']['gbytes']:,} GB/s copied",
+        ),
         *(("GPU", f"{gpu['name']}, {gpu['memory'] / 1e9:.0f} GB") for gpu in found["gpus"]),
         ("memory", f"{memory['total'] / 1e9:.1f} GB, {memory['available'] / 1e9:.1f} GB of it free"),
         ("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items())),

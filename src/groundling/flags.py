@@ -1,4 +1,4 @@
-"""The settings of `config.py` as flags: name, type, default and help are taken from the dataclasses."""
+"""The settings of `config/` as flags: name, type, default and help are taken from the dataclasses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from groundling.config import GROUPS, PRESETS
 
 
 def with_settings(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Give `verb` a flag for every setting of `config.py`, with its type, sentence of help and default."""
+    """Give `verb` a flag for every setting of `config/`, with its type, sentence of help and default."""
     own = [p for p in inspect.signature(verb).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     hints = get_type_hints(verb, include_extras=True)
     parameters = [p.replace(annotation=hints[p.name]) for p in own]

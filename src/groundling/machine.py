@@ -216,12 +216,14 @@ def has_compiler() -> bool:
 
 
 def survey() -> dict[str, Any]:
-    """All that `groundling doctor` tells, ready for JSON. Memory is in bytes, speed in GFLOP/s."""
+    """All that `groundling doctor` tells, ready for JSON. Memory is in bytes, speed in GFLOP/s and GB/s."""
     from groundling import __version__
 
     machine = choose(MachineSettings())
     memory = psutil.virtual_memory()
+    speed = measure_speed(machine, 192, 4096)
     return machine.describe() | {
+        "speed": {"gflops": round(speed.gflops), "gbytes": round(speed.gbytes, 1)},
         "compiler_found": has_compiler(),
         "cpu": {
             "name": processor(),
@@ -247,6 +249,11 @@ def versions() -> dict[str, str]:
     import numpy
 
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+
+
+def process_age() -> float:
+    """Seconds since this process began: importing takes some, and a budget counts them."""
+    return max(0.0, time.time() - psutil.Process().create_time())
 
 
 def processor() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from groundling.corpus.tokens import Corpus, prepare
 from groundling.machine import Speed, choose
 from groundling.model.gpt import GPT
 from groundling.training import budget
-from groundling.training.budget import compressed_nats, fit_to_machine, flops_per_token, judge, parameters
+from groundling.training.budget import (
+    compressed_nats,
+    fit_to_machine,
+    flops_per_token,
+    judge,
+    larger_passes,
+    parameters,
+)
 from groundling.training.checkpoint import TrainState
 from groundling.training.events import Planned
 
@@ -77,7 +85,7 @@ def test_planned_steps_fill_the_time(text: Corpus, minutes: float) -> None:
     config, event = plan(text, minutes=minutes)
     assert 0.6 * 60 * minutes < event.steps * event.seconds_per_step < 60 * minutes
     assert config.training.steps == event.steps
-    assert 2 <= event.steps / config.training.eval_every <= 21
+    assert 2 <= math.ceil(event.steps / config.training.eval_every) <= 21
     assert config.preset == "planned"
 
 
@@ -146,3 +154,16 @@ def test_a_forecast_is_judged() -> None:
     assert bad is not None
     assert "outside" in bad
     assert judge([], TrainState(best_loss=1.0)) is None
+
+
+def test_a_gpu_gets_as_few_passes_as_its_memory_allows() -> None:
+    config = Config.build("text", "gpt2")
+    windows = config.training.batch_size * config.training.accumulate
+    batches = []
+    for gigabytes in (4, 40, 100, 10_000):
+        t = larger_passes(config, 50_257, gigabytes * 10**9).training
+        assert t.batch_size * t.accumulate == windows
+        batches.append(t.batch_size)
+    assert batches == sorted(batches)
+    assert batches[0] == config.training.batch_size
+    assert batches[-1] == windows

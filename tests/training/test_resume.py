@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import groundling
+from groundling.machine import has_compiler
 from groundling.run import Run
 from groundling.training.events import Event, Sample, Step
 
@@ -171,6 +172,15 @@ def test_bfloat16_continues_to_the_bit_too(changes: dict[str, Any], text_file: P
     reference = groundling.train(text_file, name="whole16", on_event=lambda event: None, **settings)
     groundling.train(text_file, name="stopped16", on_event=stop_at(9, Step), **settings)
     assert_same(groundling.resume("stopped16", on_event=lambda event: None), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+def test_a_compiled_run_continues_to_the_bit_too(text_file: Path, tiny: dict[str, Any]) -> None:
+    settings = tiny | SETTINGS | MODERN | {"dtype": "bfloat16", "steps": 16, "compile": "on"}
+    reference = groundling.train(text_file, name="whole-compiled", on_event=lambda event: None, **settings)
+    groundling.train(text_file, name="stopped-compiled", on_event=stop_at(9, Step), **settings)
+    assert_same(groundling.resume("stopped-compiled", on_event=lambda event: None), reference)
 
 
 def test_two_runs_with_one_seed_are_one_run(reference: Run, text_file: Path, tiny: dict[str, Any]) -> None:

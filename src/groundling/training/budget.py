@@ -9,27 +9,37 @@ from __future__ import annotations
 import bz2
 import dataclasses
 import math
+import time
 from collections.abc import Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
+import torch
 
-from groundling.config import Config, ModelSettings
+from groundling.config import Config, ModelSettings, TrainingSettings
 from groundling.corpus.tokens import Corpus
-from groundling.machine import Machine, Speed, measure_speed
+from groundling.machine import Machine, Speed, has_compiler, measure_speed
+from groundling.model.gpt import GPT
 from groundling.training.checkpoint import TrainState
 from groundling.training.events import Planned
+from groundling.training.objective import next_token
+from groundling.training.optimizer import new_optimizer
 
 DEFAULT_MINUTES = 5.0
 _SHAPE = ("n_layer", "n_head", "n_embd")
+_REFERENCE = ModelSettings(
+    block_size=256, n_layer=2, n_head=3, n_embd=192, norm="rmsnorm", position="rope", mlp="swiglu", dropout=0.1
+)
+_REFERENCE_VOCABULARY, _REFERENCE_BATCH = 96, 16
+_COMPILED, _WORTH_COMPILING = 0.75, 200.0  # a compiled step's share of a plain one's time; from so many seconds on
 _OUTSIDE = 8.0  # seconds of a run that are no steps: imports, reading the text, the last evaluation, the picture
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is best where a run's training costs `flops` floating-point operations: model, batch, rates."""
+    """What is best from a training cost of `flops` floating-point operations on."""
 
     flops: float
     n_layer: int
@@ -37,15 +47,19 @@ class Choice:
     n_embd: int
     batch_size: int
     matrix_learning_rate: float
-    loss: float  # reached at that cost on Tiny Shakespeare, as a share of what bzip2 makes of a text
 
 
+# The first two were measured to be best, up to 1e14; from where on a larger model pays is an extrapolation.
 _CHOICES = (
-    Choice(8e12, 6, 2, 128, 8, 0.02, 1.01),
-    Choice(4e13, 6, 3, 192, 16, 0.015, 0.92),
-    Choice(2e14, 6, 4, 256, 16, 0.015, 0.88),
-    Choice(1e15, 6, 6, 384, 16, 0.015, 0.85),
+    Choice(0, 6, 2, 128, 8, 0.02),
+    Choice(1.5e13, 6, 2, 128, 16, 0.02),
+    Choice(2e14, 6, 3, 192, 16, 0.02),
+    Choice(6e14, 6, 4, 256, 16, 0.015),
+    Choice(3e15, 6, 6, 384, 16, 0.015),
 )
+_PARAMETERS_PER_TOKEN = 8  # of training text: a larger model would learn it by heart
+# Training cost, and the loss that it bought on Tiny Shakespeare as a share of what bzip2 makes of the text.
+_SHARES = ((7e12, 1.02), (4e13, 0.895), (8e13, 0.87))
 _SPREAD = 0.12  # texts differ: the share by which the loss was off at most, either way
 
 
@@ -68,6 +82,27 @@ def step_seconds(model: ModelSettings, vocab_size: int, passes: int, batch_size:
     copies = tokens * model.n_layer * model.n_embd * 150 / (speed.gbytes * 1e9)
     optimizer = 30 * parameters(model, vocab_size) / (speed.gbytes * 1e9) + 0.001 * model.n_layer
     return passes * (products + copies + 0.001 * model.n_layer) + optimizer
+
+
+def rehearse(machine: Machine) -> float:
+    """Seconds that an optimizer step of a small reference model takes on this machine, not compiled."""
+    training = TrainingSettings(optimizer="muon", batch_size=_REFERENCE_BATCH)
+    with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
+        model = GPT(_REFERENCE, _REFERENCE_VOCABULARY).to(machine.device).train()
+        optimizer = new_optimizer(model, training, machine.dtype)
+        tokens = torch.randint(_REFERENCE_VOCABULARY, (_REFERENCE_BATCH, _REFERENCE.block_size + 1))
+        batch = tuple(part.to(machine.device) for part in (tokens[:, :-1], tokens[:, 1:]))
+        seconds = []
+        for _ in range(6):
+            start = time.perf_counter()
+            with machine.autocast():
+                loss = next_token(model, batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            float(loss.detach())  # waits for a GPU
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)  # the others had neighbours, or paid for setting libraries up
 
 
 def parameters(model: ModelSettings, vocab_size: int) -> int:
@@ -95,16 +130,21 @@ def fit_to_machine(
         given: the settings that the user named, and `preset` if one was; they stay as they are.
         used: seconds of the time that are over.
     """
+    vocab_size, unique = text.tokenizer.vocab_size, len(text.train)
+    if machine.device.type == "cuda" and not given & {"batch_size", "accumulate"}:
+        config = larger_passes(config, vocab_size, torch.cuda.get_device_properties(machine.device).total_memory // 2)
     if not config.training.minutes:
         return config, None
     seconds = max(60 * config.training.minutes - used - _OUTSIDE, 1.0)
-    vocab_size, unique = text.tokenizer.vocab_size, len(text.train)
-    base = config.training.batch_size * config.model.block_size
-    speed = measure_speed(machine, config.model.n_embd, base)
+    speed = measure_speed(machine, _REFERENCE.n_embd, 4096)
+    # What the arithmetic leaves out (caches, neighbours, a slow Python) is taken from one model's real steps.
+    factor = rehearse(machine) / step_seconds(_REFERENCE, _REFERENCE_VOCABULARY, 1, _REFERENCE_BATCH, speed)
+    if machine.compile == "on" or (machine.compile == "auto" and seconds > _WORTH_COMPILING and has_compiler()):
+        factor *= _COMPILED
 
     def estimate(candidate: Config) -> float:
         t = candidate.training
-        return step_seconds(candidate.model, vocab_size, t.accumulate, t.batch_size, speed)
+        return factor * step_seconds(candidate.model, vocab_size, t.accumulate, t.batch_size, speed)
 
     best = config
     if not given & {"preset", *_SHAPE}:
@@ -114,7 +154,9 @@ def fit_to_machine(
                                  "matrix_learning_rate": choice.matrix_learning_rate})  # fmt: skip
             steps = seconds / estimate(candidate)
             tokens = steps * candidate.training.batch_size * candidate.model.block_size
-            if best is config or tokens * flops_per_token(candidate.model, vocab_size) >= choice.flops:
+            cost = tokens * flops_per_token(candidate.model, vocab_size)
+            small_enough = parameters(candidate.model, vocab_size) <= _PARAMETERS_PER_TOKEN * unique
+            if best is config or (cost >= choice.flops and small_enough):
                 best = candidate
     per_step = estimate(best)
     steps = max(1, int(seconds / per_step))
@@ -146,6 +188,16 @@ def fit_to_machine(
     return best, plan
 
 
+def larger_passes(config: Config, vocab_size: int, memory: int) -> Config:
+    """The same step in as few passes as `memory` (bytes) allows: a GPU is idle in small ones."""
+    t = config.training
+    for passes in range(1, t.accumulate + 1):
+        batch_size = t.batch_size * t.accumulate // passes
+        if t.accumulate % passes == 0 and memory_needed(config.model, vocab_size, batch_size) <= memory:
+            return _with(config, set(), {"batch_size": batch_size, "accumulate": passes})
+    return config
+
+
 def _with(config: Config, given: Set[str], wanted: dict[str, Any]) -> Config:
     """`config` with what is wanted, except where the user has said otherwise."""
     values = config.to_dict()
@@ -157,7 +209,7 @@ def _with(config: Config, given: Set[str], wanted: dict[str, Any]) -> Config:
 
 def _dropout(epochs: float) -> float:
     """The more often a text is read, the more has to be dropped, so that it is not learned by heart."""
-    return next(p for limit, p in ((1.5, 0.0), (8, 0.1), (20, 0.2), (math.inf, 0.3)) if epochs <= limit)
+    return next(p for limit, p in ((1.5, 0.0), (12, 0.1), (30, 0.2), (math.inf, 0.3)) if epochs <= limit)
 
 
 def _evaluations(config: Config, text: Corpus, per_step: float, seconds: float) -> int:
@@ -174,8 +226,8 @@ def forecast(config: Config, vocab_size: int, steps: int, text: Corpus) -> float
     trained at this cost reached elsewhere."""
     t = config.training
     cost = steps * t.batch_size * t.accumulate * config.model.block_size * flops_per_token(config.model, vocab_size)
-    share = np.interp(math.log(cost), [math.log(c.flops) for c in _CHOICES], [c.loss for c in _CHOICES])
-    return float(share) * compressed_nats(text)
+    costs, shares = np.array(_SHARES).T
+    return float(np.interp(math.log(cost), np.log(costs), shares)) * compressed_nats(text)
 
 
 def compressed_nats(text: Corpus, sample: int = 1_000_000) -> float:

@@ -19,7 +19,7 @@ from groundling.model.gpt import GPT
 from groundling.training.objective import Objective
 
 _COLD = 30.0  # seconds that compiling is expected to take where it was never tried
-_GAIN = 0.2  # share of the time that it is expected to save there
+_GAIN = 0.25  # share of the time that it is expected to save there
 _PATIENCE = 2.0  # seconds: a pass that takes longer is timed once
 _WORTH = 0.03  # the share that it must save to be used: less is within the noise
 
@@ -63,7 +63,7 @@ def choose_forward(
         cost, gain = (_COLD, _GAIN) if known is None else (known.seconds / 5, known.gain)
         if known is not None and gain < _WORTH:
             return model, False, "not compiled, since that was no faster here before"
-        if gain * plain * passes < 2 * cost:
+        if gain * plain * passes < 1.5 * cost:
             return model, False, f"not compiled, since that would not pay for itself in {_rounded(plain * passes)}"
         if not has_compiler():
             return model, False, "not compiled, since no compiler is here"

@@ -134,11 +134,12 @@ def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype, steps: int = 5) ->
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.size(1) > matrices.size(2)
-    x = (matrices.mT if tall else matrices).to(dtype)
+    x = (matrices.mT if tall else matrices).to(dtype).contiguous()  # products of transposed views are slow on CPUs
     x = x / (x.float().flatten(1).norm(dim=1) + 1e-7)[:, None, None].to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.mT if tall else x).float()
 
 
