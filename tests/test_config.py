@@ -58,7 +58,7 @@ def test_the_workshop_preset_is_the_workshops_model() -> None:
     model, training = PRESETS["workshop"].model, PRESETS["workshop"].training
     shape = (model.n_layer, model.n_head, model.n_embd, model.block_size, model.dropout)
     assert shape == (6, 6, 384, 256, 0.2)
-    assert (training.steps, training.batch_size, training.learning_rate) == (5000, 64, 1e-3)
+    assert (training.steps, training.batch_size * training.accumulate, training.learning_rate) == (5000, 64, 1e-3)
     assert Config.build("x").preset == "laptop"
 
 

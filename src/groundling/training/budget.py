@@ -91,12 +91,12 @@ def rehearse(machine: Machine) -> float:
         model = GPT(_REFERENCE, _REFERENCE_VOCABULARY).to(machine.device).train()
         optimizer = new_optimizer(model, training, machine.dtype)
         tokens = torch.randint(_REFERENCE_VOCABULARY, (_REFERENCE_BATCH, _REFERENCE.block_size + 1))
-        batch = tuple(part.to(machine.device) for part in (tokens[:, :-1], tokens[:, 1:]))
+        tokens = tokens.to(machine.device)
         seconds = []
         for _ in range(6):
             start = time.perf_counter()
             with machine.autocast():
-                loss = next_token(model, batch)
+                loss = next_token(model, (tokens[:, :-1], tokens[:, 1:]))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -226,7 +226,7 @@ def forecast(config: Config, vocab_size: int, steps: int, text: Corpus) -> float
     trained at this cost reached elsewhere."""
     t = config.training
     cost = steps * t.batch_size * t.accumulate * config.model.block_size * flops_per_token(config.model, vocab_size)
-    costs, shares = np.array(_SHARES).T
+    costs, shares = zip(*_SHARES, strict=True)
     return float(np.interp(math.log(cost), np.log(costs), shares)) * compressed_nats(text)
 
 
