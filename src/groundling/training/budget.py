@@ -209,7 +209,7 @@ def _with(config: Config, given: Set[str], wanted: dict[str, Any]) -> Config:
 
 def _dropout(epochs: float) -> float:
     """The more often a text is read, the more has to be dropped, so that it is not learned by heart."""
-    return next(p for limit, p in ((1.5, 0.0), (12, 0.1), (30, 0.2), (math.inf, 0.3)) if epochs <= limit)
+    return next(p for limit, p in ((1.5, 0.0), (20, 0.1), (40, 0.2), (math.inf, 0.3)) if epochs <= limit)
 
 
 def _evaluations(config: Config, text: Corpus, per_step: float, seconds: float) -> int:
