@@ -27,9 +27,9 @@ NANOGPT_STEPS = 2000
 
 
 def command(*arguments: str) -> Any:
-    """Run a command of this project, or a script; its last line of output is JSON."""
+    """Run a command of this project, or a script; its output ends with JSON (nanoGPT prints lines before)."""
     done = subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
+    return json.loads(done.stdout[done.stdout.index("{") :])
 
 
 def train(text: Path, minutes: float, seed: int, out: Path) -> dict[str, Any]:

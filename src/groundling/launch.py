@@ -17,8 +17,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from groundling import __version__, storage
-from groundling.config import GROUPS, Config, flag
-from groundling.corpus.batches import Batches
+from groundling.config import GROUPS, MINUTES_OR_STEPS, Config, flag
+from groundling.corpus.batches import Batches, near
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokens import Corpus, prepare
 from groundling.evaluation.score import Score, score
@@ -126,7 +126,7 @@ def resume(
     began = time.perf_counter() - elapsed
     run = Run((run if isinstance(run, Run) else load(run, out=out)).folder)
     if steps is not None and minutes is not None:
-        raise ValueError("--minutes and --steps exclude each other: say how long, or how many steps.")
+        raise ValueError(MINUTES_OR_STEPS)
     if steps is None and minutes is None and run.finished:
         raise ValueError(
             f"The run {run.name} has come to its end; to train it further, say how many steps in all with --steps, "
@@ -243,7 +243,7 @@ def _train(run: Run, text: Corpus, emit: Subscriber, began: float, plan: Planned
     `began` is when the command was given, by `time.perf_counter()`.
     """
     config, settings, machine = run.config, run.config.training, run.machine
-    batches = _batches(config, text)
+    batches = near(_batches(config, text), machine)
     storage.sweep(run.folder)
     storage.sweep(run.checkpoints.folder)
     with torch.random.fork_rng(devices=[]):
@@ -297,7 +297,7 @@ def _compiled(
     settings = run.config.training
     batch = tuple(part.to(machine.device) for part in batches(state.step))
     passes = (settings.steps - state.step) * settings.accumulate
-    forward, is_compiled, reason = choose_forward(model, next_token, batch, machine, passes)
+    forward, is_compiled, reason = choose_forward(model, next_token, batch, machine, passes, settings.accumulate)
     if machine.compile == "on" and not is_compiled:
         tell(Notice(f"Training runs uncompiled: {reason}."))
     if machine.compile == "auto":

@@ -51,6 +51,10 @@ class Machine:
         """Mixed precision for training and evaluation: weights stay float32, matrix products run in `dtype`."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
+    def own_randomness(self) -> AbstractContextManager[Any]:
+        """Whatever is drawn inside leaves PyTorch's random numbers outside as they were."""
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+
 
 def choose(settings: MachineSettings, decided: dict[str, Any] | None = None) -> Machine:
     """Turn `auto` into this machine's device, dtype and threads.

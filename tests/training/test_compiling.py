@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from groundling import storage
 from groundling.config import MachineSettings, ModelSettings
 from groundling.machine import Machine, choose, has_compiler
 from groundling.model.gpt import GPT
@@ -108,13 +107,14 @@ def test_auto_goes_by_what_was_measured_and_remembers_it(
 
 
 def test_another_shape_is_another_question(model: GPT, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiling._remember(model, batch, machine("auto"), Trial(1.0, None, 3.0, "no"))
-    assert compiling._recall(model, batch, machine("auto")) is not None
-    assert compiling._recall(model, tuple(part[:2] for part in batch), machine("auto")) is None
+    compiling._remember(compiling._memory(model, batch, machine("auto")), Trial(1.0, None, 3.0, "no"))
+    assert compiling._recall(compiling._memory(model, batch, machine("auto"))) is not None
+    assert compiling._recall(compiling._memory(model, tuple(part[:2] for part in batch), machine("auto"))) is None
 
 
 def test_a_memory_that_cannot_be_read_is_no_memory(model: GPT, batch: Any) -> None:
-    compiling._remember(model, batch, machine("auto"), FAST)
-    (file,) = (storage.cache_folder() / "compiler").iterdir()
-    file.write_text("{")
-    assert compiling._recall(model, batch, machine("auto")) is None
+    memory = compiling._memory(model, batch, machine("auto"))
+    compiling._remember(memory, FAST)
+    assert compiling._recall(memory) == FAST
+    memory.write_text("{")
+    assert compiling._recall(memory) is None

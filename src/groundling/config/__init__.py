@@ -1,6 +1,6 @@
 """Every setting of a run. Nothing here imports torch."""
 
-from groundling.config.config import Config, did_you_mean
+from groundling.config.config import MINUTES_OR_STEPS, Config, did_you_mean
 from groundling.config.presets import DEFAULT_PRESET, PRESETS, Preset
 from groundling.config.settings import (
     GROUPS,
@@ -15,6 +15,7 @@ from groundling.config.settings import (
 __all__ = [
     "DEFAULT_PRESET",
     "GROUPS",
+    "MINUTES_OR_STEPS",
     "PRESETS",
     "Config",
     "CorpusSettings",

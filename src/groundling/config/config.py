@@ -20,6 +20,8 @@ from groundling.config.settings import (
     setting_fields,
 )
 
+MINUTES_OR_STEPS = "--minutes and --steps exclude each other: say how long, or how many steps."
+
 
 @dataclass(frozen=True)
 class Config:
@@ -45,7 +47,7 @@ class Config:
         if preset not in PRESETS:
             raise ValueError(f"There is no preset {preset!r}; the presets are {', '.join(PRESETS)}.")
         if settings.get("minutes") and "steps" in settings:
-            raise ValueError("--minutes and --steps exclude each other: say how long, or how many steps.")
+            raise ValueError(MINUTES_OR_STEPS)
         base = PRESETS[preset]
         groups: dict[str, dict[str, Any]] = {
             "text": dataclasses.asdict(CorpusSettings()),
@@ -77,6 +79,10 @@ class Config:
             return _config_adapter().validate_json(json.dumps(values, default=_plain))
         except pydantic.ValidationError as error:
             raise ValueError(" ".join(_sentence(problem) for problem in error.errors())) from None
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.training.batch_size * self.training.accumulate * self.model.block_size
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

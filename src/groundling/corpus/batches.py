@@ -7,6 +7,7 @@ drawn with replacement, as nanoGPT does, leave a third of the text unseen in an 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,10 @@ import numpy.typing as npt
 import torch
 
 from groundling.corpus.tokens import Tokens
+from groundling.machine import Machine
 
 _U64 = npt.NDArray[np.uint64]
+_PIECE = 1 << 24  # tokens that are carried to a GPU at a time
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Batches:
     batch_size: int
     accumulate: int
     seed: int
+    resident: torch.Tensor | None = None  # the tokens on a GPU, where that has room: nothing is copied there any more
 
     def __post_init__(self) -> None:
         if len(self.tokens) <= self.block_size:
@@ -66,9 +70,30 @@ class Batches:
         return starts
 
     def __call__(self, step: int, micro_step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and the tokens that follow them, both (B, T) int64 on the CPU."""
-        windows = torch.from_numpy(self.tokens.windows(self.starts(step, micro_step), self.block_size + 1))
+        """Tokens and the tokens that follow them, both (B, T) int64, on the CPU or where the tokens are resident."""
+        starts = self.starts(step, micro_step)
+        if self.resident is None:
+            windows = torch.from_numpy(self.tokens.windows(starts, self.block_size + 1))
+        else:
+            offsets = torch.arange(self.block_size + 1, device=self.resident.device)
+            windows = self.resident[torch.from_numpy(starts).to(self.resident.device)[:, None] + offsets].long()
         return windows[:, :-1], windows[:, 1:]
+
+    def on(self, device: torch.device) -> Batches:
+        """The same batches, made on `device`, where all tokens then lie as int32: 4 bytes each."""
+        tokens = torch.empty(len(self.tokens), dtype=torch.int32, device=device)
+        for start in range(0, len(self.tokens), _PIECE):
+            piece = self.tokens.read(start, min(start + _PIECE, len(self.tokens)))
+            tokens[start : start + len(piece)] = torch.from_numpy(piece.astype(np.int32))
+        return dataclasses.replace(self, resident=tokens)
+
+
+def near(batches: Batches, machine: Machine) -> Batches:
+    """The same, made on the machine's GPU if it has one with room for the whole text; else as they are."""
+    if machine.device.type != "cuda":
+        return batches
+    room = torch.cuda.get_device_properties(machine.device).total_memory // 8
+    return batches.on(machine.device) if 4 * len(batches.tokens) <= room else batches
 
 
 def permute(places: npt.NDArray[np.int64], n: int, keys: _U64) -> npt.NDArray[np.int64]:

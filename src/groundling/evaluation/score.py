@@ -83,15 +83,8 @@ def score(
     model.eval()
     block_size = model.config.block_size
     starts = windows_of(len(tokens), block_size, max_tokens)
-    # The text's last window may be shorter than the others, and is scored alone.
-    whole = starts[starts + block_size < len(tokens)]
-    batch_size = max(1, _TOKENS_PER_BATCH // block_size)
-    batches = [tokens.windows(whole[i : i + batch_size], block_size + 1) for i in range(0, len(whole), batch_size)]
-    if len(whole) < len(starts):
-        batches.append(tokens.read(int(starts[-1]), len(tokens))[None])
-
     nats, n_tokens, n_characters, n_bytes = 0.0, 0, 0, 0
-    for batch in batches:
+    for batch in _batches(tokens, starts, block_size):
         if stopped():
             raise Interrupted
         ids = torch.from_numpy(batch).to(machine.device)

@@ -58,6 +58,7 @@ class _Strips(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Keeps the weights of all strips, (B nh, rows, end), for the way back."""
         T = q.size(1)
         position = torch.arange(T, device=q.device)
         scaled = q * (1 / math.sqrt(q.size(2)))
@@ -71,6 +72,7 @@ class _Strips(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """With s = q kᵀ / √hd, w = softmax(s), y = w v:  dv = wᵀ dy,  ds = w ∘ (dw - Σ w ∘ dw) with dw = dy vᵀ."""
         scaled, k, v, *weights = ctx.saved_tensors
         T = k.size(1)
         d_q, d_k, d_v = [], [], []

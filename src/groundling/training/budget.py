@@ -1,7 +1,7 @@
 """Minutes -> size, batch, steps: what to train in the time that there is, and what to expect of it.
 
-All figures below were measured: docs/LOG.md has the experiments. A plan is an estimate. The clock, not the plan,
-ends a run: see training/clock.py.
+Where a figure below was measured, and where it is a guess from what was, is said beside it; docs/LOG.md has the
+experiments. A plan is an estimate. The clock, not the plan, ends a run: see training/clock.py.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import bz2
 import dataclasses
 import math
 import time
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from groundling.config import Config, ModelSettings, TrainingSettings
@@ -68,10 +69,21 @@ def flops_per_token(model: ModelSettings, vocab_size: int) -> float:
 
     Attention counts with the half of its weights that causality leaves.
     """
-    hd, C = model.head_dim, model.n_embd
-    per_layer = C * hd * (2 * model.n_head + 2 * model.kv_heads)
-    per_layer += (3 if model.mlp == "swiglu" else 2) * C * model.n_hidden
-    return 6.0 * (model.n_layer * per_layer + vocab_size * C) + 6.0 * model.n_layer * model.block_size * C
+    products = model.n_layer * _block_parameters(model) + vocab_size * model.n_embd
+    return 6.0 * (products + model.n_layer * model.block_size * model.n_embd)
+
+
+def parameters(model: ModelSettings, vocab_size: int) -> int:
+    """How many, but for norms and biases."""
+    heads = 1 if model.tie_head else 2
+    positions = model.block_size if model.position == "learned" else 0
+    return model.n_layer * _block_parameters(model) + (heads * vocab_size + positions) * model.n_embd
+
+
+def _block_parameters(model: ModelSettings) -> int:
+    """Of a block's matrices."""
+    attention = model.n_embd * model.head_dim * (2 * model.n_head + 2 * model.kv_heads)
+    return attention + (3 if model.mlp == "swiglu" else 2) * model.n_embd * model.n_hidden
 
 
 def step_seconds(model: ModelSettings, vocab_size: int, passes: int, batch_size: int, speed: Speed) -> float:
@@ -87,7 +99,7 @@ def step_seconds(model: ModelSettings, vocab_size: int, passes: int, batch_size:
 def rehearse(machine: Machine) -> float:
     """Seconds that an optimizer step of a small reference model takes on this machine, not compiled."""
     training = TrainingSettings(optimizer="muon", batch_size=_REFERENCE_BATCH)
-    with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
+    with machine.own_randomness():
         model = GPT(_REFERENCE, _REFERENCE_VOCABULARY).to(machine.device).train()
         optimizer = new_optimizer(model, training, machine.dtype)
         tokens = torch.randint(_REFERENCE_VOCABULARY, (_REFERENCE_BATCH, _REFERENCE.block_size + 1))
@@ -103,15 +115,6 @@ def rehearse(machine: Machine) -> float:
             float(loss.detach())  # waits for a GPU
             seconds.append(time.perf_counter() - start)
     return min(seconds)  # the others had neighbours, or paid for setting libraries up
-
-
-def parameters(model: ModelSettings, vocab_size: int) -> int:
-    """How many, but for norms and biases."""
-    matrices = model.n_embd * model.head_dim * (2 * model.n_head + 2 * model.kv_heads)
-    matrices += (3 if model.mlp == "swiglu" else 2) * model.n_embd * model.n_hidden
-    heads = 1 if model.tie_head else 2
-    positions = model.block_size if model.position == "learned" else 0
-    return model.n_layer * matrices + (heads * vocab_size + positions) * model.n_embd
 
 
 def memory_needed(model: ModelSettings, vocab_size: int, batch_size: int) -> int:
@@ -130,62 +133,88 @@ def fit_to_machine(
         given: the settings that the user named, and `preset` if one was; they stay as they are.
         used: seconds of the time that are over.
     """
-    vocab_size, unique = text.tokenizer.vocab_size, len(text.train)
-    if machine.device.type == "cuda" and not given & {"batch_size", "accumulate"}:
-        config = larger_passes(config, vocab_size, torch.cuda.get_device_properties(machine.device).total_memory // 2)
+    on_gpu = machine.device.type == "cuda"
+    memory = torch.cuda.get_device_properties(machine.device).total_memory if on_gpu else psutil.virtual_memory().total
+    if on_gpu:
+        config = _with(config, given, {"log_every": 10})  # a look at each step would make the GPU wait
+        if not given & {"batch_size", "accumulate"}:
+            config = larger_passes(config, text.tokenizer.vocab_size, memory // 2)
     if not config.training.minutes:
         return config, None
     seconds = max(60 * config.training.minutes - used - _OUTSIDE, 1.0)
+    step = _stopwatch(machine, text.tokenizer.vocab_size, seconds)
+    if not given & {"preset", *_SHAPE}:
+        config = _shaped(config, given, text, seconds, step, memory)
+    config = _scheduled(config, given, text, seconds, step(config))
+    return config, _plan(config, text, step(config), used)
+
+
+def _stopwatch(machine: Machine, vocab_size: int, seconds: float) -> Callable[[Config], float]:
+    """A function that tells the seconds of a configuration's step on this machine, in a run of so many seconds."""
     speed = measure_speed(machine, _REFERENCE.n_embd, 4096)
     # What the arithmetic leaves out (caches, neighbours, a slow Python) is taken from one model's real steps.
     factor = rehearse(machine) / step_seconds(_REFERENCE, _REFERENCE_VOCABULARY, 1, _REFERENCE_BATCH, speed)
     if machine.compile == "on" or (machine.compile == "auto" and seconds > _WORTH_COMPILING and has_compiler()):
         factor *= _COMPILED
 
-    def estimate(candidate: Config) -> float:
-        t = candidate.training
-        return factor * step_seconds(candidate.model, vocab_size, t.accumulate, t.batch_size, speed)
+    def step(config: Config) -> float:
+        t = config.training
+        return factor * step_seconds(config.model, vocab_size, t.accumulate, t.batch_size, speed)
 
-    best = config
-    if not given & {"preset", *_SHAPE}:
-        for choice in _CHOICES:
-            candidate = _with(config, given, {name: getattr(choice, name) for name in _SHAPE}
-                              | {"batch_size": choice.batch_size, "accumulate": 1,
-                                 "matrix_learning_rate": choice.matrix_learning_rate})  # fmt: skip
-            steps = seconds / estimate(candidate)
-            tokens = steps * candidate.training.batch_size * candidate.model.block_size
-            cost = tokens * flops_per_token(candidate.model, vocab_size)
-            small_enough = parameters(candidate.model, vocab_size) <= _PARAMETERS_PER_TOKEN * unique
-            if best is config or (cost >= choice.flops and small_enough):
-                best = candidate
-    per_step = estimate(best)
+    return step
+
+
+def _shaped(
+    config: Config, given: Set[str], text: Corpus, seconds: float, step: Callable[[Config], float], memory: int
+) -> Config:
+    """With the model and batch that were best for the training that fits, and that the text and memory allow."""
+    vocab_size = text.tokenizer.vocab_size
+    best = None
+    for choice in _CHOICES:
+        wanted = {name: getattr(choice, name) for name in (*_SHAPE, "batch_size", "matrix_learning_rate")}
+        candidate = _with(config, given, wanted | {"accumulate": 1})
+        model = candidate.model
+        cost = seconds / step(candidate) * candidate.tokens_per_step * flops_per_token(model, vocab_size)
+        small_enough = parameters(model, vocab_size) <= _PARAMETERS_PER_TOKEN * len(text.train)
+        fits = memory_needed(model, vocab_size, candidate.training.batch_size) <= memory / 2
+        if best is None or (cost >= choice.flops and small_enough and fits):
+            best = candidate
+    assert best is not None
+    return best
+
+
+def _scheduled(config: Config, given: Set[str], text: Corpus, seconds: float, per_step: float) -> Config:
+    """With as many steps as fit, evaluations that do not take too much of the time, and dropout by the epochs."""
     steps = max(1, int(seconds / per_step))
-    epochs = steps * best.training.batch_size * best.training.accumulate * best.model.block_size / unique
-    evaluations = _evaluations(best, text, per_step, seconds)
-    every = max(1, math.ceil(steps / evaluations))
-    warmup = min(best.training.warmup_steps, steps // 5) if "preset" in given else max(1, steps // 30)
-    best = _with(best, given, {"dropout": _dropout(epochs)} if "preset" not in given else {})
-    best = _with(best, given, {"steps": steps, "warmup_steps": min(warmup, steps - 1),
-                               "eval_every": every, "checkpoint_every": every})  # fmt: skip
-    if not given & {"preset"}:
-        best = dataclasses.replace(best, preset="planned")
-    loss = forecast(best, vocab_size, steps, text)
-    ends = datetime.now().astimezone() + timedelta(seconds=60 * config.training.minutes - used)
-    plan = Planned(
-        minutes=config.training.minutes,
-        parameters=parameters(best.model, vocab_size),
-        model={name: getattr(best.model, name) for name in (*_SHAPE, "block_size", "dropout")},
-        batch_size=best.training.batch_size * best.training.accumulate,
-        steps=steps,
+    every = max(1, math.ceil(steps / _evaluations(config, text, per_step, seconds)))
+    wanted: dict[str, Any] = {"steps": steps, "eval_every": every, "checkpoint_every": every}
+    if "preset" in given:
+        warmup = min(config.training.warmup_steps, steps // 5)
+    else:
+        warmup = max(1, steps // 30)
+        wanted["dropout"] = _dropout(steps * config.tokens_per_step / len(text.train))
+        config = dataclasses.replace(config, preset="planned")
+    return _with(config, given, wanted | {"warmup_steps": min(warmup, steps - 1)})
+
+
+def _plan(config: Config, text: Corpus, per_step: float, used: float) -> Planned:
+    m, t, vocab_size = config.model, config.training, text.tokenizer.vocab_size
+    loss = forecast(config, text)
+    ends = datetime.now().astimezone() + timedelta(seconds=60 * t.minutes - used)
+    return Planned(
+        minutes=t.minutes,
+        parameters=parameters(m, vocab_size),
+        model={name: getattr(m, name) for name in (*_SHAPE, "block_size", "dropout")},
+        batch_size=t.batch_size * t.accumulate,
+        steps=t.steps,
         seconds_per_step=per_step,
-        epochs=epochs,
-        memory=memory_needed(best.model, vocab_size, best.training.batch_size),
+        epochs=t.steps * config.tokens_per_step / len(text.train),
+        memory=memory_needed(m, vocab_size, t.batch_size),
         loss=loss,
         low=loss * (1 - _SPREAD),
         high=loss * (1 + _SPREAD),
         ends=ends.isoformat(timespec="seconds"),
     )
-    return best, plan
 
 
 def larger_passes(config: Config, vocab_size: int, memory: int) -> Config:
@@ -215,17 +244,17 @@ def _dropout(epochs: float) -> float:
 def _evaluations(config: Config, text: Corpus, per_step: float, seconds: float) -> int:
     """How many evaluations and samples to have: as many as take a thirtieth of the time."""
     t = config.training
-    per_token = per_step / (t.batch_size * t.accumulate * config.model.block_size)
+    per_token = per_step / config.tokens_per_step
     tokens = min(len(text.validation), t.eval_tokens or len(text.validation))
     cost = 0.5 * per_token * tokens + 0.005 * t.sample_tokens + 0.3
     return max(2, min(20, int(seconds / 30 / cost)))
 
 
-def forecast(config: Config, vocab_size: int, steps: int, text: Corpus) -> float:
+def forecast(config: Config, text: Corpus) -> float:
     """The validation loss to expect, in nats a token: what bzip2 makes of the text, times the share that a model
     trained at this cost reached elsewhere."""
-    t = config.training
-    cost = steps * t.batch_size * t.accumulate * config.model.block_size * flops_per_token(config.model, vocab_size)
+    tokens = config.training.steps * config.tokens_per_step
+    cost = tokens * flops_per_token(config.model, text.tokenizer.vocab_size)
     costs, shares = zip(*_SHARES, strict=True)
     return float(np.interp(math.log(cost), np.log(costs), shares)) * compressed_nats(text)
 

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 from groundling.config import TrainingSettings
@@ -15,6 +16,11 @@ Kind = Literal["step", "evaluation", "save"]
 
 _PICTURE = 2.0  # seconds for what follows the last save: the verdict, loss.png, result.json, and leaving Python
 _UNMEASURED = 0.04  # of the budget is kept for the last evaluation and save, until one was timed
+
+
+@dataclass
+class Timing:
+    times: int = 1
 
 
 class Clock:
@@ -34,10 +40,11 @@ class Clock:
         return time.perf_counter() - self._start
 
     @contextmanager
-    def timing(self, kind: Kind) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[kind].append(time.perf_counter() - start)
+    def timing(self, kind: Kind) -> Iterator[Timing]:
+        """Times what is done inside; whoever does it several times says how often."""
+        start, timing = time.perf_counter(), Timing()
+        yield timing
+        self._seconds[kind].append((time.perf_counter() - start) / timing.times)
 
     def typical(self, kind: Kind) -> float:
         """Seconds that one takes; 0 if none was timed yet."""

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from groundling.training.objective import Objective
 _COLD = 30.0  # seconds that compiling is expected to take where it was never tried
 _GAIN = 0.25  # share of the time that it is expected to save there
 _PATIENCE = 2.0  # seconds: a pass that takes longer is timed once
+_LAUNCH_BOUND = 5e7  # parameters: with fewer, a GPU is done with a kernel before the next is launched
 _WORTH = 0.03  # the share that it must save to be used: less is within the noise
 
 
@@ -45,18 +47,21 @@ def choose_forward(
     batch: Any,
     machine: Machine,
     passes: float,
+    accumulate: int = 1,
 ) -> tuple[Callable[..., torch.Tensor], bool, str]:
-    """The model, compiled or not, for about `passes` passes forward and back over batches like `batch`.
+    """The model, compiled or not, for about `passes` passes forward and back over batches like `batch`, of which
+    `accumulate` make a step.
 
     Returns what to call in the model's place, whether it is compiled, and a sentence that says why.
     """
     if machine.compile == "off":
         return model, False, ""
+    memory = _memory(model, batch, machine)
     if machine.compile == "auto":
         if machine.device.type == "mps":
             return model, False, "not compiled, since PyTorch's compiler for Apple GPUs is not ready"
         plain = _seconds(model, model, objective, batch, machine, times=1)
-        known = _recall(model, batch, machine)
+        known = _recall(memory)
         if known is not None and known.error:
             return model, False, f"not compiled, since that failed here before ({known.error})"
         # What was compiled once is taken from the disk the next time, in about a fifth of the time.
@@ -67,14 +72,25 @@ def choose_forward(
             return model, False, f"not compiled, since that would not pay for itself in {_rounded(plain * passes)}"
         if not has_compiler():
             return model, False, "not compiled, since no compiler is here"
-    compiled = functools.partial(model, through=Compiled())
+    compiled = _compiled(model, machine, accumulate)
     trial = _try(model, compiled, objective, batch, machine)
-    _remember(model, batch, machine, trial)
+    _remember(memory, trial)
     if trial.error:
         return model, False, f"torch.compile does not work here ({trial.error})"
     if machine.compile == "auto" and trial.gain < _WORTH:
         return model, False, "not compiled, since that is no faster here"
     return compiled, True, f"compiled in {trial.seconds:.0f} s, which saves {max(trial.gain, 0):.0%} of a step"
+
+
+def _compiled(model: GPT, machine: Machine, accumulate: int) -> Callable[..., torch.Tensor]:
+    if machine.device.type != "cuda":
+        return functools.partial(model, through=Compiled())
+    # A GPU is worth the minute that a whole model takes to compile, and a small one waits for Python between its
+    # kernels: recorded as CUDA graphs, a pass is one launch. (Their memory is used anew in each pass, so gradients
+    # that are to be added up over several would be lost.)
+    small = sum(p.numel() for p in model.parameters()) < _LAUNCH_BOUND
+    mode = "reduce-overhead" if small and accumulate == 1 else "default"
+    return torch.compile(model, dynamic=False, mode=mode)
 
 
 class Compiled:
@@ -118,7 +134,7 @@ def _seconds(
 ) -> float:
     """The fastest of some passes forward and back; the model and PyTorch's random numbers are left as they were."""
     fastest, end = float("inf"), time.perf_counter() + _PATIENCE
-    with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
+    with machine.own_randomness():
         model.train()
         for _ in range(times):
             start = time.perf_counter()
@@ -133,22 +149,22 @@ def _seconds(
     return fastest
 
 
-def _key(model: GPT, batch: Any, machine: Machine) -> str:
+def _memory(model: GPT, batch: Any, machine: Machine) -> Path:
+    """Where the trial of such a model with such batches on this machine is remembered."""
     where = [versions(), processor(), str(machine.device), str(machine.dtype), machine.threads]
     what = [asdict(model.config), model.vocab_size, [list(part.shape) for part in batch]]
-    return hashlib.sha256(json.dumps([where, what], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([where, what], sort_keys=True).encode()).hexdigest()[:16]
+    return storage.cache_folder() / "compiler" / f"{key}.json"
 
 
-def _recall(model: GPT, batch: Any, machine: Machine) -> Trial | None:
-    path = storage.cache_folder() / "compiler" / f"{_key(model, batch, machine)}.json"
+def _recall(path: Path) -> Trial | None:
     try:
         return Trial(**storage.read_json(path))
     except (OSError, ValueError, TypeError):
         return None  # never tried, or no longer readable: it is tried again
 
 
-def _remember(model: GPT, batch: Any, machine: Machine, trial: Trial) -> None:
-    path = storage.cache_folder() / "compiler" / f"{_key(model, batch, machine)}.json"
+def _remember(path: Path, trial: Trial) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(path, asdict(trial))

@@ -62,7 +62,7 @@ def fit(
     clock = Clock(state.elapsed, settings)
     over = False
     # Dropout is seeded in every micro-step; the caller's own random numbers are left alone.
-    with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
+    with machine.own_randomness():
         while True:
             over = over or clock.is_over(state.step)  # once for all: the evaluation below takes time too
             improved = False
@@ -84,13 +84,21 @@ def fit(
             if actions.stopped():
                 return False
 
-            factor = rate_factor(clock.progress(state.step), settings)
-            optimizer.schedule(factor)
-            with clock.timing("step"):
-                loss, norm = train_step(forward, model, objective, batches, optimizer, state, settings, machine)
-            state.step += 1
-            state.tokens += batches.tokens_per_step
-            state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
+            outcomes: list[torch.Tensor] = []
+            with clock.timing("step") as timing:
+                while not outcomes or (_sees_late(machine) and _is_unseen(state, settings, actions, clock)):
+                    factor = rate_factor(clock.progress(state.step), settings)
+                    optimizer.schedule(factor)
+                    outcome = train_step(forward, model, objective, batches, optimizer, state, settings, machine)
+                    outcomes.append(outcome)
+                    state.step += 1
+                    state.tokens += batches.tokens_per_step
+                results = torch.stack(outcomes).tolist()  # a GPU is waited for here, and nowhere before
+                timing.times = len(results)
+            for number, (loss, norm) in enumerate(results, state.step - len(results) + 1):
+                if _sees_late(machine) and not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise _diverged(number, loss, norm)
+                state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
             if state.step % settings.log_every == 0 or state.step == settings.steps:
                 rate, speed = factor * settings.learning_rate, batches.tokens_per_step / clock.typical("step")
                 left = clock.seconds_left(state.step)
@@ -108,12 +116,14 @@ def train_step(
     state: TrainState,
     settings: TrainingSettings,
     machine: Machine,
-) -> tuple[float, float]:
-    """One optimizer step. Returns the loss (nats a token) and the gradient's norm.
+) -> torch.Tensor:
+    """One optimizer step. Returns the loss (nats a token) and the gradient's norm, (2,), on the machine's device.
 
     In float16 small gradients would vanish: the loss is scaled up before they are computed, and they are scaled down
     after (Micikevicius et al., "Mixed Precision Training", 2018). Where they leave the range, the step is left out and
     the scale halved; its norm is then infinite or not a number.
+
+    Raises FloatingPointError, before any weight is touched, if a result is not finite; but see `_sees_late`.
     """
     model.train()
     scale = state.loss_scale if machine.dtype == torch.float16 else 1.0
@@ -127,21 +137,36 @@ def train_step(
         total += loss.detach()
     if scale != 1.0:
         torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], scale)
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf))
-    mean_loss = float(total) / settings.accumulate
-    in_range = math.isfinite(mean_loss) and math.isfinite(norm)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
+    outcome = torch.stack((total / settings.accumulate, norm))
+    in_range = _sees_late(machine) or bool(outcome.isfinite().all())
     if not in_range and scale <= 1.0:
-        # Before the optimizer's step: no weight has been touched by it.
-        raise FloatingPointError(
-            f"Training diverged: in step {state.step + 1} the loss is {mean_loss} and the gradient's norm {norm}. "
-            "A lower --learning-rate, a longer --warmup-steps or --dtype float32 helps; checkpoints are as they were."
-        )
+        raise _diverged(state.step + 1, *outcome.tolist())
     if in_range:
         optimizer.step()
     optimizer.zero_grad()
     if scale != 1.0:
         _rescale(state, in_range)
-    return mean_loss, norm
+    return outcome
+
+
+def _sees_late(machine: Machine) -> bool:
+    """Whether several steps are started before the results of the first are looked at: a look would make a GPU wait
+    for Python and Python for the GPU. (float16 looks at each, to set its scale.) Nothing is saved unseen."""
+    return machine.device.type == "cuda" and machine.dtype != torch.float16
+
+
+def _is_unseen(state: TrainState, settings: TrainingSettings, actions: Actions, clock: Clock) -> bool:
+    """Whether another step may follow before anything is told, evaluated or saved."""
+    ends = (settings.log_every, settings.eval_every, settings.checkpoint_every)
+    return not (any(state.step % end == 0 for end in ends) or clock.is_over(state.step) or actions.stopped())
+
+
+def _diverged(step: int, loss: float, norm: float) -> FloatingPointError:
+    return FloatingPointError(
+        f"Training diverged: in step {step} the loss is {loss} and the gradient's norm {norm}. "
+        "A lower --learning-rate, a longer --warmup-steps or --dtype float32 helps; checkpoints are as they were."
+    )
 
 
 def _rescale(state: TrainState, in_range: bool) -> None:

@@ -1,0 +1,44 @@
+"""The app that all verbs belong to, and what they share: flags, and how figures are shown."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from groundling import __version__
+
+app = App(
+    name="groundling",
+    help="Train a language model from scratch, on the machine you have.",
+    version=f"groundling {__version__}",
+    help_format="plaintext",  # rendering Markdown would cost a fifth of the time to answer
+    help_epilogue="Every command takes --debug, which shows a traceback where something fails.",
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print figures as JSON on standard output.")]
+Out = Annotated[
+    Path | None,
+    Parameter(help="The folder of runs; GROUNDLING_RUNS, or runs/ here, if not given.", show_default=False),
+]
+RunReference = Annotated[
+    str, Parameter(name="RUN", help="A run's name in the folder of runs, or a path to a run or a checkpoint.")
+]
+Text = Parameter(allow_leading_hyphen=True, show_default=False)
+
+
+def print_lines(lines: list[tuple[str, Any]]) -> None:
+    width = max(len(label) for label, _ in lines) + 2
+    for label, text in lines:
+        print(f"{label:{width}}{text}")
+
+
+def print_json(value: Any) -> None:
+    print(jsonlib.dumps(value, indent=1, ensure_ascii=False))
+
+
+def note(sentence: str) -> None:
+    print(f"note: {sentence}", file=sys.stderr)

@@ -1,0 +1,70 @@
+"""Verbs that look at runs: runs, plot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from groundling.cli.app import Json, Out, app, print_json
+
+
+@app.command(sort_key=4)
+def runs(*, out: Out = None, json: Json = False) -> None:
+    """List the runs."""
+    from groundling.run import runs, runs_folder
+
+    rows = runs(out)
+    if json:
+        return print_json(rows)
+    if not rows:
+        print(f"There are no runs in {runs_folder(out)} yet: `groundling train` makes one.")
+        return None
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("run", "corpus", "preset", "step", "best validation loss", "status"):
+        table.add_column(title, justify="right" if title in ("step", "best validation loss") else "left")
+    for row in rows:
+        best = row["best_validation_loss"]
+        steps = "?" if row["steps"] is None else f"{row['steps']:,}"
+        table.add_row(
+            row["name"], row["corpus"] or "?", row["preset"] or "?", f"{row['step']:,}/{steps}",
+            "-" if best is None else f"{best:.4f} at {row['best_step']:,}", row["status"],
+        )  # fmt: skip
+    Console(highlight=False).print(table)
+    return None
+
+
+@app.command(sort_key=5)
+def plot(
+    run: Annotated[list[str], Parameter(name="RUN", help="One or more runs, by name or path.", negative="")],
+    /,
+    *,
+    to: Annotated[Path | None, Parameter(show_default=False)] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Draw the loss curve of a run, or of several runs together.
+
+    Parameters
+    ----------
+    to
+        The PNG file to write; loss.png in the run's folder, or comparison.png here for several, if not given.
+    """
+    from groundling.run import load
+    from groundling.training.plot import plot_curves
+
+    loaded = [load(reference, out=out) for reference in run]
+    if len(loaded) == 1:
+        path = loaded[0].plot(to)
+    else:
+        path = to or Path("comparison.png")
+        plot_curves({each.name: each.metrics() for each in loaded}, path)
+    if json:
+        return print_json({"file": str(path)})
+    print(os.path.relpath(path))
+    return None

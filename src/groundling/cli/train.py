@@ -1,0 +1,88 @@
+"""Verbs that make a model: train, resume."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from groundling import config as cfg
+from groundling.cli.app import Json, Out, RunReference, Text, app, print_json
+from groundling.flags import with_settings
+
+_PRESETS = "; ".join(f"{name}: {preset.description}" for name, preset in cfg.PRESETS.items())
+
+
+@app.command(sort_key=0)
+@with_settings
+def train(
+    corpus: Annotated[str | None, Text] = None,
+    /,
+    *,
+    preset: Annotated[
+        Literal[tuple(cfg.PRESETS)] | None,  # type: ignore[valid-type]
+        Parameter(help=f"Where the settings start from; {cfg.DEFAULT_PRESET} if not given. {_PRESETS}."),
+    ] = None,
+    name: Annotated[str | None, Parameter(show_default=False)] = None,
+    out: Out = None,
+    json: Json = False,
+    **settings: Any,
+) -> int:
+    """Train a model on a text: for --minutes, which plans everything that is not given; for 5 minutes if no more is
+    said; or for --steps, or as a --preset has it.
+
+    The same command continues a run that was stopped before its end.
+
+    Parameters
+    ----------
+    corpus
+        A text file (.gz too), a folder of them, - for standard input, shakespeare (if none is given), or
+        python-docs.
+    name
+        The run's name; made from the corpus if not given.
+    """
+    from groundling.launch import train
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    return _train(
+        json, lambda tell, age: train(corpus, preset=preset, name=name, out=out, on_event=tell, elapsed=age, **given)
+    )
+
+
+@app.command(sort_key=1)
+def resume(
+    run: RunReference,
+    /,
+    *,
+    steps: Annotated[int | None, Parameter(help="A new end, in steps.", show_default=False)] = None,
+    minutes: Annotated[float | None, Parameter(help="A new end, in minutes in all.", show_default=False)] = None,
+    out: Out = None,
+    json: Json = False,
+) -> int:
+    """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
+    from groundling.launch import resume
+
+    return _train(
+        json, lambda tell, age: resume(run, steps=steps, minutes=minutes, out=out, on_event=tell, elapsed=age)
+    )
+
+
+def _train(json: bool, start: Callable[[Callable[[Any], None], float], Any]) -> int:
+    from groundling.machine import process_age
+    from groundling.training.console import Console
+    from groundling.training.events import Event, Finished, Paused
+
+    ending: list[Event] = []
+    with Console(sys.stderr if json else None) as console:
+
+        def tell(event: Event) -> None:
+            console(event)
+            if isinstance(event, Finished | Paused):
+                ending.append(event)
+
+        run = start(tell, process_age())
+    if json:
+        print_json(ending[-1].to_dict() | {"folder": str(run.folder)})
+    return 0 if run.stopped_by is None else 128 + run.stopped_by

@@ -1,0 +1,90 @@
+"""The loop where a GPU would be ahead of Python: looked at late, and still the same run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import groundling
+from groundling.config import CorpusSettings
+from groundling.corpus.batches import Batches
+from groundling.corpus.sources import find_source
+from groundling.corpus.tokens import prepare
+from groundling.run import Run
+from groundling.training import fit
+from groundling.training.checkpoint import TrainState
+
+TINY: dict[str, Any] = {
+    "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "steps": 20, "eval_every": 8,
+    "checkpoint_every": 7, "log_every": 5, "keep_checkpoints": 0, "sample_tokens": 3, "warmup_steps": 2,
+    "device": "cpu", "dtype": "float32", "compile": "off",
+}  # fmt: skip
+
+
+def quietly(event: object) -> None:
+    pass
+
+
+def weights(run: Run) -> dict[int, bytes]:
+    checkpoints = run.checkpoints
+    return {step: (checkpoints.path(step) / "model.safetensors").read_bytes() for step in checkpoints.steps()}
+
+
+def test_results_seen_late_make_the_same_run(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = groundling.train(text_file, name="a", out=tmp_path, on_event=quietly, **TINY)
+    looks: list[int] = []
+    is_unseen = fit._is_unseen
+
+    def watched(state: TrainState, *rest: Any) -> bool:
+        unseen = is_unseen(state, *rest)
+        if not unseen:
+            looks.append(state.step)
+        return unseen
+
+    monkeypatch.setattr(fit, "_sees_late", lambda machine: True)
+    monkeypatch.setattr(fit, "_is_unseen", watched)
+    late = groundling.train(text_file, name="b", out=tmp_path, on_event=quietly, **TINY)
+    assert weights(late) == weights(at_once)
+    assert looks == [5, 7, 8, 10, 14, 15, 16, 20]
+    ends = [[line for line in run.metrics() if line["event"] == "evaluation"] for run in (at_once, late)]
+    for one, other in zip(*ends, strict=True):
+        assert one["validation_loss"] == other["validation_loss"]
+        assert one["training_loss"] == pytest.approx(other["training_loss"])
+
+
+def test_what_diverges_is_seen_before_it_is_saved(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = fit.rate_factor
+    monkeypatch.setattr(fit, "_sees_late", lambda machine: True)
+    monkeypatch.setattr(fit, "rate_factor", lambda progress, s: math.nan if progress > 0.5 else schedule(progress, s))
+    with pytest.raises(FloatingPointError, match="in step 12 the loss is nan"):
+        groundling.train(text_file, name="a", out=tmp_path, on_event=quietly, **TINY)
+    assert max(groundling.load("a", out=tmp_path).checkpoints.steps()) == 8
+
+
+def test_resident_batches_are_the_same(text_file: Path) -> None:
+    text = prepare(find_source(text_file), CorpusSettings())
+    batches = Batches(text.train, 16, 3, 2, seed=5)
+    resident = batches.on(torch.device("cpu"))
+    for step in (0, 1, 50):
+        for micro_step in (0, 1):
+            for one, other in zip(batches(step, micro_step), resident(step, micro_step), strict=True):
+                assert one.dtype == other.dtype == torch.int64
+                assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_gpu_learns_the_same_compiled_or_not(text_file: Path, tmp_path: Path, accumulate: int) -> None:
+    losses = []
+    for compile in ("off", "on"):
+        settings = TINY | {"device": "cuda", "compile": compile, "accumulate": accumulate, "batch_size": 4}
+        run = groundling.train(text_file, name=compile, out=tmp_path, on_event=quietly, **settings)
+        losses.append([line["loss"] for line in run.metrics() if line["event"] == "step"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
