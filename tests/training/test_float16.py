@@ -34,7 +34,8 @@ def parts(text_file: Path) -> tuple[GPT, Batches, Machine]:
 def step(parts: tuple[GPT, Batches, Machine], state: TrainState) -> tuple[float, float]:
     model, batches, machine = parts
     optimizer = new_optimizer(model, SETTINGS)
-    return fit.train_step(model, model, next_token, batches, optimizer, state, SETTINGS, machine)
+    loss, norm = fit.train_step(model, model, next_token, batches, optimizer, state, SETTINGS, machine).tolist()
+    return loss, norm
 
 
 def test_an_overflow_leaves_the_weights_and_halves_the_scale(parts: tuple[GPT, Batches, Machine]) -> None:
