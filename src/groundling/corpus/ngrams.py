@@ -1,0 +1,109 @@
+"""Milestones: what models that only count reach on a text, so that a loss of a trained one can be read.
+
+An n-gram model guesses the next token from the n - 1 before it, by how often each followed them in the training part.
+Its smoothing is Witten and Bell's ("The zero-frequency problem", 1991) as Chen and Goodman interpolate it ("An
+empirical study of smoothing techniques for language modeling", 1998), from the uniform model upward: with a context h,
+its count N(h), the number T(h) of different tokens seen after it, and h' as h without its first token,
+
+    p(w | h) = (count(h w) + T(h) p(w | h')) / (N(h) + T(h)), and p(w | h) = p(w | h') where h was never seen.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from groundling.corpus.tokens import Tokens
+
+TRAINING_TOKENS = 16_000_000
+"""A training part of more tokens is sampled, evenly: memory stays below 1 GB, and time at some ten seconds."""
+VALIDATION_TOKENS = 1_000_000
+"""The same for the validation part."""
+_PIECE = 1 << 16  # tokens of one place in a sample; the few n-grams across two places are counted like any other
+
+_U64 = npt.NDArray[np.uint64]
+_F64 = npt.NDArray[np.float64]
+
+
+def milestones(train: Tokens, validation: Tokens, vocab_size: int, max_order: int = 8) -> list[float]:
+    """Cross-entropy on the validation part, nats a token: of the uniform model, the 1-gram, the 2-gram ... model.
+
+    Place n holds the n-gram model's. The list ends at `max_order`, or two orders behind the best one: from there on
+    it only gets worse. At the validation part's beginning, where fewer than n - 1 tokens stand before, shorter n-grams
+    guess. At most TRAINING_TOKENS and VALIDATION_TOKENS are read, from evenly spread places.
+
+    Raises ValueError if a part has no tokens.
+    """
+    if not len(train) or not len(validation):
+        raise ValueError("The text is too short for n-grams: its training or its validation part has no tokens.")
+    seen, asked = spread(train, TRAINING_TOKENS), spread(validation, VALIDATION_TOKENS)
+    bits = np.uint64(max(1, (vocab_size - 1).bit_length()))
+    seen_contexts, asked_contexts = np.zeros_like(seen), np.zeros_like(asked)
+    p = np.full(len(asked), 1 / vocab_size)
+    losses = [math.log(vocab_size)]
+    for n in range(1, max_order + 1):
+        if n > min(len(seen), len(asked)):
+            break
+        seen_contexts = _longer(seen_contexts, seen, n)
+        asked_contexts = _longer(asked_contexts, asked, n)
+        # The context's hash in the upper bits, the token in the lower: sorting brings equal contexts together. At
+        # 16 million contexts and 16 bits for the token, not one collision is to be expected.
+        grams = np.sort((seen_contexts << bits) | seen[n - 1 :])
+        p[n - 1 :] = _interpolated(grams, (asked_contexts << bits) | asked[n - 1 :], bits, p[n - 1 :])
+        losses.append(float(-np.log(p).mean()))
+        if n - int(np.argmin(losses)) == 2:
+            break
+    return losses
+
+
+def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
+    """`loss` (nats a token) over a text of so many tokens and UTF-8 bytes: comparable whatever the tokenizer."""
+    return loss * n_tokens / n_bytes / math.log(2)
+
+
+def spread(tokens: Tokens, limit: int) -> _U64:
+    """All ids, or about `limit` of them in pieces from evenly spread places; shape (n,), n at most `limit`."""
+    if len(tokens) <= limit:
+        return tokens.read(0, len(tokens)).astype(np.uint64)
+    length = min(_PIECE, limit)
+    starts = np.linspace(0, len(tokens) - length, limit // length).astype(np.int64)
+    return tokens.windows(starts, length).astype(np.uint64).ravel()
+
+
+def _longer(contexts: _U64, tokens: _U64, n: int) -> _U64:
+    """Hashes of the n - 1 tokens before each token from the n-th on, from those of n - 2."""
+    if n == 1:
+        return contexts
+    # SplitMix64's finalizer, as in corpus/batches.py, which would import torch.
+    x = contexts[1:] + (tokens[: len(contexts) - 1] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _interpolated(grams: _U64, asked: _U64, bits: np.uint64, shorter: _F64) -> _F64:
+    """p(w | h) of the `asked` n-grams, from the sorted ones of the training part and p(w | h') in `shorter`."""
+    starts = _changes(grams)
+    kinds, counts = grams[starts], np.diff(np.append(starts, len(grams)))
+    contexts = kinds >> bits
+    starts = _changes(contexts)
+    kinds_after = np.diff(np.append(starts, len(contexts)))  # T(h)
+    total = np.add.reduceat(counts, starts)  # N(h)
+    found, i = _find(kinds, asked)
+    count = np.where(found, counts[i], 0)
+    found, i = _find(contexts[starts], asked >> bits)
+    after = kinds_after[i]
+    return np.where(found, (count + after * shorter) / (total[i] + after), shorter)
+
+
+def _changes(ordered: _U64) -> npt.NDArray[np.int64]:
+    """Where each run of equal values begins."""
+    return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+
+
+def _find(ordered: _U64, wanted: _U64) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Whether each value is there, and where."""
+    places = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return ordered[places] == wanted, places
