@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from groundling import __version__, storage
-from groundling.config import GROUPS, MINUTES_OR_STEPS, Config, flag
+from groundling import storage
+from groundling.claim import claim, extend, lock, write_record
+from groundling.config import MINUTES_OR_STEPS, Config
 from groundling.corpus.batches import Batches, near
+from groundling.corpus.ngrams import milestones, one_gram
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokens import Corpus, prepare
+from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.score import Score, score
 from groundling.inference.engine import beginning, stream
 from groundling.inference.sampling import Sampling
-from groundling.machine import Machine, choose, peak_memory, versions
+from groundling.machine import Machine, choose, peak_memory
 from groundling.model.gpt import GPT
-from groundling.run import Run, corpus_of, is_name, load, runs_folder
+from groundling.run import Run, corpus_of, load, runs_folder
 from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine, judge
-from groundling.training.checkpoint import TrainState, load_training, read_state
+from groundling.training.checkpoint import TrainState, load_training
 from groundling.training.compiling import choose_forward
 from groundling.training.console import Console
-from groundling.training.diagnosis import Point, verdict
+from groundling.training.diagnosis import verdict
 from groundling.training.events import (
+    Checked,
+    Diverged,
     Event,
     Finished,
     Notice,
@@ -44,7 +45,8 @@ from groundling.training.events import (
     Subscriber,
     rewind,
 )  # fmt: skip
-from groundling.training.fit import Actions, StopRequest, fit
+from groundling.training.fit import Actions, DivergedError, StopRequest, fit
+from groundling.training.history import History
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
 
@@ -98,11 +100,11 @@ def train(
         config = dataclasses.replace(config, corpus=source.address)
         text = prepare(source, config.text, notice=notice, progress=progress)
         _batches(config, text)  # refuses a text that is too short before a folder is made
-        run = _claim(config, text, name, runs_folder(out).resolve(), notice, stack)
+        run = claim(config, text, name, runs_folder(out).resolve(), notice, stack)
         plan = None
         if not run.begun:
             planned, plan = fit_to_machine(config, given, text, machine, time.perf_counter() - began)
-            _write_record(run, config, planned, text, machine)
+            write_record(run, config, planned, text, machine)
         return _train(run, text, emit, began, plan)
 
 
@@ -135,10 +137,10 @@ def resume(
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
         notice, progress = _reporters(emit)
-        _lock(run.folder, stack)
+        lock(run.folder, stack)
         text = corpus_of(run, notice=notice, progress=progress)
         if steps is not None or minutes is not None:  # now that nothing stands in the way
-            _extend(run, steps, minutes)
+            extend(run, steps, minutes)
         return _train(run, text, emit, began)
 
 
@@ -149,92 +151,6 @@ def _batches(config: Config, text: Corpus) -> Batches:
         )
     t = config.training
     return Batches(text.train, config.model.block_size, t.batch_size, t.accumulate, t.seed)
-
-
-def _claim(
-    config: Config, text: Corpus, name: str | None, folder: Path, notice: Callable[[str], None], stack: ExitStack,
-) -> Run:  # fmt: skip
-    """A new run's empty folder, or the unfinished run of the same command; locked until `stack` closes."""
-    if name is not None and not is_name(name):
-        raise ValueError(f"--name {name!r} cannot name a folder: use letters, digits, '.', '_' and '-'.")
-    base = name or re.sub(r"[^A-Za-z0-9._-]+", "-", text.name).strip("-.") or "run"
-    for number in itertools.count(1):
-        run = Run(folder / (base if number == 1 else f"{base}-{number}"))
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as trial:
-            try:
-                _lock(run.folder, trial)
-                if run.begun:
-                    _check_continuable(run, config, text)
-                    notice(
-                        f"The run {run.reference} began with the same command and was not finished: it is continued."
-                    )
-                stack.push(trial.pop_all())
-                return run
-            except ValueError as obstacle:
-                if name is not None:
-                    raise ValueError(f"{obstacle} Choose another --name.") from None
-    raise AssertionError("unreachable")
-
-
-def _check_continuable(run: Run, config: Config, text: Corpus) -> None:
-    """Raise ValueError if `train` with this configuration cannot go on with an existing run."""
-    if run.record["corpus"]["fingerprint"] != text.fingerprint:
-        raise ValueError(f"The run {run.name} exists and has another text.")
-    old, new = run.record.get("requested", run.record["settings"]), config.to_dict()
-    if old != new:
-        differing = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g][k]] or ["--preset"]
-        raise ValueError(f"The run {run.name} exists with other settings ({', '.join(differing)}).")
-    if run.finished:
-        raise ValueError(f"The run {run.name} exists and is finished.")
-
-
-def _lock(folder: Path, stack: ExitStack) -> None:
-    """Hold the run until `stack` closes; the lock goes with the process, however it ends."""
-    try:
-        stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
-    except Timeout:
-        raise ValueError(f"The run {folder.name} is being trained by another process.") from None
-
-
-def _write_record(run: Run, requested: Config, config: Config, text: Corpus, machine: Machine) -> None:
-    text.tokenizer.save(run.folder / "tokenizer.json")
-    record = {
-        "format": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "requested": requested.to_dict(),  # before anything was planned: what the same command asks for again
-        "settings": config.to_dict(),
-        "corpus": {
-            "name": text.name,
-            "fingerprint": text.fingerprint,
-            "documents": text.n_documents,
-            "characters": text.n_characters,
-            "vocab_size": text.tokenizer.vocab_size,
-            "tokenizer": text.tokenizer.fingerprint,
-        },
-        "machine": machine.describe(),
-        "versions": versions() | {"groundling": __version__},
-    }
-    storage.write_json(run.folder / "config.json", record)
-
-
-def _extend(run: Run, steps: int | None, minutes: float | None) -> None:
-    newest = run.checkpoints.newest(lambda _: None)
-    state = read_state(newest) if newest else TrainState()
-    if steps is not None:
-        if state.step >= steps:
-            raise ValueError(f"--steps {steps}: the run {run.name} has done {state.step} steps already.")
-        training = dataclasses.replace(run.config.training, steps=steps, minutes=0.0)
-    else:
-        assert minutes is not None
-        if state.elapsed >= 60 * minutes:
-            raise ValueError(f"--minutes {minutes}: the run {run.name} has taken {state.elapsed / 60:.1f} already.")
-        guess = round(60 * minutes * state.step / state.elapsed) if state.step else run.config.training.steps
-        training = dataclasses.replace(run.config.training, steps=max(guess, state.step + 1), minutes=float(minutes))
-    run.record["settings"] = dataclasses.replace(run.config, training=training).to_dict()
-    (run.folder / "result.json").unlink(missing_ok=True)  # it is not finished any more
-    storage.write_json(run.folder / "config.json", run.record)
-    del run.config
 
 
 def _train(run: Run, text: Corpus, emit: Subscriber, began: float, plan: Planned | None = None) -> Run:
@@ -280,10 +196,17 @@ def _train(run: Run, text: Corpus, emit: Subscriber, began: float, plan: Planned
             tell(event)
         forward, machine = _compiled(run, model, batches, machine, state, tell)
         tell(_started(run, text, batches, model, machine, state))
+        if not any(line["event"] == "checked" for line in run.metrics()):
+            tell(_checked(text))
         state.elapsed += time.perf_counter() - began
-        if fit(model, forward, next_token, batches, optimizer, state, settings, machine,
-               Actions(evaluate, sample, save, stop, tell)):  # fmt: skip
-            _finish(run, state, tell)
+        try:
+            finished = fit(model, forward, next_token, batches, optimizer, state, settings, machine,
+                           Actions(evaluate, sample, save, stop, tell))  # fmt: skip
+        except DivergedError as error:
+            tell(Diverged(error.step))
+            raise
+        if finished:
+            _finish(run, model, state, tell)
         else:
             run.stopped_by = stop.signal
             tell(Paused(state.step, run.reference))
@@ -325,15 +248,15 @@ def _started(run: Run, text: Corpus, batches: Batches, model: GPT, machine: Mach
     )
 
 
-def _finish(run: Run, state: TrainState, tell: Subscriber) -> None:
+def _checked(text: Corpus) -> Checked:
+    V = text.tokenizer.vocab_size
+    return Checked(milestones(text.train, text.validation, V), one_gram(text.train, V), None)
+
+
+def _finish(run: Run, model: GPT, state: TrainState, tell: Subscriber) -> None:
     assert state.best_loss is not None
-    points = [
-        Point(line["step"], line["validation_loss"], line["training_loss"])
-        for line in run.metrics()
-        if line["event"] == "evaluation"
-    ]
     run.plot()
-    summary = verdict(points)
+    summary = verdict(History.read(run.metrics(), run.config, sees_the_future(model)))
     end = Finished(
         run.reference, state.step, state.elapsed, state.best_step, state.best_loss, summary, peak_memory(),
         judge(run.metrics(), state),

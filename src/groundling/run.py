@@ -24,12 +24,15 @@ from groundling.config import Config, did_you_mean
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokenizer import Tokenizer, Unknown
 from groundling.corpus.tokens import Corpus, prepare, reopen
+from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.score import score
 from groundling.inference.engine import beginning, stream
 from groundling.inference.sampling import Sampling
 from groundling.machine import Machine, choose
 from groundling.model.gpt import GPT
 from groundling.training.checkpoint import Checkpoints, load_weights, read_state
+from groundling.training.diagnosis import diagnose, standing, verdict
+from groundling.training.history import History
 from groundling.training.plot import plot_curves
 
 
@@ -172,6 +175,21 @@ class Run:
             tokens = dataclasses.replace(corpus.train, stop=corpus.validation.stop)  # all of it
         result = score(self.model, tokens, self.tokenizer, self.machine, max_tokens=max_tokens or 0)
         return dataclasses.asdict(result) | {"step": self.step, "checkpoint": str(self.checkpoint)}
+
+    def explain(self) -> dict[str, Any]:
+        """What the run's curves say, ready for JSON: `standing`, `findings` (each with kind, evidence and advice), and
+        `verdict`, which puts it into a few sentences."""
+        sees_future = bool(self.checkpoints.steps()) and sees_the_future(self.model)
+        history = History.read(self.metrics(), self.config, sees_future)
+        loss = float(history.validation.min()) if len(history.validation) else None
+        return {
+            "step": history.n_steps_done,
+            "best_validation_loss": loss,
+            "milestones": list(history.milestones),
+            "standing": standing(loss, history.milestones) if loss is not None else "",
+            "findings": [dataclasses.asdict(finding) for finding in diagnose(history)],
+            "verdict": verdict(history),
+        }
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Draw the loss curve to `path` (`loss.png` in the run's folder) and return where it is."""

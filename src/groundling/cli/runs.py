@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from groundling.cli.app import Json, Out, app, print_json
+from groundling.cli.app import Json, Out, RunReference, app, print_json
 
 
 @app.command(sort_key=4)
@@ -36,6 +36,27 @@ def runs(*, out: Out = None, json: Json = False) -> None:
             "-" if best is None else f"{best:.4f} at {row['best_step']:,}", row["status"],
         )  # fmt: skip
     Console(highlight=False).print(table)
+    return None
+
+
+@app.command(sort_key=5)
+def explain(run: RunReference, /, *, out: Out = None, json: Json = False) -> None:
+    """Say in plain words how a run went: where its loss stands, what is wrong, how one sees it, and what to do."""
+    from groundling.run import load
+
+    found = load(run, out=out).explain()
+    if json:
+        return print_json(found)
+    if found["best_validation_loss"] is not None:
+        where = f": {found['standing']}" if found["standing"] else ""
+        print(f"Best validation loss {found['best_validation_loss']:.4f} nats a token{where}.")
+    for n, loss in enumerate(found["milestones"]):
+        print(f"  {'chance' if n == 0 else f'{n}-gram':8}{loss:.3f}")
+    if not found["findings"]:
+        print("Nothing is wrong." if found["step"] else "Nothing was trained yet.")
+        print(found["verdict"])
+    for finding in found["findings"]:
+        print(f"\n{finding['kind'].capitalize()}: {finding['evidence']}\n  {finding['advice']}")
     return None
 
 

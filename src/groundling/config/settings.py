@@ -137,6 +137,7 @@ class TrainingSettings:
     eval_tokens: int = setting(
         262_144, "Tokens of a larger validation part that an evaluation reads, evenly spread; 0 reads all."
     )
+    patience: int = setting(0, "Stop after so many evaluations that were no better than the best one; 0 for never.")
     checkpoint_every: int = setting(1000, "Steps between checkpoints; the best and the last are saved in any case.")
     keep_checkpoints: int = setting(2, "How many of the newest checkpoints stay, beside the best; 0 keeps all.")
     sample_every: int | None = setting(None, "Steps between samples; at each evaluation if not given; 0 for none.")
@@ -148,7 +149,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         _require_at_least(1, self, "steps", "batch_size", "accumulate", "eval_every", "checkpoint_every", "log_every")
         _require_at_least(
-            0, self, "warmup_steps", "eval_tokens", "keep_checkpoints", "sample_tokens", "seed",
+            0, self, "warmup_steps", "eval_tokens", "patience", "keep_checkpoints", "sample_tokens", "seed",
             "weight_decay", "grad_clip",
         )  # fmt: skip
         if self.sample_every is not None:

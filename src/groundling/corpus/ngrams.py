@@ -58,6 +58,13 @@ def milestones(train: Tokens, validation: Tokens, vocab_size: int, max_order: in
     return losses
 
 
+def one_gram(tokens: Tokens, vocab_size: int) -> float:
+    """The entropy of single tokens, in nats: what knowing how common each is reaches on this very text."""
+    counts = np.bincount(spread(tokens, TRAINING_TOKENS).astype(np.int64), minlength=vocab_size)
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
 def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
     """`loss` (nats a token) over a text of so many tokens and UTF-8 bytes: comparable whatever the tokenizer."""
     return loss * n_tokens / n_bytes / math.log(2)

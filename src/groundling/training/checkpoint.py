@@ -40,6 +40,7 @@ class TrainState:
     evaluated_step: int = -1  # the last step at which an evaluation ended
     best_step: int = -1
     best_loss: float | None = None
+    evaluations_since_best: int = 0
     loss_sum: float = 0.0  # of the training losses since the last evaluation
     loss_count: int = 0
     loss_scale: float = 2.0**16  # for float16 only: see fit.py

@@ -11,7 +11,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from groundling.training.diagnosis import standing
 from groundling.training.events import (
+    Checked,
     Evaluation,
     Event,
     Finished,
@@ -38,6 +40,8 @@ class Console:
         self._sample: Sample | None = None
         self._last_line = self._began = 0.0
         self._steps = ""
+        self._milestones: list[float] = []
+        self._standing = ""
 
     def __enter__(self) -> Console:
         return self
@@ -55,6 +59,8 @@ class Console:
                 self._planned(event)
             case Started():
                 self._started(event)
+            case Checked():
+                self._milestones = event.milestones
             case Step():
                 self._step(event)
             case Evaluation():
@@ -147,6 +153,10 @@ class Console:
             f"[bold]step {event.step:,}  validation loss {event.validation_loss:.4f}[/]{training}  "
             f"{event.bits_per_byte:.3f} bits/byte  {duration(event.elapsed)}{'  (best so far)' if event.best else ''}"
         )
+        words = standing(event.validation_loss, self._milestones)
+        if words and words != self._standing:  # said when it is new
+            self.out.print(f"    {words}")
+            self._standing = words
 
     def _finished(self, event: Finished) -> None:
         self.out.print()

@@ -109,6 +109,24 @@ class Sample(Event):
 
 
 @dataclass(frozen=True)
+class Checked(Event):
+    """What counting alone reaches, in nats a token. `milestones` holds the n-gram model's loss on the validation part in
+    place n, from the uniform model on; `one_gram` is the 1-gram model's on the training part. `leakage` is the share of
+    the validation part that the training part has too, None if it was not looked at."""
+
+    milestones: list[float]
+    one_gram: float
+    leakage: float | None
+
+
+@dataclass(frozen=True)
+class Diverged(Event):
+    """The loss or the gradient of `step` was no finite number. Nothing of it is saved."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Saved(Event):
     step: int
     checkpoint: str
@@ -137,7 +155,7 @@ class Finished(Event):
 
 
 Subscriber = Callable[[Event], None]
-_KEPT = (Notice, Planned, Started, Step, Evaluation, Saved, Paused, Finished)
+_KEPT = (Notice, Planned, Started, Checked, Step, Evaluation, Saved, Diverged, Paused, Finished)
 
 
 class RunFiles:

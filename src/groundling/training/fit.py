@@ -57,10 +57,12 @@ def fit(
     which it would be compiled again, so they run as they are.
 
     Returns whether it came to the end; if `actions.stopped()` ends it before, everything is saved.
-    Raises FloatingPointError if the loss is not finite: the weights are then those of the last checkpoint's run.
+    Raises DivergedError if the loss is not finite; nothing of that is saved.
     """
     clock = Clock(state.elapsed, settings)
     over = False
+    if _out_of_patience(state, settings):  # a run that had ended so, and is to go on
+        state.evaluations_since_best = 0
     # Dropout is seeded in every micro-step; the caller's own random numbers are left alone.
     with machine.own_randomness():
         while True:
@@ -72,6 +74,7 @@ def fit(
                         improved = _evaluate(state, settings, actions, clock, over)
                 except Interrupted:
                     pass  # `stopped` says so below; the evaluation is made when the run is resumed
+                over = over or _out_of_patience(state, settings)
             finished = over and state.evaluated_step == state.step
             checkpoint_is_due = state.step % settings.checkpoint_every == 0 and state.step > 0
             if improved or finished or checkpoint_is_due or actions.stopped():
@@ -97,7 +100,7 @@ def fit(
                 timing.times = len(results)
             for number, (loss, norm) in enumerate(results, state.step - len(results) + 1):
                 if _sees_late(machine) and not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise _diverged(number, loss, norm)
+                    raise DivergedError(number, loss, norm)
                 state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
             if state.step % settings.log_every == 0 or state.step == settings.steps:
                 rate, speed = factor * settings.learning_rate, batches.tokens_per_step / clock.typical("step")
@@ -123,7 +126,7 @@ def train_step(
     after (Micikevicius et al., "Mixed Precision Training", 2018). Where they leave the range, the step is left out and
     the scale halved; its norm is then infinite or not a number.
 
-    Raises FloatingPointError, before any weight is touched, if a result is not finite; but see `_sees_late`.
+    Raises DivergedError, before any weight is touched, if a result is not finite; but see `_sees_late`.
     """
     model.train()
     scale = state.loss_scale if machine.dtype == torch.float16 else 1.0
@@ -141,7 +144,7 @@ def train_step(
     outcome = torch.stack((total / settings.accumulate, norm))
     in_range = _sees_late(machine) or bool(outcome.isfinite().all())
     if not in_range and scale <= 1.0:
-        raise _diverged(state.step + 1, *outcome.tolist())
+        raise DivergedError(state.step + 1, *outcome.tolist())
     if in_range:
         optimizer.step()
     optimizer.zero_grad()
@@ -162,11 +165,15 @@ def _is_unseen(state: TrainState, settings: TrainingSettings, actions: Actions, 
     return not (any(state.step % end == 0 for end in ends) or clock.is_over(state.step) or actions.stopped())
 
 
-def _diverged(step: int, loss: float, norm: float) -> FloatingPointError:
-    return FloatingPointError(
-        f"Training diverged: in step {step} the loss is {loss} and the gradient's norm {norm}. "
-        "A lower --learning-rate, a longer --warmup-steps or --dtype float32 helps; checkpoints are as they were."
-    )
+class DivergedError(FloatingPointError):
+    """The loss or the gradient of `step` is no finite number."""
+
+    def __init__(self, step: int, loss: float, norm: float) -> None:
+        super().__init__(
+            f"Training diverged: in step {step} the loss is {loss} and the gradient's norm {norm}. "
+            "A lower --learning-rate, a longer --warmup-steps or --dtype float32 helps; checkpoints are as they were."
+        )
+        self.step = step
 
 
 def _rescale(state: TrainState, in_range: bool) -> None:
@@ -188,6 +195,10 @@ def _evaluation_is_due(state: TrainState, settings: TrainingSettings, over: bool
     return (due or over) and state.evaluated_step != state.step
 
 
+def _out_of_patience(state: TrainState, settings: TrainingSettings) -> bool:
+    return 0 < settings.patience <= state.evaluations_since_best
+
+
 def _evaluate(
     state: TrainState,
     settings: TrainingSettings,
@@ -200,6 +211,7 @@ def _evaluate(
     training_loss = state.loss_sum / state.loss_count if state.loss_count else None
     # An untrained model is never the best one: a run that diverges at once must not be told to keep it.
     best = state.step > 0 and (state.best_loss is None or result.loss < state.best_loss)
+    state.evaluations_since_best = 0 if best else state.evaluations_since_best + (state.step > 0)
     if best:
         state.best_loss, state.best_step = result.loss, state.step
     actions.emit(Evaluation(state.step, result.loss, result.bits_per_byte, training_loss, best, clock.elapsed()))

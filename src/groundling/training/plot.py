@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-_TRAINING, _VALIDATION = "#9db4c8", "#b5442e"
+_TRAINING, _VALIDATION, _MILESTONE = "#9db4c8", "#b5442e", "#7a7a7a"
 
 
 def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -49,9 +49,29 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
         title=" and ".join(histories) if len(histories) < 4 else "",
     )
     axes.grid(alpha=0.25)
+    if alone:
+        _draw_milestones(axes, next(iter(histories.values())))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path)
+
+
+def _draw_milestones(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    """What counting reaches on this text, as lines: the uniform model down to the best n-gram model."""
+    checked = next((line for line in lines if line["event"] == "checked"), None)
+    if checked is None:
+        return
+    losses = checked["milestones"]
+    low, high = axes.get_ylim()
+    named = -float("inf")
+    for n in range(int(np.argmin(losses)), -1, -1):  # from the best one up
+        axes.axhline(losses[n], color=_MILESTONE, linestyle=":", linewidth=0.9, zorder=0)
+        if losses[n] - named > 0.035 * (high - low):  # else the names would lie on each other
+            name = "chance" if n == 0 else f"{n}-gram"
+            axes.text(1.01, losses[n], f"{name} {losses[n]:.2f}", transform=axes.get_yaxis_transform(), va="center",
+                      fontsize=8, color=_MILESTONE)  # fmt: skip
+            named = losses[n]
+    axes.grid(visible=False, axis="y")
 
 
 def _smooth(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
