@@ -101,11 +101,17 @@ class Evaluation(Event):
 
 @dataclass(frozen=True)
 class Sample(Event):
-    """What the model writes after `step` steps, always from the same prompt and seed."""
+    """What the model writes after `step` steps, always from the same prompt and seed.
+
+    `copied_share` is the share of its characters in spans of 30 or more that stand verbatim in the training text,
+    `longest_copy` the length in characters of the longest span that does; None where it was not looked for.
+    """
 
     step: int
     prompt: str
     text: str
+    copied_share: float | None = None
+    longest_copy: int | None = None
 
 
 @dataclass(frozen=True)
