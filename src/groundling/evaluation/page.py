@@ -34,7 +34,7 @@ def loss_page(
         ("bits per byte", f"{score.bits_per_byte:.4f}"),
         ("windows", score.protocol),
         ("scored", f"{score.tokens:,} tokens"),
-        ("painted", f"the first {len(losses) + 1:,} of {n_tokens:,} tokens"),
+        ("painted", f"the first {len(losses):,} of {n_tokens:,} tokens"),
     ]
     painted = "".join(
         f'<b class="s{min(int(_SHADES * loss / ceiling), _SHADES)}">{_visible(text)}</b>' for text, loss, *_ in units
@@ -117,8 +117,8 @@ function show(event) {
   token.classList.add("on");
   const [loss, count, choices] = data[token.place];
   tip.textContent = "loss " + loss.toFixed(2) + " nats" + (count > 1 ? " in " + count + " tokens" : "")
-    + "\\nprobability " + percent(Math.exp(-loss)) + "\\nexpected here: "
-    + choices.map(([text, p]) => "“" + text + "” " + percent(p)).join(", ");
+    + "\\nprobability " + percent(Math.exp(-loss)) + "\\nits own first choices:"
+    + choices.map(([text, p]) => "\\n  “" + text + "”  " + percent(p)).join("");
   tip.style.display = "block";
   const box = token.getClientRects()[0], edge = document.documentElement.clientWidth - tip.offsetWidth - 8;
   tip.style.left = Math.max(8, Math.min(box.left, edge)) + scrollX + "px";
