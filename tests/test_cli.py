@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 import groundling
 from groundling.__main__ import main
+from groundling.cli.copies import show_originality
 from groundling.config import flag, setting_fields
 
 VERBS = ["train", "resume", "sample", "eval", "runs", "plot", "doctor"]
@@ -136,6 +138,49 @@ def test_eval_json_has_every_figure(call: Any, first: None) -> None:
     } <= result.keys()  # fmt: skip
     assert result["step"] == 12
     assert "nats a token" in call("eval", "first").out
+
+
+def test_eval_sliding_and_its_page(call: Any, first: None) -> None:
+    plain, sliding = (json.loads(call("eval", "first", *more, "--json").out) for more in ([], ["--sliding"]))
+    assert (plain["protocol"], sliding["protocol"]) == ("non-overlapping", "sliding, stride 16")
+    assert plain["loss"] != sliding["loss"]
+    assert "sliding, stride 16" in call("eval", "first", "--sliding").out
+    assert call("eval", "first", "--html", "page.html", "--html-tokens", "70").status == 0
+    page = Path("page.html").read_text("utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "the first 70 of 3,000 tokens" in page
+
+
+def test_sample_tells_what_it_copied(call: Any, first: None, prose: str) -> None:
+    arguments = ("sample", "first", "--prompt", "The ", "--max-new-tokens", "40", "--seed", "1", "--originality")
+    (sample,) = json.loads(call(*arguments, "--json").out)
+    found = groundling.load("first").training_text().report(sample["text"])
+    assert sample["originality"] == json.loads(json.dumps(dataclasses.asdict(found)))
+    assert sample["originality"]["characters"] == 40  # the prompt is not the model's
+    where = found.where
+    assert where is not None
+    assert prose.find(where.text) == where.position
+    shown = call(*arguments).out
+    assert shown.startswith("The " + sample["text"])
+    assert f"{found.longest} characters, in line {where.line:,} of the training text" in shown
+    assert "nothing: no span of 30 characters or more" in shown
+
+
+def test_copied_spans_are_marked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = "[the first line of the two of it]", "and what stands in the second one of it"
+    text = groundling.TrainingText([f"{one}\n\n{other}\n"])
+    sample = f"So: {one} {other}!"
+    show_originality("ROMEO:", sample, text.report(sample))
+    out = capsys.readouterr().out
+    assert out.endswith(f"\nROMEO:So: [{one}] [{other}]!\n")
+    assert "92.3% of 78 characters, in 2 span(s) of 30 or more" in out
+    assert f"{len(other)} characters, in line 3 of the training text, from character 35 on: {other!r}" in out
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "NO_COLOR": ""}.items():
+        monkeypatch.setenv(name, value)
+    show_originality("ROMEO:", sample, text.report(sample))
+    coloured = capsys.readouterr().out
+    assert f"m{one}\x1b[0m" in coloured
+    assert f"[{other}]" not in coloured
 
 
 def test_runs_and_plot_and_doctor(call: Any, first: None) -> None:

@@ -18,17 +18,19 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from groundling.corpus.tokenizer import Tokenizer
     from groundling.corpus.tokens import Corpus
+    from groundling.evaluation.originality import TrainingText
     from groundling.launch import resume, train
     from groundling.model.gpt import GPT
     from groundling.run import Run, load, runs
 
-__all__ = ["GPT", "Corpus", "Run", "Tokenizer", "__version__", "load", "resume", "runs", "train"]
+__all__ = ["GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "load", "resume", "runs", "train"]
 
 _HOMES = {
     "Corpus": "groundling.corpus.tokens",
     "GPT": "groundling.model.gpt",
     "Run": "groundling.run",
     "Tokenizer": "groundling.corpus.tokenizer",
+    "TrainingText": "groundling.evaluation.originality",
     "load": "groundling.run",
     "resume": "groundling.launch",
     "runs": "groundling.run",

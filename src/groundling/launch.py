@@ -21,8 +21,6 @@ from groundling.corpus.sources import find_source
 from groundling.corpus.tokens import Corpus, prepare
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.score import Score, score
-from groundling.inference.engine import beginning, stream
-from groundling.inference.sampling import Sampling
 from groundling.machine import Machine, choose, peak_memory
 from groundling.model.gpt import GPT
 from groundling.run import Run, corpus_of, load, runs_folder
@@ -49,8 +47,7 @@ from groundling.training.fit import Actions, DivergedError, StopRequest, fit
 from groundling.training.history import History
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
-
-SAMPLE_SEED = 1  # of the samples during training: always the same, so that they can be compared
+from groundling.training.samples import Sampler
 
 
 def train(
@@ -184,11 +181,6 @@ def _train(run: Run, text: Corpus, emit: Subscriber, began: float, plan: Planned
                 max_tokens=settings.eval_tokens, stopped=stop,
             )  # fmt: skip
 
-        def sample() -> tuple[str, str]:
-            ids = text.tokenizer.encode(settings.sample_prompt, "skip") or beginning(text.tokenizer)
-            pieces = stream(model, text.tokenizer, ids, settings.sample_tokens, Sampling(seed=SAMPLE_SEED))
-            return text.tokenizer.decode(ids), "".join(pieces)
-
         def save() -> Path:
             return run.checkpoints.save(model, optimizer, state, run.folder, settings.keep_checkpoints)
 
@@ -201,7 +193,7 @@ def _train(run: Run, text: Corpus, emit: Subscriber, began: float, plan: Planned
         state.elapsed += time.perf_counter() - began
         try:
             finished = fit(model, forward, next_token, batches, optimizer, state, settings, machine,
-                           Actions(evaluate, sample, save, stop, tell))  # fmt: skip
+                           Actions(evaluate, Sampler(model, text, settings), save, stop, tell))  # fmt: skip
         except DivergedError as error:
             tell(Diverged(error.step))
             raise

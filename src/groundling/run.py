@@ -23,8 +23,11 @@ from groundling import storage
 from groundling.config import Config, did_you_mean
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokenizer import Tokenizer, Unknown
-from groundling.corpus.tokens import Corpus, prepare, reopen
+from groundling.corpus.tokens import Corpus, Tokens, prepare, reopen
 from groundling.evaluation.causality import sees_the_future
+from groundling.evaluation.losses import TokenLoss, token_losses
+from groundling.evaluation.originality import TrainingText
+from groundling.evaluation.page import loss_page
 from groundling.evaluation.score import score
 from groundling.inference.engine import beginning, stream
 from groundling.inference.sampling import Sampling
@@ -160,20 +163,40 @@ class Run:
         text: str | os.PathLike[str] | None = None,
         *,
         max_tokens: int | None = None,
+        sliding: bool = False,
+        html: str | os.PathLike[str] | None = None,
+        html_tokens: int = 4000,
         unknown: Unknown = "error",
     ) -> dict[str, Any]:
         """Score the checkpoint on the run's validation part, or on `text` (a file, folder or corpus name).
 
         `max_tokens` caps how much is read, evenly spread (0: no cap); by default as in training, so that the
-        figures are those of the training log. Returns the fields of `Score`, and `step` and `checkpoint`.
+        figures are those of the training log. With `sliding`, windows overlap: see evaluation/score.py. `html` is a
+        page to write, on which the first `html_tokens` tokens (0: all) are painted by their loss.
+
+        Returns the fields of `Score`, and `step` and `checkpoint`.
         """
-        if text is None:
-            tokens = corpus_of(self).validation
-            max_tokens = self.config.training.eval_tokens if max_tokens is None else max_tokens
-        else:
-            corpus = prepare(find_source(text), self.config.text, tokenizer=self.tokenizer, unknown=unknown)
-            tokens = dataclasses.replace(corpus.train, stop=corpus.validation.stop)  # all of it
-        result = score(self.model, tokens, self.tokenizer, self.machine, max_tokens=max_tokens or 0)
+        if html is not None and (Path(html).is_dir() or not Path(html).absolute().parent.is_dir()):
+            raise ValueError(f"--html {html} cannot be written: it is a folder, or lies in one that is not there.")
+        tokens = self._tokens(text, unknown)
+        if max_tokens is None:
+            max_tokens = self.config.training.eval_tokens if text is None else 0
+        result = score(self.model, tokens, self.tokenizer, self.machine, max_tokens=max_tokens, sliding=sliding)
+        if html is not None:
+            losses = token_losses(
+                self.model, _first(tokens, html_tokens), self.tokenizer, self.machine, sliding=sliding
+            )
+            what = "its validation part" if text is None else os.fspath(text)
+            beginning = self.tokenizer.decode(tokens.read(0, 1))
+            page = loss_page(
+                f"{self.name}, step {self.step:,}, on {what}",
+                beginning,
+                losses,
+                result,
+                len(tokens),
+                self.tokenizer.vocab_size,
+            )
+            storage.write_file(Path(html), page)
         return dataclasses.asdict(result) | {"step": self.step, "checkpoint": str(self.checkpoint)}
 
     def explain(self) -> dict[str, Any]:
@@ -190,6 +213,33 @@ class Run:
             "findings": [dataclasses.asdict(finding) for finding in diagnose(history)],
             "verdict": verdict(history),
         }
+
+    def token_losses(
+        self,
+        text: str | os.PathLike[str] | None = None,
+        *,
+        max_tokens: int = 4000,
+        sliding: bool = False,
+        unknown: Unknown = "error",
+    ) -> list[TokenLoss]:
+        """The loss of each of the first `max_tokens` tokens (0: all) of the validation part, or of `text`."""
+        tokens = _first(self._tokens(text, unknown), max_tokens)
+        return token_losses(self.model, tokens, self.tokenizer, self.machine, sliding=sliding)
+
+    def training_text(self, progress: Callable[[str, int, int], None] = lambda *_: None) -> TrainingText:
+        """The training part of the run's text, indexed, so that `report` says what a sample copied from it.
+
+        Raises ValueError if the text is gone, has changed, or has more than 100 MB.
+        """
+        corpus = corpus_of(self, progress=progress)
+        return TrainingText.of(corpus, _document_names(self) if corpus.n_documents > 1 else (), progress)
+
+    def _tokens(self, text: str | os.PathLike[str] | None, unknown: Unknown) -> Tokens:
+        """The validation part, or all of `text`."""
+        if text is None:
+            return corpus_of(self).validation
+        corpus = prepare(find_source(text), self.config.text, tokenizer=self.tokenizer, unknown=unknown)
+        return dataclasses.replace(corpus.train, stop=corpus.validation.stop)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Draw the loss curve to `path` (`loss.png` in the run's folder) and return where it is."""
@@ -252,6 +302,20 @@ def corpus_of(
             "Put the old text back, or start a new run on the new one."
         )
     return text
+
+
+def _document_names(run: Run) -> list[str]:
+    try:
+        return [document.name for document in find_source(run.config.corpus, run.config.text.glob).documents]
+    except (FileNotFoundError, ConnectionError):
+        return []  # the text is gone; its tokens, from the cache, have no names
+
+
+def _first(tokens: Tokens, n: int) -> Tokens:
+    """The first token, and `n` that are predicted (0: all)."""
+    if n < 0:
+        raise ValueError(f"The number of tokens to paint must be 1 or more, or 0 for all, and it is {n}.")
+    return dataclasses.replace(tokens, stop=min(tokens.stop, tokens.start + n + 1)) if n else tokens
 
 
 def is_name(text: str) -> bool:

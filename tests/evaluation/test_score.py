@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from groundling.config import CorpusSettings, MachineSettings, ModelSettings
+from groundling.corpus.tokenizer import CharTokenizer, Tokenizer
 from groundling.corpus.tokens import Corpus, Tokens
 from groundling.evaluation.score import Interrupted, score, windows_of
 from groundling.machine import choose
@@ -58,10 +61,115 @@ def test_every_token_but_the_first_is_predicted_once(corpus: Corpus, n: int) -> 
     assert result.loss == pytest.approx(nats / (n - 1), rel=1e-5)
 
 
+@pytest.mark.parametrize("n", [2, 16, 17, 32, 33, 34, 48, 49, 50, 65, 200])
+def test_sliding_predicts_every_token_once_with_half_a_context_before_it(corpus: Corpus, n: int) -> None:
+    """Against the protocol written as plainly as can be: token after token, from the context that it has there."""
+    model, tokens = model_for(corpus), part(corpus.validation, n)
+    ids = torch.from_numpy(tokens.read(0, n))
+    nats = 0.0
+    with torch.no_grad():
+        for i in range(1, n):
+            begin = 0 if i <= 32 else (i - 32 + 15) // 16 * 16  # the first window that reaches it
+            assert i <= 32 or 16 <= i - begin - 1 < 32
+            nats += float(F.cross_entropy(model(ids[None, begin:i])[0, -1], ids[i]))
+    result = score(model, tokens, corpus.tokenizer, MACHINE, sliding=True)
+    assert result.tokens == n - 1
+    assert result.protocol == "sliding, stride 16"
+    assert result.loss == pytest.approx(nats / (n - 1), rel=1e-5)
+
+
+def test_within_one_window_both_protocols_are_one(corpus: Corpus) -> None:
+    model, tokens = model_for(corpus), part(corpus.validation, 33)
+    one, other = (score(model, tokens, corpus.tokenizer, MACHINE, sliding=s) for s in (False, True))
+    assert (one.protocol, other.protocol) == ("non-overlapping", "sliding, stride 16")
+    assert dataclasses.replace(one, protocol=other.protocol) == other
+
+
 def test_two_evaluations_agree_to_the_last_digit(corpus: Corpus) -> None:
     model = model_for(corpus)
     first, second = (score(model, corpus.validation, corpus.tokenizer, MACHINE) for _ in range(2))
     assert first == second
+
+
+class Bytes(Tokenizer):
+    """One token a byte, and room for all 256 of them."""
+
+    kind, vocab_size, end_of_text_id = "every byte", 256, None
+
+    def encode_array(self, text: str, unknown: Any = "error", offset: int = 0) -> Any:
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
+
+    def decode(self, ids: Any) -> str:
+        return bytes(int(i) for i in ids).decode()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+class Pairs(Bytes):
+    """Two ASCII characters in one token: half as many tokens as there are characters."""
+
+    kind, vocab_size, end_of_text_id = "pairs", 128 * 128, None
+
+    def encode_array(self, text: str, unknown: Any = "error", offset: int = 0) -> Any:
+        codes = super().encode_array(text).reshape(-1, 2)
+        return codes[:, 0] * 128 + codes[:, 1]
+
+    def decode(self, ids: Any) -> str:
+        return super().decode(code for i in ids for code in divmod(int(i), 128))
+
+
+def tokens_by(tokenizer: Tokenizer, text: str, path: Path) -> Tokens:
+    ids = tokenizer.encode_array(text).astype(np.uint16)
+    ids.tofile(path)
+    return Tokens(path, "uint16", 0, len(ids))
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_bits_per_byte_do_not_depend_on_the_tokenizer(sliding: bool, prose: str, tmp_path: Path) -> None:
+    """The same model through two tokenizers that cut a text alike, and number what they cut differently."""
+    text = "".join(c for c in prose[:3000] if c.isascii())
+    letters, every = CharTokenizer.fit([text]), Bytes()
+    torch.manual_seed(0)
+    config = ModelSettings(block_size=32, n_layer=1, n_head=2, n_embd=16, tie_head=False)
+    small, large = GPT(config, letters.vocab_size), GPT(config, 256)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.mul_(3)
+        large.load_state_dict(small.state_dict() | {
+            "wte.weight": torch.zeros(256, 16), "lm_head.weight": torch.zeros(256, 16),
+        })  # fmt: skip
+        rows = torch.tensor([ord(c) for c in letters.characters])
+        large.wte.weight[rows] = small.wte.weight
+        assert small.lm_head is not None and large.lm_head is not None
+        large.lm_head.weight[rows] = small.lm_head.weight
+    unheard = torch.full((256,), -torch.inf)  # of bytes that the small model does not know
+    unheard[rows] = 0.0
+    large.lm_head.register_forward_hook(lambda module, inputs, logits: logits + unheard)
+    one, other = (
+        score(model, tokens_by(t, text, tmp_path / t.kind), t, MACHINE, sliding=sliding)
+        for model, t in ((small, letters), (large, every))
+    )
+    assert one.bits_per_byte == pytest.approx(other.bits_per_byte, rel=1e-6)
+    assert one.bits_per_character == pytest.approx(other.bits_per_character, rel=1e-6)
+    assert (one.tokens, one.bytes) == (other.tokens, other.bytes)
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+@pytest.mark.parametrize(("kind", "bits"), [(Bytes, 8), (Pairs, 7)])
+def test_what_knows_nothing_needs_the_bits_of_a_blind_guess(
+    kind: type[Bytes], bits: int, sliding: bool, prose: str, tmp_path: Path
+) -> None:
+    """By hand: one of 256 for each byte is 8 bits; one of 128 × 128 for each two bytes is 7 bits a byte."""
+    tokenizer = kind()
+    model = GPT(ModelSettings(block_size=32, n_layer=1, n_head=2, n_embd=16), tokenizer.vocab_size)
+    torch.nn.init.zeros_(model.wte.weight)
+    text = "".join(c for c in prose[:3000] if c.isascii())[:2000]
+    tokens = tokens_by(tokenizer, text, tmp_path / "tokens.bin")
+    result = score(model, tokens, tokenizer, MACHINE, sliding=sliding)
+    assert result.loss == pytest.approx(math.log(tokenizer.vocab_size), rel=1e-6)
+    assert result.bits_per_byte == result.bits_per_character == pytest.approx(bits, rel=1e-6)
+    assert result.bytes == 2000 - len(tokenizer.decode(tokens.read(0, 1)))
 
 
 def test_bytes_and_characters_differ_where_the_text_is_not_ascii(tmp_path: Path) -> None:

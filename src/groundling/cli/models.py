@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from groundling.cli.app import Json, Out, RunReference, Text, app, note, print_json, print_lines
+from groundling.cli.copies import indexing, show_originality
 
 
 @app.command(sort_key=2)
@@ -27,6 +29,7 @@ def sample(
     seed: Annotated[int | None, Parameter(show_default=False)] = None,
     num_samples: int = 1,
     stop: Annotated[str, Text] = "",
+    originality: Annotated[bool, Parameter(negative="")] = False,
     unknown: Literal["error", "skip"] = "error",
     out: Out = None,
     json: Json = False,
@@ -53,6 +56,8 @@ def sample(
         How many; each with the next seed.
     stop
         End where this text appears.
+    originality
+        Tell what of it stands verbatim in the training text, and show the copied spans.
     unknown
         What to do with characters that the model never saw.
     """
@@ -69,6 +74,7 @@ def sample(
     first = Sampling(0.0 if greedy else temperature, top_k, seed)
     assert first.seed is not None
     loaded = load(run, out=out)
+    training_text = loaded.training_text(indexing()) if originality else None
     results = []
     for i in range(num_samples):
         sampling = dataclasses.replace(first, seed=first.seed + i)
@@ -78,19 +84,27 @@ def sample(
         if i == 0:
             for warning in caught:
                 note(str(warning.message))
-        if json:
-            results.append({"prompt": prompt, "text": "".join(pieces), "seed": sampling.seed})
-            continue
-        if num_samples > 1:
+        if num_samples > 1 and not json:
             print(f"--- sample {i + 1}, seed {sampling.seed}")
-        print(prompt, end="", flush=True)
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
+        text = "".join(pieces if json else _printed(prompt, pieces))
+        found = training_text.report(text) if training_text else None
+        if json:
+            copies = {"originality": dataclasses.asdict(found)} if found else {}
+            results.append({"prompt": prompt, "text": text, "seed": sampling.seed, **copies})
+        elif found:
+            show_originality(prompt, text, found)
     if json:
         print_json(results)
     elif seed is None and first.temperature > 0:
         note(f"--seed {first.seed} gives this again.")
+
+
+def _printed(prompt: str, pieces: Iterable[str]) -> Iterator[str]:
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        yield piece
+    print()
 
 
 @app.command(name="eval", sort_key=3)
@@ -100,6 +114,9 @@ def evaluate(
     *,
     text: Annotated[str | None, Parameter(show_default=False)] = None,
     max_tokens: Annotated[int | None, Parameter(show_default=False)] = None,
+    sliding: Annotated[bool, Parameter(negative="")] = False,
+    html: Annotated[Path | None, Parameter(show_default=False)] = None,
+    html_tokens: int = 4000,
     unknown: Literal["error", "skip"] = "error",
     out: Out = None,
     json: Json = False,
@@ -112,12 +129,21 @@ def evaluate(
         A file, folder or corpus to score it on; the run's own validation part if not given.
     max_tokens
         Read at most so many tokens, evenly spread; 0 for all; as in training if not given.
+    sliding
+        Let windows overlap by half: every token is predicted with at least half a context before it. Figures are
+        lower than without, and do not compare with the training log.
+    html
+        Write a page on which each token is painted by its loss.
+    html_tokens
+        How many tokens that page shows, from the text's beginning; 0 for all.
     unknown
         What to do with characters that the model never saw.
     """
     from groundling.run import load
 
-    result = load(run, out=out).evaluate(text, max_tokens=max_tokens, unknown=unknown)
+    result = load(run, out=out).evaluate(
+        text, max_tokens=max_tokens, sliding=sliding, html=html, html_tokens=html_tokens, unknown=unknown
+    )
     if json:
         return print_json(result)
     lines = [
@@ -125,6 +151,7 @@ def evaluate(
         ("perplexity", f"{result['perplexity']:.3f}"),
         ("bits per character", f"{result['bits_per_character']:.4f}"),
         ("bits per byte", f"{result['bits_per_byte']:.4f}"),
+        ("windows", result["protocol"]),
         ("scored", f"{result['tokens']:,} tokens, {result['characters']:,} characters"),
         ("checkpoint", f"{os.path.relpath(result['checkpoint'])} (step {result['step']:,})"),
     ]

@@ -117,12 +117,13 @@ class CharTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         try:
-            array = np.fromiter(ids, dtype=np.int64)
+            array = np.fromiter(ids, dtype=np.int64) if not isinstance(ids, np.ndarray) else ids
         except OverflowError:
             raise ValueError(f"Token ids must lie in [0, {self.vocab_size}).") from None
         if array.size and not (array.min() >= 0 and array.max() < self.vocab_size):
             raise ValueError(f"Token ids must lie in [0, {self.vocab_size}).")
-        return "".join(self.characters[i] for i in array if i != self.end_of_text_id)
+        codes = self._codes[array[array < len(self._codes)]]  # without the end of a text
+        return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
     def to_dict(self) -> dict[str, Any]:
         special = {} if self.end_of_text_id is None else {END_OF_TEXT: self.end_of_text_id}

@@ -78,6 +78,11 @@ class Corpus:
     n_documents: int
     n_characters: int
 
+    @property
+    def document_ends(self) -> npt.NDArray[np.int64]:
+        """Where each document ends, its end mark included, in tokens from the text's beginning: (n_documents,)."""
+        return np.fromfile(self.train.path.with_name("documents.bin"), dtype=np.int64)
+
     @staticmethod
     def open(corpus: str, settings: CorpusSettings = CorpusSettings()) -> Corpus:  # noqa: B008  (frozen)
         """Find the text, tokenize it (or reuse what was prepared before) and split it."""

@@ -68,6 +68,11 @@ class Console:
             case Sample():
                 self._sample = event
                 self.out.print(Text(_indent(event.prompt + event.text), style="dim"))
+                if event.copied_share:
+                    self.out.print(
+                        f"    ({event.copied_share:.0%} of this is copied from the training text; the longest span has "
+                        f"{event.longest_copy} characters)"
+                    )
             case Paused():
                 self._end_live()
                 self.out.print(f"Saved at step {event.step:,}. To continue:  [bold]groundling resume {event.run}[/]")

@@ -101,16 +101,22 @@ class Evaluation(Event):
 
 @dataclass(frozen=True)
 class Sample(Event):
-    """What the model writes after `step` steps, always from the same prompt and seed."""
+    """What the model writes after `step` steps, always from the same prompt and seed.
+
+    `copied_share` is the share of its characters in spans of 30 or more that stand verbatim in the training text,
+    `longest_copy` the length in characters of the longest span that does; None where it was not looked for.
+    """
 
     step: int
     prompt: str
     text: str
+    copied_share: float | None = None
+    longest_copy: int | None = None
 
 
 @dataclass(frozen=True)
 class Checked(Event):
-    """What counting alone reaches, in nats a token. `milestones` holds the n-gram model's loss on the validation part in
+    """What counting alone reaches, in nats a token. `milestones` holds the n-gram model's validation loss in
     place n, from the uniform model on; `one_gram` is the 1-gram model's on the training part. `leakage` is the share of
     the validation part that the training part has too, None if it was not looked at."""
 

@@ -34,7 +34,7 @@ class Actions:
     """What `fit` does beside training, supplied by whoever calls it."""
 
     evaluate: Callable[[], Score]  # may raise Interrupted
-    sample: Callable[[], tuple[str, str]]  # prompt and text
+    sample: Callable[[int], Sample]  # given the step
     save: Callable[[], Path]
     stopped: Callable[[], bool]
     emit: Callable[[Event], None]
@@ -217,8 +217,7 @@ def _evaluate(
     actions.emit(Evaluation(state.step, result.loss, result.bits_per_byte, training_loss, best, clock.elapsed()))
     every = settings.sample_every if settings.sample_every is not None else settings.eval_every
     if every and settings.sample_tokens and (state.step % every == 0 or over):
-        prompt, text = actions.sample()
-        actions.emit(Sample(state.step, prompt, text))
+        actions.emit(actions.sample(state.step))
     state.evaluated_step, state.loss_sum, state.loss_count = state.step, 0.0, 0
     return best
 
