@@ -15,15 +15,17 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from groundling.corpus.text import U64, mix
 from groundling.corpus.tokens import Tokens
 
 TRAINING_TOKENS = 16_000_000
 """A training part of more tokens is sampled, evenly: memory stays below 1 GB, and time at some ten seconds."""
 VALIDATION_TOKENS = 1_000_000
 """The same for the validation part."""
+_TABLE = 8192  # vocabularies up to here have a table of all possible pairs
+_READ = 1 << 22  # tokens read at once where all are
 _PIECE = 1 << 16  # tokens of one place in a sample; the few n-grams across two places are counted like any other
 
-_U64 = npt.NDArray[np.uint64]
 _F64 = npt.NDArray[np.float64]
 
 
@@ -63,7 +65,7 @@ def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
     return loss * n_tokens / n_bytes / math.log(2)
 
 
-def spread(tokens: Tokens, limit: int) -> _U64:
+def spread(tokens: Tokens, limit: int) -> U64:
     """All ids, or about `limit` of them in pieces from evenly spread places; shape (n,), n at most `limit`."""
     if len(tokens) <= limit:
         return tokens.read(0, len(tokens)).astype(np.uint64)
@@ -72,18 +74,14 @@ def spread(tokens: Tokens, limit: int) -> _U64:
     return tokens.windows(starts, length).astype(np.uint64).ravel()
 
 
-def _longer(contexts: _U64, tokens: _U64, n: int) -> _U64:
+def _longer(contexts: U64, tokens: U64, n: int) -> U64:
     """Hashes of the n - 1 tokens before each token from the n-th on, from those of n - 2."""
     if n == 1:
         return contexts
-    # SplitMix64's finalizer, as in corpus/batches.py, which would import torch.
-    x = contexts[1:] + (tokens[: len(contexts) - 1] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return mix(contexts[1:] + (tokens[: len(contexts) - 1] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
 
 
-def _interpolated(grams: _U64, asked: _U64, bits: np.uint64, shorter: _F64) -> _F64:
+def _interpolated(grams: U64, asked: U64, bits: np.uint64, shorter: _F64) -> _F64:
     """p(w | h) of the `asked` n-grams, from the sorted ones of the training part and p(w | h') in `shorter`."""
     starts = _changes(grams)
     kinds, counts = grams[starts], np.diff(np.append(starts, len(grams)))
@@ -98,12 +96,26 @@ def _interpolated(grams: _U64, asked: _U64, bits: np.uint64, shorter: _F64) -> _
     return np.where(found, (count + after * shorter) / (total[i] + after), shorter)
 
 
-def _changes(ordered: _U64) -> npt.NDArray[np.int64]:
+def _changes(ordered: U64) -> npt.NDArray[np.int64]:
     """Where each run of equal values begins."""
     return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
 
 
-def _find(ordered: _U64, wanted: _U64) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+def _find(ordered: U64, wanted: U64) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """Whether each value is there, and where."""
     places = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
     return ordered[places] == wanted, places
+
+
+def bigrams(tokens: Tokens, vocab_size: int) -> int:
+    """How many different pairs of neighbouring tokens there are, of the vocab_size² that are possible."""
+    table = np.zeros(vocab_size**2 if vocab_size <= _TABLE else 0, dtype=bool)
+    pairs = np.empty(0, dtype=np.int64)
+    for start in range(0, len(tokens) - 1, _READ):
+        ids = tokens.read(start, min(start + _READ + 1, len(tokens)))
+        found = ids[:-1] * vocab_size + ids[1:]
+        if vocab_size <= _TABLE:
+            table[found] = True
+        else:
+            pairs = np.union1d(pairs, found)
+    return int(np.count_nonzero(table)) + len(pairs)
