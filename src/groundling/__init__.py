@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from groundling.launch import resume, train
     from groundling.model.gpt import GPT
     from groundling.run import Run, load, runs
+    from groundling.training.advice import inspect
 
-__all__ = ["GPT", "Corpus", "Run", "Tokenizer", "__version__", "load", "resume", "runs", "train"]
+__all__ = ["GPT", "Corpus", "Run", "Tokenizer", "__version__", "inspect", "load", "resume", "runs", "train"]
 
 _HOMES = {
     "Corpus": "groundling.corpus.tokens",
     "GPT": "groundling.model.gpt",
     "Run": "groundling.run",
     "Tokenizer": "groundling.corpus.tokenizer",
+    "inspect": "groundling.training.advice",
     "load": "groundling.run",
     "resume": "groundling.launch",
     "runs": "groundling.run",

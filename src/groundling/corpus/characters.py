@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from groundling.corpus.text import PIECE, I64, Ids, Place, Text
+from groundling.corpus.text import I64, PIECE, Ids, Place, Text
 
 RAREST = 20
 _PLACES = 3  # how many are named of what stands in many
@@ -66,7 +66,7 @@ def describe(text: Text) -> Characters:
     counts, returns_in_pairs = np.zeros(size, dtype=np.int64), 0
     feed, carriage = text.id_of("\n"), text.id_of("\r")
     last = -1
-    for position, ids in text.pieces("counting", more=1):
+    for _, ids in text.pieces("counting", more=1):
         own = ids[:PIECE]
         counts += np.bincount(own, minlength=size)
         if feed is not None and carriage is not None:
@@ -166,8 +166,7 @@ _ODD = {
     "replacement character": "U+FFFD stands where a byte could not be read: the text was damaged before it came here",
     "byte-order mark inside": "A byte-order mark belongs to a file's beginning: files were probably joined",
     "control character": "Control characters are rarely meant, and each costs a place in the vocabulary",
-    "invisible character": "Nothing shows of them (soft hyphens, marks of direction or width), but a model has to learn "
-    "them",
+    "invisible character": "Soft hyphens, marks of direction or width and the like do not show, but have to be learned",
     "unassigned or private character": "Unicode gives them no meaning, so others will not see what you see",
 }
 

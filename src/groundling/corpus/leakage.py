@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from groundling.corpus.text import PIECE, I64, U64, Place, Text, window_hashes
+from groundling.corpus.text import I64, PIECE, U64, Place, Text, window_hashes
 
 WINDOW = 50
 VALIDATION_CHARACTERS = 10_000_000

@@ -5,6 +5,7 @@ It stands on the token file of characters (corpus/tokens.py), so a text of gigab
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +49,9 @@ class Text:
         self.characters = corpus.tokenizer.characters
         self.end_mark = corpus.tokenizer.end_of_text_id
         self._path, self._dtype = corpus.train.path, np.dtype(corpus.train.dtype)
-        self._names = [document.name for document in source.documents]
+        # The only document is the corpus, and those of a folder are named from there.
+        names = [document.name for document in source.documents]
+        self._names = [source.name] if len(names) == 1 else [_within(source.address, name) for name in names]
         self.progress = progress
         # A document's end reads as the end of a line.
         self._codes = np.array([ord(c) for c in self.characters + "\n"], dtype=np.uint32)
@@ -106,6 +109,10 @@ class Text:
     def _line_feed(self) -> int:
         place = self.id_of("\n")
         return np.iinfo(self._dtype).max if place is None else place
+
+
+def _within(folder: str, name: str) -> str:
+    return os.path.relpath(name, folder) if name.startswith(folder + os.sep) else name
 
 
 def mix(x: U64) -> U64:
