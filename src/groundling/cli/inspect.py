@@ -53,6 +53,7 @@ def inspect(
 def _show(report: Report) -> None:
     from groundling.corpus.findings import findings
     from groundling.corpus.page import shown
+    from groundling.corpus.text import said
 
     text, tokens, milestones = report.text, report.tokens, report.milestones
     scripts = ", ".join(f"{name} {share:.1%}" for name, share in list(text.scripts.items())[:6])
@@ -65,7 +66,7 @@ def _show(report: Report) -> None:
             ("languages", (languages or "too little to judge") + " (of samples, by ISO 639-1 code)"),
             ("alphabet", f"{text.alphabet:,} characters"),
             ("rarest", ", ".join(f"{shown(c.character)} {c.count:,}" for c in text.rarest)),
-            *[("", f"{shown(c.character)} ({c.name.lower()}): {'; '.join(map(str, c.places))}")
+            *[("", f"{shown(c.character)} ({c.name.lower()}): {said(c.places)}")
               for c in text.rarest if c.count <= len(c.places)][:10],
             ("tokens", f"{tokens.training_tokens:,} to train on, {tokens.validation_tokens:,} to validate; "
                        f"{tokens.tokenizer}, vocabulary of {tokens.vocab_size:,}, "
@@ -90,12 +91,14 @@ def _show(report: Report) -> None:
 
 
 def _show_examples(report: Report) -> None:
+    from groundling.corpus.text import said
+
     near, leak = report.duplicates.near, report.leakage
     for repeats in report.duplicates.exact:
         for repeated in repeats.worst[:2]:
-            print(f"    {repeats.unit} ×{repeated.count}: {_line(repeated.quote)} ({_places(repeated.places)})")
+            print(f"    {repeats.unit} ×{repeated.count}: {_line(repeated.quote)} ({said(repeated.places)})")
     for pair in near.worst[:2]:
-        print(f"    {near.unit}, {pair.resemblance:.0%} alike: {_line(pair.quote)} ({pair.first}; {pair.second})")
+        print(f"    {near.unit}, {pair.resemblance:.0%} alike: {_line(pair.quote)} ({said((pair.first, pair.second))})")
     for passage in leak.longest[:3]:
         print(
             f"    {passage.characters:,} characters of the validation part ({passage.validation}) as in "
@@ -120,10 +123,6 @@ def _show_advice(advice: Recommendation) -> None:
     for reason in advice.reasons:
         print(f"  - {reason}")
     print(f"\n  {advice.command}")
-
-
-def _places(places: tuple[Any, ...]) -> str:
-    return "; ".join(map(str, places))
 
 
 def _line(quote: str) -> str:

@@ -6,6 +6,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,20 +118,27 @@ def _scripts(characters: str, counts: I64, total: int) -> dict[str, float]:
 
 def _languages(text: Text) -> dict[str, float]:
     """By samples from evenly spread places, each judged by py3langid."""
-    from py3langid.langid import LanguageIdentifier
-
-    identifier = None
     found: Counter[str] = Counter()
     n = max(1, min(_LANGUAGE_SAMPLES, text.length // _SAMPLE_CHARACTERS))
     for start in np.linspace(0, max(text.length - _SAMPLE_CHARACTERS, 0), n).astype(int):
         sample = text.quote(int(start), _SAMPLE_CHARACTERS)
         if sum(map(str.isalpha, sample)) < _ENOUGH_LETTERS:
             continue
-        identifier = identifier or LanguageIdentifier.from_model_file("data/model.npz.xz")
-        found[identifier.classify(sample)[0]] += 1
+        found[_language_of(sample)] += 1
     # A single sample in many is more likely a mistake than a language.
     kept = {code: n for code, n in found.most_common() if n > 1 or found.total() < 10}
     return {code: n / sum(kept.values()) for code, n in kept.items()}
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file("data/model.npz.xz")
+
+
+def _language_of(sample: str) -> str:
+    return str(_identifier().classify(sample)[0])
 
 
 def _character(text: Text, i: int, counts: I64, places: dict[int, list[int]]) -> Character:
@@ -137,13 +146,14 @@ def _character(text: Text, i: int, counts: I64, places: dict[int, list[int]]) ->
     return Character(
         character,
         f"U+{ord(character):04X}",
-        unicodedata.name(character, _CONTROL_NAMES.get(character, "no name")),
+        unicodedata.name(character, _UNNAMED.get(character, "without a name")),
         int(counts[i]),
         tuple(text.places(places[i])),
     )
 
 
-_CONTROL_NAMES = {"\t": "tab", "\n": "line feed", "\r": "carriage return", "\0": "null", "\x1b": "escape"}
+_UNNAMED = dict.fromkeys(map(chr, (*range(32), *range(127, 160))), "control character")
+_UNNAMED |= {"\t": "tab", "\n": "line feed", "\r": "carriage return", "\0": "null", "\x1b": "escape"}
 
 
 def _first_places(text: Text, wanted: set[int]) -> dict[int, list[int]]:

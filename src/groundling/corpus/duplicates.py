@@ -25,7 +25,7 @@ CHARACTERS = 100_000_000
 """In a longer text, duplicates are looked for in its first so many characters only."""
 _SHINGLE = 8  # characters in a window
 _LONG, _THINNED = PIECE, 16  # of a unit of more windows, those whose hash is a multiple of 16
-_PERMUTATIONS, _BANDS, _SEED = 64, 16, 1  # finds 99.98 % of those that resemble each other by 0.8
+_PERMUTATIONS, _BANDS, _SEED = 64, 16, 1  # finds 99.9 % of those that resemble each other by 0.8
 _COMPARED = 10_000  # pairs at most
 _LONG_PARAGRAPH = 20_000  # mean length from which on blank lines are not what divides the text
 _WORST, _QUOTED, _PLACES = 5, 80, 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from groundling.corpus.report import Report
+from groundling.corpus.text import said
 
 _NOTABLE = 0.01  # the share of text from which on repeats and leakage change what figures mean
 
@@ -19,8 +20,8 @@ class Finding:
 
 def findings(report: Report) -> list[Finding]:
     """What stands out in the report, the most serious first."""
-    said = [_leakage(report), *_repeats(report), *_oddities(report)]
-    return sorted(said, key=lambda finding: not finding.look)
+    found = [_leakage(report), *_repeats(report), *_oddities(report)]
+    return sorted(found, key=lambda finding: not finding.look)
 
 
 def _leakage(report: Report) -> Finding:
@@ -35,27 +36,27 @@ def _leakage(report: Report) -> Finding:
 
 
 def _repeats(report: Report) -> list[Finding]:
-    said = []
+    found = []
     for repeats in report.duplicates.exact:
         if repeats.repeated:
             counted = f"{repeats.repeated:,} of {repeats.units:,} {repeats.unit}s repeat an earlier one"
             look = repeats.share >= _NOTABLE
             more = ": they are learned by heart first; keep one of each." if look else "."
-            said.append(Finding(look, f"{counted} ({_percent(repeats.share)} of the characters){more}"))
+            found.append(Finding(look, f"{counted} ({_percent(repeats.share)} of the characters){more}"))
     near = report.duplicates.near
     if near.repeated:
         look = near.share >= _NOTABLE
         counted = f"{near.repeated:,} of {near.units:,} {near.unit}s are nearly the same as another"
-        said.append(Finding(look, f"{counted} ({_percent(near.share)} of the characters)."))
-    return said or [Finding(False, "Nothing in it is repeated.")]
+        found.append(Finding(look, f"{counted} ({_percent(near.share)} of the characters)."))
+    return found or [Finding(False, "Nothing in it is repeated.")]
 
 
 def _oddities(report: Report) -> list[Finding]:
-    said = []
+    found = []
     for oddity in report.text.oddities:
-        places = f" First in {'; '.join(map(str, oddity.places))}." if oddity.places else ""
-        said.append(Finding(True, oddity.sentence + places))
-    return said or [Finding(False, "No control characters, no damaged or mixed encodings, one kind of line end.")]
+        places = f" First in {said(oddity.places)}." if oddity.places else ""
+        found.append(Finding(True, oddity.sentence + places))
+    return found or [Finding(False, "No control characters, no damaged or mixed encodings, one kind of line end.")]
 
 
 def _percent(share: float) -> str:

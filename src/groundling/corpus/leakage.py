@@ -61,8 +61,8 @@ def leakage(text: Text) -> Leakage:
     found = np.full(len(asked), -1, dtype=np.int64)  # in the order of `ordered`
     ordered = asked[order]
     del asked
-    seen = np.zeros(1 << _FILTER_BITS, dtype=bool)
-    seen[_slots(ordered)] = True
+    seen = np.zeros(1 << min(len(ordered).bit_length() + 4, _FILTER_BITS), dtype=bool)
+    seen[_slots(ordered, seen)] = True
     for i, start in enumerate(starts):
         text.progress("comparing the two parts of", i * PIECE, len(starts) * PIECE)
         _look_up(text, start, ordered, seen, found)
@@ -88,14 +88,15 @@ def _training_starts(border: int) -> list[int]:
     return [every[i * len(every) // wanted] for i in range(wanted)]
 
 
-def _slots(hashes: U64) -> I64:
-    return (hashes >> np.uint64(64 - _FILTER_BITS)).astype(np.int64)
+def _slots(hashes: U64, seen: _Bools) -> I64:
+    """Where each hash has its mark in a table that tells most of those apart that are not asked for."""
+    return (hashes >> np.uint64(65 - len(seen).bit_length())).astype(np.int64)
 
 
 def _look_up(text: Text, start: int, ordered: U64, seen: _Bools, found: I64) -> None:
     """Mark in `found` where the windows of one piece of the training part stand."""
     hashes = window_hashes(text.read(start, min(start + PIECE + WINDOW - 1, text.border)), WINDOW)
-    candidates = np.flatnonzero(seen[_slots(hashes)])
+    candidates = np.flatnonzero(seen[_slots(hashes, seen)])
     hashes = hashes[candidates]
     by_hash = np.argsort(hashes)  # searching in order is several times faster
     hashes, candidates = hashes[by_hash], candidates[by_hash]
@@ -124,7 +125,8 @@ def _longest(text: Text, leaked: _Bools, training: I64) -> tuple[Passage, ...]:
     passages = []
     for i in np.argsort(begins - ends, kind="stable")[:_WORST]:
         begin, length = int(begins[i]), int(ends[i] - begins[i]) + WINDOW - 1
-        here, there = text.places([text.border + begin, int(training[begin])])
         quote = text.quote(text.border + begin, min(length, _QUOTED))
-        passages.append(Passage(length, here, there, quote + ("…" if length > _QUOTED else "")))
+        blank = len(quote) - len(quote.lstrip())  # the end of the line before is no place to point to
+        here, there = text.places([text.border + begin + blank, int(training[begin]) + blank])
+        passages.append(Passage(length, here, there, quote.strip() + ("…" if length > _QUOTED else "")))
     return tuple(passages)

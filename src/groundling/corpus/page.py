@@ -7,6 +7,7 @@ from typing import Any
 
 from groundling.corpus.findings import findings
 from groundling.corpus.report import Report
+from groundling.corpus.text import said
 
 
 def page(report: Report) -> str:
@@ -15,7 +16,7 @@ def page(report: Report) -> str:
 
     template = resources.files("groundling.corpus").joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"shown": shown, "percent": lambda share: f"{100 * share:.1f} %"}
+    environment.filters |= {"shown": shown, "places": said, "percent": lambda share: f"{100 * share:.1f} %"}
     return environment.from_string(template).render(report=report, findings=findings(report), chart=_chart(report))
 
 

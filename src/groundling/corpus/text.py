@@ -6,7 +6,7 @@ It stands on the token file of characters (corpus/tokens.py), so a text of gigab
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,8 @@ from groundling.corpus.tokens import Corpus, Progress
 
 PIECE = 1 << 22  # characters read at once
 _CACHED = 1 << 15  # values that are hashed at once: their 64-bit hashes stay in a core's own cache
+
+_BASE = 0x9E3779B97F4A7C15  # of the polynomials; 5 modulo 8, so that its powers take longest to repeat
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -34,6 +36,14 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.document}, line {self.line:,}"
+
+
+def said(places: Iterable[Place]) -> str:
+    """Such as `a.txt, line 3, 1,200; b.txt, line 7`."""
+    lines: dict[str, list[str]] = {}
+    for place in places:
+        lines.setdefault(place.document, []).append(f"{place.line:,}")
+    return "; ".join(f"{document}, line {', '.join(numbers)}" for document, numbers in lines.items())
 
 
 class Text:
@@ -125,7 +135,8 @@ def mix(x: U64) -> U64:
 def window_hashes(ids: Ids, length: int) -> U64:
     """64-bit hashes of all windows of `length` values, shape (len(ids) - length + 1,): equal windows, equal hashes.
 
-    Windows of 1, 2, 4, ... are joined to larger ones, so a window of 50 costs seven multiplications.
+    A polynomial modulo 2⁶⁴ of mixed values (Karp and Rabin, 1987). Windows of 1, 2, 4, ... are joined to larger ones,
+    so that a window of 50 costs seven multiplications.
     """
     n = max(len(ids) - length + 1, 0)
     hashes = np.empty(n, dtype=np.uint64)
@@ -139,19 +150,18 @@ def _window_hashes(values: U64, length: int) -> U64:
     doubled, width, whole, covered = values, 1, None, 0
     while True:
         if length & width:
-            whole = doubled if whole is None else _join(whole, doubled, covered)
+            whole = doubled if whole is None else _join(whole, doubled, covered, width)
             covered += width
         if covered == length:
             assert whole is not None
             return whole[: len(values) - length + 1]
-        doubled, width = _join(doubled, doubled, width), 2 * width
+        doubled, width = _join(doubled, doubled, width, width), 2 * width
 
 
-def _join(left: U64, right: U64, offset: int) -> U64:
-    """Hashes of windows made of a left one and the right one that begins `offset` later."""
+def _join(left: U64, right: U64, offset: int, width: int) -> U64:
+    """Hashes of windows made of a left one and the right one, of `width`, that begins `offset` later."""
     right = right[offset:]
     n = min(len(left), len(right))
-    factor = np.uint64(0x9E3779B97F4A7C15 + (offset << 1))  # odd, and another for each size
-    joined: U64 = left[:n] * factor
+    joined: U64 = left[:n] * np.uint64(pow(_BASE, width, 1 << 64))
     joined += right[:n]
     return joined

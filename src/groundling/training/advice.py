@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shlex
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -22,7 +24,6 @@ DEFAULT_MINUTES = 5.0
 _FEW_CHARACTERS = 256  # an alphabet of no more is no burden
 _SHORT_TEXT = 10_000_000  # characters up to which tokens of several have too little to be learned from
 _SEEN = 1000  # how often a token should stand in the text, on average
-_PASSES, _POWER, _DROPOUT_GAIN = 15.0, 0.5, 5.0
 _CHARACTERS_PER_PIECE = 4  # of a BPE token, roughly
 
 
@@ -45,8 +46,6 @@ def inspect(
 
     Raises ValueError or OSError with a sentence for the user.
     """
-    import sys
-
     address = os.fspath(corpus)
     config = Config.build(address, None, minutes=minutes, **settings)
     if not minutes:
@@ -92,7 +91,7 @@ def _recommend(report: Report, config: Config, given: set[str], text: Corpus) ->
         expected_loss=(plan.low, plan.loss, plan.high),
         memorises_after_epochs=passes,
         memorises_after_steps=round(passes * tokens / planned.tokens_per_step),
-        command=f"groundling train {_quoted(config.corpus)} --minutes {plan.minutes:g}{flags}",
+        command=f"groundling train {shlex.quote(config.corpus)} --minutes {plan.minutes:g}{flags}",
         reasons=(why, _why_this_size(plan, tokens), _why_then(plan, tokens, passes, dropout)),
     )
 
@@ -119,9 +118,12 @@ def choose_tokenizer(report: Report) -> tuple[str, int, str]:
 
 
 def memorising_begins(parameters: int, tokens: int, dropout: float) -> float:
-    """After how many passes over the text its validation loss turns, roughly: see docs/LOG.md for what was measured."""
-    per_token = parameters / max(tokens, 1)
-    return _PASSES * (1 + _DROPOUT_GAIN * dropout) / per_token**_POWER
+    """After how many passes over a text of so many tokens the validation loss turns, within a factor of two or so.
+
+    A rule of thumb from the handful of runs in docs/LOG.md: 18 passes at one parameter a token, fewer by the square
+    root of their ratio, and more by the dropout.
+    """
+    return 18 / math.sqrt(parameters / tokens) * (1 + 7 * dropout)
 
 
 def _why_this_size(plan: Planned, tokens: int) -> str:
@@ -134,13 +136,7 @@ def _why_this_size(plan: Planned, tokens: int) -> str:
 
 def _why_then(plan: Planned, tokens: int, passes: float, dropout: float) -> str:
     what = f"With dropout {dropout:g}, a model of this size begins to learn this text by heart after about "
-    much = f"{passes:.0f} passes (half or twice as many are as likely; rule of thumb)"
+    much = f"{passes:.0f} passes (a rule of thumb: it may be half or twice as many)"
     if plan.epochs > passes:
         return what + much + f"; the plan makes {plan.epochs:.1f}: more text would help, more time hardly."
     return what + much + f"; the plan makes {plan.epochs:.1f}, so it ends before that."
-
-
-def _quoted(corpus: str) -> str:
-    import shlex
-
-    return shlex.quote(corpus)
