@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -247,7 +248,7 @@ def _unnormalized_and_garbled(text: Text) -> list[Oddity]:
         # A line across two pieces is looked at in two parts.
         if may_be_unnormalized:
             string = text.string(ids)
-            if not unicodedata.is_normalized("NFC", string):
+            if not _is_normalized(string):
                 loose.look(position, string)
         if may_be_garbled:
             for begin, line in _lines_at(text, position, ids, leads, tails):
@@ -266,6 +267,14 @@ def _unnormalized_and_garbled(text: Text) -> list[Oddity]:
     ]
 
 
+def _is_normalized(string: str) -> bool:
+    return unicodedata.is_normalized("NFC", string)
+
+
+def _is_loose(line: str, last: int) -> bool:
+    return not _is_normalized(line[: last + 1])
+
+
 class _Lines:
     """Collects lines of one kind: how many, and the first ones."""
 
@@ -281,8 +290,9 @@ class _Lines:
     def look(self, position: int, string: str) -> None:
         """Add the lines of `string` that are not normalized."""
         for line in string.split("\n"):
-            if not unicodedata.is_normalized("NFC", line):
-                at = next(i for i in range(len(line)) if not unicodedata.is_normalized("NFC", line[: i + 1]))
+            if not _is_normalized(line):
+                # Where the shortest beginning that is not normalized ends.
+                at = bisect_left(range(len(line)), True, key=partial(_is_loose, line))
                 self.add(position + at, line[max(at - 20, 0) : at + 20])
             position += len(line) + 1
 

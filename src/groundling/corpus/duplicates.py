@@ -24,7 +24,6 @@ RESEMBLANCE = 0.8
 CHARACTERS = 100_000_000
 """In a longer text, duplicates are looked for in its first so many characters only."""
 _SHINGLE = 8  # characters in a window
-_LONG, _THINNED = PIECE, 16  # of a unit of more windows, those whose hash is a multiple of 16
 _PERMUTATIONS, _BANDS, _SEED = 64, 16, 1  # finds 99.9 % of those that resemble each other by 0.8
 _COMPARED = 10_000  # pairs at most
 _LONG_PARAGRAPH = 20_000  # mean length from which on blank lines are not what divides the text
@@ -71,6 +70,8 @@ class NearRepeats:
     repeated: int
     share: float
     worst: tuple[Pair, ...]
+    complete: bool
+    """Whether all candidates were compared; if not, there are more than `repeated`."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,12 @@ def _lines(text: Text) -> tuple[_Units, npt.NDArray[np.bool_]]:
         if position >= CHARACTERS:
             break
         lines = (rest + text.string(ids)).split("\n")
-        rest = lines.pop() if position + PIECE < min(text.length, CHARACTERS) else ""
+        more = position + PIECE < min(text.length, CHARACTERS)
+        rest = lines.pop() if more and len(lines) > 1 else ""  # a line longer than a piece is cut
         n = len(lines)
         length = np.fromiter(map(len, lines), np.int64, n)
         starts.append(begin + np.cumsum(length + 1) - length - 1)
-        begin = int(starts[-1][-1] + length[-1] + 1) if n else begin
+        begin = position + len(ids) - len(rest)
         stripped = [line.strip() for line in lines]
         lengths.append(np.fromiter(map(len, stripped), np.int64, n))
         hashes.append(np.fromiter(map(hash, stripped), np.int64, n))
@@ -176,7 +178,8 @@ def _near(text: Text, units: _Units) -> NearRepeats:
     distinct[firsts] = True
     kept = units.chosen(distinct)
     pairs = []
-    for i, j in _candidates(_sketches(text, kept)):
+    candidates = _candidates(_sketches(text, kept))
+    for i, j in candidates[:_COMPARED]:
         resemblance = _resemblance(text, kept, i, j)
         if resemblance >= RESEMBLANCE:
             pairs.append((resemblance, i, j))
@@ -187,7 +190,7 @@ def _near(text: Text, units: _Units) -> NearRepeats:
         first, second = text.places([int(kept.starts[i]), int(kept.starts[j])])
         worst.append(Pair(resemblance, first, second, _quote(text, kept, j)))
     share = float(kept.lengths[later].sum()) / max(int(units.lengths.sum()), 1)
-    return NearRepeats(units.name, len(units.starts), len(later), share, tuple(worst))
+    return NearRepeats(units.name, len(units.starts), len(later), share, tuple(worst), len(candidates) <= _COMPARED)
 
 
 def _sketches(text: Text, units: _Units) -> npt.NDArray[np.uint32]:
@@ -197,20 +200,27 @@ def _sketches(text: Text, units: _Units) -> npt.NDArray[np.uint32]:
     signatures = [np.empty((0, _PERMUTATIONS), dtype=np.uint32)]
     for begin, end in _batches(units):
         text.progress("comparing the parts of", int(units.starts[begin]), text.length)
-        base = int(units.starts[begin])
-        hashes = window_hashes(text.read(base, int(units.stops[end - 1])), _SHINGLE)
-        lengths = units.lengths[begin:end] - _SHINGLE + 1
-        offsets = np.append(0, np.cumsum(lengths))
-        places = np.repeat(units.starts[begin:end] - base - offsets[:-1], lengths) + np.arange(offsets[-1])
-        if end - begin == 1 and len(places) > _LONG:
-            places = places[hashes[places] % np.uint64(_THINNED) == 0]
-            offsets[-1] = len(places)
+        base, stop = int(units.starts[begin]), int(units.stops[end - 1])
+        if stop - base > PIECE:
+            hashes = np.concatenate([_thinned(text, at, min(at + PIECE, stop)) for at in range(base, stop, PIECE)])
+            offsets = np.array([0, len(hashes)])
+        else:
+            lengths = units.lengths[begin:end] - _SHINGLE + 1
+            offsets = np.append(0, np.cumsum(lengths))
+            places = np.repeat(units.starts[begin:end] - base - offsets[:-1], lengths) + np.arange(offsets[-1])
+            hashes = window_hashes(text.read(base, stop), _SHINGLE)[places]
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-            mix(hashes[places]), offsets.astype(np.uint64), _PERMUTATIONS, _SEED
+            mix(hashes), offsets.astype(np.uint64), _PERMUTATIONS, _SEED
         )
         signatures.append(np.array(matrix.to_rows(), dtype=np.uint32).reshape(-1, _PERMUTATIONS))
     text.progress("comparing the parts of", text.length, text.length)
     return np.concatenate(signatures)
+
+
+def _thinned(text: Text, start: int, stop: int) -> U64:
+    """Every sixteenth window of a part of a long unit, the same ones wherever the same text stands."""
+    hashes = window_hashes(text.read(start, stop), _SHINGLE)
+    return hashes[hashes & np.uint64(15) == 0]
 
 
 def _batches(units: _Units) -> Iterator[tuple[int, int]]:
@@ -234,12 +244,12 @@ def _candidates(signatures: npt.NDArray[np.uint32]) -> list[tuple[int, int]]:
         same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
         found.append(order[same] * n + order[same + 1])
     pairs, bands = np.unique(np.concatenate(found), return_counts=True)
-    pairs = pairs[np.argsort(-bands, kind="stable")[:_COMPARED]]
-    return [divmod(int(pair), n) for pair in pairs]
+    pairs = pairs[np.argsort(-bands, kind="stable")]
+    return list(zip((pairs // max(n, 1)).tolist(), (pairs % max(n, 1)).tolist(), strict=True))
 
 
 def _resemblance(text: Text, units: _Units, i: int, j: int) -> float:
-    """Jaccard's measure of the two units' sets of windows."""
+    """Jaccard's measure of the two units' sets of windows, those of their first PIECE characters."""
     one, other = (_windows(text, int(units.starts[k]), int(units.stops[k])) for k in (i, j))
     common = len(np.intersect1d(one, other, assume_unique=True))
     return common / max(len(one) + len(other) - common, 1)

@@ -46,7 +46,8 @@ def _repeats(report: Report) -> list[Finding]:
     near = report.duplicates.near
     if near.repeated:
         look = near.share >= _NOTABLE
-        counted = f"{near.repeated:,} of {near.units:,} {near.unit}s are nearly the same as another"
+        least = "" if near.complete else "At least "
+        counted = f"{least}{near.repeated:,} of {near.units:,} {near.unit}s are nearly the same as another"
         found.append(Finding(look, f"{counted} ({_percent(near.share)} of the characters)."))
     return found or [Finding(False, "Nothing in it is repeated.")]
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from groundling.corpus.text import U64, mix
-from groundling.corpus.tokens import Tokens
+from groundling.corpus.tokens import Progress, Tokens
 
 TRAINING_TOKENS = 16_000_000
 """A training part of more tokens is sampled, evenly: memory stays below 1 GB, and time at some ten seconds."""
@@ -29,7 +29,9 @@ _PIECE = 1 << 16  # tokens of one place in a sample; the few n-grams across two 
 _F64 = npt.NDArray[np.float64]
 
 
-def milestones(train: Tokens, validation: Tokens, vocab_size: int, max_order: int = 8) -> list[float]:
+def milestones(
+    train: Tokens, validation: Tokens, vocab_size: int, max_order: int = 8, progress: Progress = lambda *_: None
+) -> list[float]:
     """Cross-entropy on the validation part, nats a token: of the uniform model, the 1-gram, the 2-gram ... model.
 
     Place n holds the n-gram model's. The list ends at `max_order`, or two orders behind the best one: from there on
@@ -48,6 +50,7 @@ def milestones(train: Tokens, validation: Tokens, vocab_size: int, max_order: in
     for n in range(1, max_order + 1):
         if n > min(len(seen), len(asked)):
             break
+        progress("counting n-grams of", (n - 1) * len(train) // max_order, len(train))
         seen_contexts = _longer(seen_contexts, seen, n)
         asked_contexts = _longer(asked_contexts, asked, n)
         # The context's hash in the upper bits, the token in the lower: sorting brings equal contexts together. At
@@ -57,6 +60,7 @@ def milestones(train: Tokens, validation: Tokens, vocab_size: int, max_order: in
         losses.append(float(-np.log(p).mean()))
         if n - int(np.argmin(losses)) == 2:
             break
+    progress("counting n-grams of", len(train), len(train))
     return losses
 
 

@@ -140,9 +140,7 @@ def _tokenization(corpus: Corpus) -> Tokenization:
 
 def _milestones(corpus: Corpus, progress: Progress) -> Milestones:
     train, validation = corpus.train, corpus.validation
-    progress("counting n-grams of", 0, len(train))
-    losses = ngrams.milestones(train, validation, corpus.tokenizer.vocab_size)
-    progress("counting n-grams of", len(train), len(train))
+    losses = ngrams.milestones(train, validation, corpus.tokenizer.vocab_size, progress=progress)
     read = ngrams.spread(validation, ngrams.VALIDATION_TOKENS)
     n_bytes = max(len(corpus.tokenizer.decode(read.tolist()).encode()), 1)
     models = tuple(

@@ -92,7 +92,12 @@ def _recommend(report: Report, config: Config, given: set[str], text: Corpus) ->
         memorises_after_epochs=passes,
         memorises_after_steps=round(passes * tokens / planned.tokens_per_step),
         command=f"groundling train {shlex.quote(config.corpus)} --minutes {plan.minutes:g}{flags}",
-        reasons=(why, _why_this_size(plan, tokens), _why_then(plan, tokens, passes, dropout)),
+        reasons=(
+            why,
+            *_read_otherwise(report, kind),
+            _why_this_size(plan, tokens),
+            _why_then(plan, passes, dropout),
+        ),
     )
 
 
@@ -126,6 +131,16 @@ def memorising_begins(parameters: int, tokens: int, dropout: float) -> float:
     return 18 / math.sqrt(parameters / tokens) * (1 + 7 * dropout)
 
 
+def _read_otherwise(report: Report, kind: str) -> list[str]:
+    read = report.tokens.tokenizer
+    if kind == read:
+        return []
+    return [
+        f"Size, steps and loss here are for {read} tokens, which the text was read with; `--tokenizer {kind}` reads "
+        "it with those."
+    ]
+
+
 def _why_this_size(plan: Planned, tokens: int) -> str:
     return (
         f"{plan.parameters / 1e6:.2f} million parameters, {plan.parameters / tokens:.2g} for each of the "
@@ -134,7 +149,7 @@ def _why_this_size(plan: Planned, tokens: int) -> str:
     )
 
 
-def _why_then(plan: Planned, tokens: int, passes: float, dropout: float) -> str:
+def _why_then(plan: Planned, passes: float, dropout: float) -> str:
     what = f"With dropout {dropout:g}, a model of this size begins to learn this text by heart after about "
     much = f"{passes:.0f} passes (a rule of thumb: it may be half or twice as many)"
     if plan.epochs > passes:
