@@ -132,8 +132,22 @@ def test_the_size_of_pieces_changes_nothing(write: Write, monkeypatch: pytest.Mo
     normal = check(path)
     assert normal.leakage.leaked > 100
     for module in (text_module, characters_module, leakage_module, duplicates_module):
-        monkeypatch.setattr(module, "PIECE", 64)
+        monkeypatch.setattr(module, "PIECE", 1000)
     assert check(path).to_dict() == normal.to_dict()
+
+
+def test_documents_longer_than_a_piece(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are compared by a part of their windows, and a line that never ends is cut."""
+    monkeypatch.setattr(duplicates_module, "PIECE", 1000)
+    monkeypatch.setattr(text_module, "PIECE", 1000)
+    parts = ["\n".join(paragraphs(20, seed)) for seed in range(8)]
+    parts[6] = parts[2].replace("candle", "candles", 3)
+    parts[7] = " ".join(paragraphs(20, 9)).replace("\n", " ")
+    for i, part in enumerate(parts):
+        write(f"texts/{i}.txt", part)
+    near = check(Path("texts")).duplicates.near
+    assert [(pair.first.document, pair.second.document) for pair in near.worst] == [("2.txt", "6.txt")]
+    assert near.complete
 
 
 def test_window_hashes_tell_windows_apart() -> None:

@@ -18,7 +18,7 @@ from groundling.corpus.tokenizer import CharTokenizer
 from groundling.corpus.tokens import Corpus, Progress
 
 PIECE = 1 << 22  # characters read at once
-_CACHED = 1 << 15  # values that are hashed at once: their 64-bit hashes stay in a core's own cache
+CACHED = 1 << 15  # values that are hashed at once: their 64-bit hashes stay in a core's own cache
 
 _BASE = 0x9E3779B97F4A7C15  # of the polynomials; 5 modulo 8, so that its powers take longest to repeat
 
@@ -127,9 +127,12 @@ def _within(folder: str, name: str) -> str:
 
 def mix(x: U64) -> U64:
     """SplitMix64's finalizer (Steele, Lea and Flood, 2014): each bit of x moves every bit of the result."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def window_hashes(ids: Ids, length: int) -> U64:
@@ -140,9 +143,9 @@ def window_hashes(ids: Ids, length: int) -> U64:
     """
     n = max(len(ids) - length + 1, 0)
     hashes = np.empty(n, dtype=np.uint64)
-    for start in range(0, n, _CACHED):
-        part = ids[start : min(start + _CACHED, n) + length - 1]
-        hashes[start : start + _CACHED] = _window_hashes(mix(part.astype(np.uint64) + np.uint64(1)), length)
+    for start in range(0, n, CACHED):
+        part = ids[start : min(start + CACHED, n) + length - 1]
+        hashes[start : start + CACHED] = _window_hashes(mix(part.astype(np.uint64) + np.uint64(1)), length)
     return hashes
 
 

@@ -136,8 +136,8 @@ def _read_otherwise(report: Report, kind: str) -> list[str]:
     if kind == read:
         return []
     return [
-        f"Size, steps and loss here are for {read} tokens, which the text was read with; `--tokenizer {kind}` reads "
-        "it with those."
+        f"Size, steps and loss here are for the {read} tokens that the text was read with; `--tokenizer {kind}` "
+        "tells them for those."
     ]
 
 
