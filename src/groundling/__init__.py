@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from groundling.launch import resume, train
     from groundling.model.gpt import GPT
     from groundling.run import Run, load, runs
+    from groundling.training.advice import inspect
 
-__all__ = ["GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "load", "resume", "runs", "train"]
+__all__ = [
+    "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "inspect", "load", "resume", "runs", "train",
+]  # fmt: skip
 
 _HOMES = {
     "Corpus": "groundling.corpus.tokens",
@@ -31,6 +34,7 @@ _HOMES = {
     "Run": "groundling.run",
     "Tokenizer": "groundling.corpus.tokenizer",
     "TrainingText": "groundling.evaluation.originality",
+    "inspect": "groundling.training.advice",
     "load": "groundling.run",
     "resume": "groundling.launch",
     "runs": "groundling.run",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
@@ -13,12 +13,12 @@ from cyclopts import Group, Parameter
 from groundling.config import GROUPS, PRESETS
 
 
-def with_settings(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Give `verb` a flag for every setting of `config/`, with its type, sentence of help and default."""
+def with_settings(verb: Callable[..., Any], groups: Collection[str] = GROUPS) -> Callable[..., Any]:
+    """Give `verb` a flag for every setting of `config/` (or of the named groups), with type, help and default."""
     own = [p for p in inspect.signature(verb).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     hints = get_type_hints(verb, include_extras=True)
     parameters = [p.replace(annotation=hints[p.name]) for p in own]
-    for order, (name, settings) in enumerate(GROUPS.items()):
+    for order, (name, settings) in enumerate((name, GROUPS[name]) for name in groups):
         group = Group(name.capitalize(), sort_key=order + 10)
         types = get_type_hints(settings)
         for field in dataclasses.fields(settings):

@@ -15,19 +15,23 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from groundling.corpus.tokens import Tokens
+from groundling.corpus.text import CACHED, U64, mix
+from groundling.corpus.tokens import Progress, Tokens
 
 TRAINING_TOKENS = 16_000_000
 """A training part of more tokens is sampled, evenly: memory stays below 1 GB, and time at some ten seconds."""
 VALIDATION_TOKENS = 1_000_000
 """The same for the validation part."""
+_TABLE = 8192  # vocabularies up to here have a table of all possible pairs
+_READ = 1 << 22  # tokens read at once where all are
 _PIECE = 1 << 16  # tokens of one place in a sample; the few n-grams across two places are counted like any other
 
-_U64 = npt.NDArray[np.uint64]
 _F64 = npt.NDArray[np.float64]
 
 
-def milestones(train: Tokens, validation: Tokens, vocab_size: int, max_order: int = 8) -> list[float]:
+def milestones(
+    train: Tokens, validation: Tokens, vocab_size: int, max_order: int = 8, progress: Progress = lambda *_: None
+) -> list[float]:
     """Cross-entropy on the validation part, nats a token: of the uniform model, the 1-gram, the 2-gram ... model.
 
     Place n holds the n-gram model's. The list ends at `max_order`, or two orders behind the best one: from there on
@@ -40,21 +44,26 @@ def milestones(train: Tokens, validation: Tokens, vocab_size: int, max_order: in
         raise ValueError("The text is too short for n-grams: its training or its validation part has no tokens.")
     seen, asked = spread(train, TRAINING_TOKENS), spread(validation, VALIDATION_TOKENS)
     bits = np.uint64(max(1, (vocab_size - 1).bit_length()))
-    seen_contexts, asked_contexts = np.zeros_like(seen), np.zeros_like(asked)
+    seen_contexts, asked_contexts, space = np.zeros_like(seen), np.zeros_like(asked), np.empty_like(seen)
     p = np.full(len(asked), 1 / vocab_size)
     losses = [math.log(vocab_size)]
     for n in range(1, max_order + 1):
         if n > min(len(seen), len(asked)):
             break
-        seen_contexts = _longer(seen_contexts, seen, n)
-        asked_contexts = _longer(asked_contexts, asked, n)
+        progress("counting n-grams of", (n - 1) * len(train) // max_order, len(train))
+        if n > 1:
+            seen_contexts = _lengthened(seen_contexts, seen)
+            asked_contexts = _lengthened(asked_contexts, asked)
         # The context's hash in the upper bits, the token in the lower: sorting brings equal contexts together. At
         # 16 million contexts and 16 bits for the token, not one collision is to be expected.
-        grams = np.sort((seen_contexts << bits) | seen[n - 1 :])
+        grams = np.left_shift(seen_contexts, bits, out=space[: len(seen_contexts)])
+        grams |= seen[n - 1 :]
+        grams.sort()
         p[n - 1 :] = _interpolated(grams, (asked_contexts << bits) | asked[n - 1 :], bits, p[n - 1 :])
         losses.append(float(-np.log(p).mean()))
         if n - int(np.argmin(losses)) == 2:
             break
+    progress("counting n-grams of", len(train), len(train))
     return losses
 
 
@@ -70,27 +79,28 @@ def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
     return loss * n_tokens / n_bytes / math.log(2)
 
 
-def spread(tokens: Tokens, limit: int) -> _U64:
+def spread(tokens: Tokens, limit: int) -> U64:
     """All ids, or about `limit` of them in pieces from evenly spread places; shape (n,), n at most `limit`."""
     if len(tokens) <= limit:
         return tokens.read(0, len(tokens)).astype(np.uint64)
     length = min(_PIECE, limit)
     starts = np.linspace(0, len(tokens) - length, limit // length).astype(np.int64)
-    return tokens.windows(starts, length).astype(np.uint64).ravel()
+    ids = np.empty((len(starts), length), dtype=np.uint64)
+    for i, start in enumerate(starts.tolist()):
+        ids[i] = tokens.read(start, start + length)
+    return ids.ravel()
 
 
-def _longer(contexts: _U64, tokens: _U64, n: int) -> _U64:
-    """Hashes of the n - 1 tokens before each token from the n-th on, from those of n - 2."""
-    if n == 1:
-        return contexts
-    # SplitMix64's finalizer, as in corpus/batches.py, which would import torch.
-    x = contexts[1:] + (tokens[: len(contexts) - 1] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def _lengthened(contexts: U64, tokens: U64) -> U64:
+    """Hashes of contexts that begin one token earlier, in the place of the shorter ones; the first has none earlier."""
+    for start in range(0, len(contexts) - 1, CACHED):
+        stop = min(start + CACHED, len(contexts) - 1)
+        values = (tokens[start:stop] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        contexts[start:stop] = mix(values + contexts[start + 1 : stop + 1])
+    return contexts[:-1]
 
 
-def _interpolated(grams: _U64, asked: _U64, bits: np.uint64, shorter: _F64) -> _F64:
+def _interpolated(grams: U64, asked: U64, bits: np.uint64, shorter: _F64) -> _F64:
     """p(w | h) of the `asked` n-grams, from the sorted ones of the training part and p(w | h') in `shorter`."""
     starts = _changes(grams)
     kinds, counts = grams[starts], np.diff(np.append(starts, len(grams)))
@@ -105,12 +115,29 @@ def _interpolated(grams: _U64, asked: _U64, bits: np.uint64, shorter: _F64) -> _
     return np.where(found, (count + after * shorter) / (total[i] + after), shorter)
 
 
-def _changes(ordered: _U64) -> npt.NDArray[np.int64]:
+def _changes(ordered: U64) -> npt.NDArray[np.int64]:
     """Where each run of equal values begins."""
     return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
 
 
-def _find(ordered: _U64, wanted: _U64) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+def _find(ordered: U64, wanted: U64) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """Whether each value is there, and where."""
-    places = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    order = np.argsort(wanted)  # a search in order is many times faster: its neighbours are in the cache
+    places = np.empty(len(wanted), dtype=np.int64)
+    places[order] = np.searchsorted(ordered, wanted[order])
+    places = np.minimum(places, len(ordered) - 1)
     return ordered[places] == wanted, places
+
+
+def bigrams(tokens: Tokens, vocab_size: int) -> int:
+    """How many different pairs of neighbouring tokens there are, of the vocab_size² that are possible."""
+    table = np.zeros(vocab_size**2 if vocab_size <= _TABLE else 0, dtype=bool)
+    pairs = np.empty(0, dtype=np.int64)
+    for start in range(0, len(tokens) - 1, _READ):
+        ids = tokens.read(start, min(start + _READ + 1, len(tokens)))
+        found = ids[:-1] * vocab_size + ids[1:]
+        if vocab_size <= _TABLE:
+            table[found] = True
+        else:
+            pairs = np.union1d(pairs, found)
+    return int(np.count_nonzero(table)) + len(pairs)

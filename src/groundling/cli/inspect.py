@@ -1,0 +1,130 @@
+"""Verbs that look at a text: inspect."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from groundling.cli.app import Json, Text, app, print_json, print_lines
+from groundling.flags import with_settings
+
+if TYPE_CHECKING:
+    from groundling.corpus.report import Recommendation, Report
+
+
+@app.command(sort_key=5)
+@partial(with_settings, groups=("text",))
+def inspect(
+    corpus: Annotated[str, Text],
+    /,
+    *,
+    minutes: float = 5.0,
+    html: Annotated[Path | None, Parameter(show_default=False)] = None,
+    json: Json = False,
+    **settings: Any,
+) -> None:
+    """Look a text over before training: what it is made of, what is odd, repeated or leaks, what counting alone
+    reaches on it, and what to train.
+
+    Parameters
+    ----------
+    corpus
+        A text file (.gz too), a folder of them, - for standard input, shakespeare, or python-docs.
+    minutes
+        The time that there is for training.
+    html
+        Write the report to this file as well, as one page.
+    """
+    from groundling.training.advice import inspect
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    report = inspect(corpus, minutes=minutes, html=html, **given)
+    if json:
+        return print_json(report.to_dict())
+    _show(report)
+    if html is not None:
+        print(f"\nThe same as a page: {html}")
+    return None
+
+
+def _show(report: Report) -> None:
+    from groundling.corpus.findings import findings
+    from groundling.corpus.page import shown
+    from groundling.corpus.text import said
+
+    text, tokens, milestones = report.text, report.tokens, report.milestones
+    scripts = ", ".join(f"{name} {share:.1%}" for name, share in list(text.scripts.items())[:6])
+    languages = ", ".join(f"{code} {share:.0%}" for code, share in list(text.languages.items())[:5])
+    print_lines(
+        [
+            ("text", f"{report.name}: {text.characters:,} characters, {text.bytes:,} bytes, {text.lines:,} lines, "
+                     f"{report.documents:,} document(s)"),
+            ("scripts", scripts),
+            ("languages", (languages or "too little to judge") + " (of samples, by ISO 639-1 code)"),
+            ("alphabet", f"{text.alphabet:,} characters"),
+            ("rarest", ", ".join(f"{shown(c.character)} {c.count:,}" for c in text.rarest)),
+            *[("", f"{shown(c.character)} ({c.name.lower()}): {said(c.places)}")
+              for c in text.rarest if c.count <= len(c.places)][:10],
+            ("tokens", f"{tokens.training_tokens:,} to train on, {tokens.validation_tokens:,} to validate; "
+                       f"{tokens.tokenizer}, vocabulary of {tokens.vocab_size:,}, "
+                       f"{tokens.characters_per_token:.2f} characters a token"),
+            ("bigrams", f"{tokens.bigrams_present:,} of the {tokens.bigrams_possible:,} possible ones are present"),
+        ]
+    )  # fmt: skip
+    print("\nWhat counting alone reaches on the validation part (loss in nats a token, bits per byte):")
+    for model in milestones.models:
+        best = "  (the best: a model below it has learned more than counting)" if model.name == milestones.best else ""
+        print(f"  {model.name:8} {model.loss:7.3f} {model.bits_per_byte:7.3f}{best}")
+    if milestones.training_tokens_read < tokens.training_tokens:
+        print(f"  (counted on a sample of {milestones.training_tokens_read:,} tokens)")
+    print("\nWhat stands out:")
+    for finding in findings(report):
+        print(f"  {'!' if finding.look else '-'} {finding.sentence}")
+    _show_examples(report)
+    if report.recommendation is None:
+        print(f"\nToo short to train on: {tokens.training_tokens:,} tokens are less than a model's context.")
+    else:
+        _show_advice(report.recommendation)
+
+
+def _show_examples(report: Report) -> None:
+    from groundling.corpus.text import said
+
+    near, leak = report.duplicates.near, report.leakage
+    for repeats in report.duplicates.exact:
+        for repeated in repeats.worst[:2]:
+            print(f"    {repeats.unit} ×{repeated.count}: {_line(repeated.quote)} ({said(repeated.places)})")
+    for pair in near.worst[:2]:
+        print(f"    {near.unit}, {pair.resemblance:.0%} alike: {_line(pair.quote)} ({said((pair.first, pair.second))})")
+    for passage in leak.longest[:3]:
+        print(
+            f"    {passage.characters:,} characters of the validation part ({passage.validation}) as in "
+            f"{passage.training}: {_line(passage.quote)}"
+        )
+    if leak.sampled:
+        print("    (the text is long: leakage was looked for in a part of it, and is a lower bound)")
+    if report.duplicates.sampled:
+        print("    (the text is long: repeats were looked for in a part of it)")
+
+
+def _show_advice(advice: Recommendation) -> None:
+    model = advice.model
+    low, likely, high = advice.expected_loss
+    print(f"\nFor {advice.minutes:g} minutes on this machine:")
+    print(
+        f"  tokenizer {advice.tokenizer} ({advice.vocab_size:,}); {advice.parameters / 1e6:.2f}M parameters "
+        f"({model['n_layer']} layers × {model['n_embd']}), dropout {model['dropout']:g}; about {advice.steps:,} steps, "
+        f"{advice.epochs:.1f} epochs; expected loss {likely:.2f} ({low:.2f} to {high:.2f})"
+    )
+    print(f"  memorising begins after about {advice.memorises_after_steps:,} steps at this size (a rule of thumb)")
+    for reason in advice.reasons:
+        print(f"  - {reason}")
+    print(f"\n  {advice.command}")
+
+
+def _line(quote: str) -> str:
+    """On one line, and harmless to a terminal."""
+    return "“" + "".join(c if c.isprintable() else "·" for c in " ".join(quote.split())) + "”"

@@ -1,0 +1,32 @@
+"""The check-up as one HTML page: needs no other file and no network, light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from groundling.corpus.findings import findings
+from groundling.corpus.report import Report
+from groundling.corpus.text import said
+
+
+def page(report: Report) -> str:
+    """The page. Whatever comes from the text is escaped: a corpus may hold anything."""
+    import jinja2
+
+    template = resources.files("groundling.corpus").joinpath("page.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"shown": shown, "places": said, "percent": lambda share: f"{100 * share:.1f} %"}
+    return environment.from_string(template).render(report=report, findings=findings(report), chart=_chart(report))
+
+
+def shown(character: str) -> str:
+    """`character` as something that can be seen: control and other invisible ones by their number."""
+    return character if character.isprintable() and character != " " else f"U+{ord(character):04X}"
+
+
+def _chart(report: Report) -> dict[str, Any]:
+    """Bars for the milestones, in per cent of the uniform model's loss."""
+    models = report.milestones.models
+    highest = max(model.loss for model in models) or 1.0
+    return {"rows": [(model, 100 * model.loss / highest) for model in models], "best": report.milestones.best}

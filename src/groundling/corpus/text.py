@@ -1,0 +1,170 @@
+"""A corpus as characters, to look at: read in pieces, quoted, and pointed into by document and line.
+
+It stands on the token file of characters (corpus/tokens.py), so a text of gigabytes takes little memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from groundling.corpus.sources import Source
+from groundling.corpus.tokenizer import CharTokenizer
+from groundling.corpus.tokens import Corpus, Progress
+
+PIECE = 1 << 22  # characters read at once
+CACHED = 1 << 15  # values that are hashed at once: their 64-bit hashes stay in a core's own cache
+
+_BASE = 0x9E3779B97F4A7C15  # of the polynomials; 5 modulo 8, so that its powers take longest to repeat
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands. Lines count from 1 in their document and end with a line feed."""
+
+    document: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.document}, line {self.line:,}"
+
+
+def said(places: Iterable[Place]) -> str:
+    """Such as `a.txt, line 3, 1,200; b.txt, line 7`."""
+    lines: dict[str, list[str]] = {}
+    for place in places:
+        lines.setdefault(place.document, []).append(f"{place.line:,}")
+    return "; ".join(f"{document}, line {', '.join(numbers)}" for document, numbers in lines.items())
+
+
+class Text:
+    """The characters of `corpus`, which has to be tokenized by them, with the documents' names from `source`.
+
+    A position counts tokens from the beginning: characters, and one mark at the end of each document where there are
+    several.
+    """
+
+    def __init__(self, corpus: Corpus, source: Source, progress: Progress) -> None:
+        assert isinstance(corpus.tokenizer, CharTokenizer)
+        self.corpus, self.border, self.length = corpus, corpus.train.stop, corpus.validation.stop
+        self.characters = corpus.tokenizer.characters
+        self.end_mark = corpus.tokenizer.end_of_text_id
+        self._path, self._dtype = corpus.train.path, np.dtype(corpus.train.dtype)
+        # The only document is the corpus, and those of a folder are named from there.
+        names = [document.name for document in source.documents]
+        self._names = [source.name] if len(names) == 1 else [_within(source.address, name) for name in names]
+        self.progress = progress
+        # A document's end reads as the end of a line.
+        self._codes = np.array([ord(c) for c in self.characters + "\n"], dtype=np.uint32)
+
+    @cached_property
+    def ends(self) -> I64:
+        """Where each document ends, its mark included; shape (documents,)."""
+        return np.fromfile(self._path.with_name("documents.bin"), dtype=np.int64)
+
+    def id_of(self, character: str) -> int | None:
+        place = self.characters.find(character)
+        return None if place < 0 else place
+
+    def read(self, start: int, stop: int) -> Ids:
+        """Character ids at the positions [start, stop)."""
+        return np.fromfile(self._path, self._dtype, max(stop - start, 0), offset=start * self._dtype.itemsize)
+
+    def pieces(self, doing: str, more: int = 0) -> Iterator[tuple[int, Ids]]:
+        """Pieces of PIECE characters with their positions; each goes on for up to `more` characters of the next.
+
+        `doing` is shown as progress, as in "counting the text".
+        """
+        for position in range(0, self.length, PIECE):
+            self.progress(doing, position, self.length)
+            yield position, self.read(position, min(position + PIECE + more, self.length))
+        self.progress(doing, self.length, self.length)
+
+    def string(self, ids: Ids) -> str:
+        return self._codes[ids].tobytes().decode("utf-32-le")
+
+    def quote(self, start: int, length: int) -> str:
+        return self.string(self.read(start, min(start + length, self.length)))
+
+    def places(self, positions: list[int]) -> list[Place]:
+        """Document and line of each position."""
+        return [self._place(position) for position in positions]
+
+    def _place(self, position: int) -> Place:
+        document = int(np.searchsorted(self.ends, position, side="right"))
+        begin = int(self.ends[document - 1]) if document else 0
+        return Place(self._names[document], 1 + self._lines_before(position) - self._lines_before(begin))
+
+    def _lines_before(self, position: int) -> int:
+        block = position // PIECE
+        rest = self.read(block * PIECE, position)
+        return int(self._line_counts[block]) + int(np.count_nonzero(rest == self._line_feed))
+
+    @cached_property
+    def _line_counts(self) -> I64:
+        """Line feeds before each block of PIECE characters."""
+        blocks = [0, *(np.count_nonzero(ids == self._line_feed) for _, ids in self.pieces("counting lines of"))]
+        return np.cumsum(np.array(blocks, dtype=np.int64))
+
+    @property
+    def _line_feed(self) -> int:
+        place = self.id_of("\n")
+        return np.iinfo(self._dtype).max if place is None else place
+
+
+def _within(folder: str, name: str) -> str:
+    return os.path.relpath(name, folder) if name.startswith(folder + os.sep) else name
+
+
+def mix(x: U64) -> U64:
+    """SplitMix64's finalizer (Steele, Lea and Flood, 2014): each bit of x moves every bit of the result."""
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def window_hashes(ids: Ids, length: int) -> U64:
+    """64-bit hashes of all windows of `length` values, shape (len(ids) - length + 1,): equal windows, equal hashes.
+
+    A polynomial modulo 2⁶⁴ of mixed values (Karp and Rabin, 1987). Windows of 1, 2, 4, ... are joined to larger ones,
+    so that a window of 50 costs seven multiplications.
+    """
+    n = max(len(ids) - length + 1, 0)
+    hashes = np.empty(n, dtype=np.uint64)
+    for start in range(0, n, CACHED):
+        part = ids[start : min(start + CACHED, n) + length - 1]
+        hashes[start : start + CACHED] = _window_hashes(mix(part.astype(np.uint64) + np.uint64(1)), length)
+    return hashes
+
+
+def _window_hashes(values: U64, length: int) -> U64:
+    doubled, width, whole, covered = values, 1, None, 0
+    while True:
+        if length & width:
+            whole = doubled if whole is None else _join(whole, doubled, covered, width)
+            covered += width
+        if covered == length:
+            assert whole is not None
+            return whole[: len(values) - length + 1]
+        doubled, width = _join(doubled, doubled, width, width), 2 * width
+
+
+def _join(left: U64, right: U64, offset: int, width: int) -> U64:
+    """Hashes of windows made of a left one and the right one, of `width`, that begins `offset` later."""
+    right = right[offset:]
+    n = min(len(left), len(right))
+    joined: U64 = left[:n] * np.uint64(pow(_BASE, width, 1 << 64))
+    joined += right[:n]
+    return joined

@@ -1,0 +1,59 @@
+"""Advice follows from the text: which tokenizer, and when memorising begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from groundling.config import CorpusSettings
+from groundling.corpus.report import Report, examine
+from groundling.corpus.sources import find_source
+from groundling.training import advice, budget
+from groundling.training.advice import choose_tokenizer, memorising_begins
+
+
+@pytest.fixture
+def report(text_file: Path) -> Report:
+    return examine(find_source(text_file), CorpusSettings(), lambda _: None, lambda *_: None)[0]
+
+
+def of_size(report: Report, characters: int, alphabet: int) -> Report:
+    return dataclasses.replace(report, text=dataclasses.replace(report.text, characters=characters, alphabet=alphabet))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """Corpus settings of a groundling that has BPE."""
+
+    tokenizer: Literal["char", "byte", "bpe"] = "char"
+
+
+def test_short_texts_are_best_read_by_the_character(report: Report) -> None:
+    kind, vocab_size, why = choose_tokenizer(of_size(report, 1_115_394, 65))
+    assert (kind, vocab_size) == ("char", report.tokens.vocab_size)
+    assert "17,160 times" in why
+
+
+def test_long_texts_and_large_alphabets_are_best_read_in_pieces(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advice, "CorpusSettings", _Settings)
+    monkeypatch.setitem(advice.__dict__, "Literal", Literal)
+    assert choose_tokenizer(of_size(report, 1_000_000, 65))[0] == "char"
+    assert choose_tokenizer(of_size(report, 9_000_000, 4000))[0] == "char"  # each of them often enough
+    assert choose_tokenizer(of_size(report, 1_000_000, 4000))[:2] == ("bpe", 512)
+    assert choose_tokenizer(of_size(report, 100_000_000, 200))[:2] == ("bpe", 16_384)
+    assert choose_tokenizer(of_size(report, 10**10, 200))[:2] == ("bpe", 32_768)
+
+
+def test_memorising_begins_sooner_in_larger_models_and_later_with_dropout() -> None:
+    assert memorising_begins(4000, 1000, 0.0) == pytest.approx(9)
+    assert memorising_begins(1000, 1000, 0.0) > memorising_begins(2000, 1000, 0.0)
+    assert memorising_begins(1000, 1000, 0.2) > memorising_begins(1000, 1000, 0.1)
+
+
+def test_one_default_of_minutes() -> None:
+    assert advice.DEFAULT_MINUTES == budget.DEFAULT_MINUTES
