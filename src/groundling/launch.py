@@ -16,6 +16,7 @@ from groundling import storage
 from groundling.claim import claim, extend, lock, write_record
 from groundling.config import MINUTES_OR_STEPS, Config
 from groundling.corpus.batches import Batches, near
+from groundling.corpus.leakage import WINDOW, shared
 from groundling.corpus.ngrams import milestones, one_gram
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokens import Corpus, prepare
@@ -242,7 +243,11 @@ def _started(run: Run, text: Corpus, batches: Batches, model: GPT, machine: Mach
 
 def _checked(text: Corpus) -> Checked:
     V = text.tokenizer.vocab_size
-    return Checked(milestones(text.train, text.validation, V), one_gram(text.train, V), None)
+    tokens = len(text.train) + len(text.validation)
+    window = max(8, round(WINDOW * tokens / text.n_characters))  # a token may be several characters
+    return Checked(
+        milestones(text.train, text.validation, V), one_gram(text.train, V), shared(text.train, text.validation, window)
+    )
 
 
 def _finish(run: Run, model: GPT, state: TrainState, tell: Subscriber) -> None:

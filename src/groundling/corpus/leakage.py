@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from groundling.corpus.ngrams import spread
 from groundling.corpus.text import I64, PIECE, U64, Place, Text, window_hashes
+from groundling.corpus.tokens import Tokens
 
 WINDOW = 50
 VALIDATION_CHARACTERS = 10_000_000
 """Of a longer validation part, the first so many characters are looked up."""
 TRAINING_CHARACTERS = 100_000_000
 """A longer training part is read in evenly spread pieces: what is found is then a lower bound."""
+_SAMPLED = 8_000_000  # tokens
 _FILTER_BITS = 27
 _WORST, _QUOTED = 5, 120
 _VERIFIED = 1 << 16  # windows compared at once
@@ -48,6 +51,17 @@ class Leakage:
     longest: tuple[Passage, ...]
     sampled: bool
     """Whether a part was too long to be looked at as a whole."""
+
+
+def shared(train: Tokens, validation: Tokens, window: int = WINDOW) -> float:
+    """The share of the validation part's windows, of so many tokens, that the training part has too; by hashes alone.
+
+    It is quick, and works for tokens of any kind. Of long parts a sample is read: it is then a lower bound.
+    """
+    asked = window_hashes(spread(validation, _SAMPLED), window)
+    if not len(asked):
+        return 0.0
+    return float(np.isin(asked, window_hashes(spread(train, _SAMPLED), window)).mean())
 
 
 def leakage(text: Text) -> Leakage:
