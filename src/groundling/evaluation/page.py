@@ -34,7 +34,10 @@ def loss_page(
         ("bits per byte", f"{score.bits_per_byte:.4f}"),
         ("windows", score.protocol),
         ("scored", f"{score.tokens:,} tokens"),
-        ("painted", f"the first {len(losses):,} of {n_tokens:,} tokens"),
+        (
+            "painted",
+            "all tokens" if len(losses) + 1 == n_tokens else f"the first {len(losses):,} of {n_tokens:,} tokens",
+        ),
     ]
     painted = "".join(
         f'<b class="s{min(int(_SHADES * loss / ceiling), _SHADES)}">{_visible(text)}</b>' for text, loss, *_ in units
