@@ -16,7 +16,7 @@ import groundling
 from groundling.__main__ import main
 from groundling.config import flag, setting_fields
 
-VERBS = ["train", "resume", "sample", "eval", "runs", "plot", "doctor"]
+VERBS = ["train", "resume", "sample", "eval", "runs", "plot", "doctor", "inspect"]
 COMMAND = [sys.executable, "-m", "groundling"]
 
 
