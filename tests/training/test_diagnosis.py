@@ -123,7 +123,8 @@ def test_targets_that_are_not_shifted_are_named(text_file: Path, monkeypatch: py
 
 def test_targets_in_disorder_are_named(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def disordered(model: Any, batch: Any) -> torch.Tensor:
-        return next_token(model, (batch[0], batch[1][:, torch.randperm(batch[1].size(1))]))
+        tokens, targets = batch
+        return next_token(model, (tokens, targets.flatten()[torch.randperm(targets.numel())].view_as(targets)))
 
     monkeypatch.setattr(groundling.launch, "next_token", disordered)
     assert kinds(text_file) == ["not learning"]
