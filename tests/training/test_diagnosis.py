@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import groundling
+from groundling import launch
 from groundling.model import gpt
 from groundling.training import fit
 from groundling.training.diagnosis import diagnose, standing, verdict
@@ -117,7 +118,7 @@ def test_a_broken_mask_is_named(text_file: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_targets_that_are_not_shifted_are_named(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groundling.launch, "next_token", lambda model, batch: next_token(model, (batch[0], batch[0])))
+    monkeypatch.setattr(launch, "next_token", lambda model, batch: next_token(model, (batch[0], batch[0])))
     assert "too good to be true" in kinds(text_file, batch_size=8)
 
 
@@ -126,7 +127,7 @@ def test_targets_in_disorder_are_named(text_file: Path, monkeypatch: pytest.Monk
         tokens, targets = batch
         return next_token(model, (tokens, targets.flatten()[torch.randperm(targets.numel())].view_as(targets)))
 
-    monkeypatch.setattr(groundling.launch, "next_token", disordered)
+    monkeypatch.setattr(launch, "next_token", disordered)
     assert kinds(text_file) == ["not learning"]
 
 
