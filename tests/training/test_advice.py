@@ -50,7 +50,9 @@ def test_long_texts_and_large_alphabets_are_best_read_in_pieces(
 
 
 def test_memorising_begins_sooner_in_larger_models_and_later_with_dropout() -> None:
-    assert memorising_begins(4000, 1000, 0.0) == pytest.approx(9)
+    # What docs/LOG.md measured: parameters a token, dropout, passes; the rule claims a factor of two.
+    for ratio, dropout, measured in ((7.87, 0.0, 9.8), (7.87, 0.1, 14.8), (7.87, 0.2, 21.6), (0.99, 0.0, 15.7)):
+        assert measured / 2 < memorising_begins(round(100_000 * ratio), 100_000, dropout) < measured * 2
     assert memorising_begins(1000, 1000, 0.0) > memorising_begins(2000, 1000, 0.0)
     assert memorising_begins(1000, 1000, 0.2) > memorising_begins(1000, 1000, 0.1)
 

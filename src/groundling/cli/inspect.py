@@ -117,7 +117,7 @@ def _show_advice(advice: Recommendation) -> None:
     print(
         f"  tokenizer {advice.tokenizer} ({advice.vocab_size:,}); {advice.parameters / 1e6:.2f}M parameters "
         f"({model['n_layer']} layers × {model['n_embd']}), dropout {model['dropout']:g}; about {advice.steps:,} steps, "
-        f"{advice.epochs:.1f} epochs; expected loss {likely:.2f} ({low:.2f} to {high:.2f})"
+        f"{advice.epochs:.2g} epochs; expected loss {likely:.2f} ({low:.2f} to {high:.2f})"
     )
     print(f"  memorising begins after about {advice.memorises_after_steps:,} steps at this size (a rule of thumb)")
     for reason in advice.reasons:

@@ -256,13 +256,12 @@ def _unnormalized_and_garbled(text: Text) -> list[Oddity]:
     return [
         *loose.oddity(
             "not normalized",
-            "lines hold letters in several pieces (not in Unicode's form NFC), so that one and the same word can be "
-            "spelled in two ways: unicodedata.normalize('NFC', text) repairs them",
+            "Letters stand there in several pieces (not in Unicode's form NFC), so that one word can be spelled in two "
+            "ways: unicodedata.normalize('NFC', text) repairs them",
         ),
         *garbled.oddity(
             "garbled encoding",
-            "lines hold UTF-8 that was read as another encoding (such as 'Ã©' for 'é'): ftfy.fix_encoding(text) "
-            "repairs them",
+            "UTF-8 was read as another encoding (such as 'Ã©' for 'é'): ftfy.fix_encoding(text) repairs it",
         ),
     ]
 
@@ -310,7 +309,7 @@ class _Lines:
         if not self.count:
             return []
         places = tuple(self.text.places(self.first))
-        return [Oddity(kind, f"{self.count:,} {sentence}.", self.count, tuple(self.examples), places)]
+        return [Oddity(kind, f"{sentence}; {self.count:,} such line(s).", self.count, tuple(self.examples), places)]
 
 
 def _garbling_pairs(characters: Sequence[str]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

@@ -90,7 +90,7 @@ def _recommend(report: Report, config: Config, given: set[str], text: Corpus) ->
         epochs=plan.epochs,
         expected_loss=(plan.low, plan.loss, plan.high),
         memorises_after_epochs=passes,
-        memorises_after_steps=round(passes * tokens / planned.tokens_per_step),
+        memorises_after_steps=int(float(f"{passes * tokens / planned.tokens_per_step:.2g}")),  # no more is known
         command=f"groundling train {shlex.quote(config.corpus)} --minutes {plan.minutes:g}{flags}",
         reasons=(
             why,
@@ -125,10 +125,10 @@ def choose_tokenizer(report: Report) -> tuple[str, int, str]:
 def memorising_begins(parameters: int, tokens: int, dropout: float) -> float:
     """After how many passes over a text of so many tokens the validation loss turns, within a factor of two or so.
 
-    A rule of thumb from the handful of runs in docs/LOG.md: 18 passes at one parameter a token, fewer by the square
-    root of their ratio, and more by the dropout.
+    A rule of thumb from the handful of runs in docs/LOG.md: 16 passes at one parameter a token, fewer by the cube root
+    of that ratio, and more by six times the dropout.
     """
-    return 18 / math.sqrt(parameters / tokens) * (1 + 7 * dropout)
+    return 16 / (parameters / tokens) ** (1 / 3) * (1 + 6 * dropout)
 
 
 def _read_otherwise(report: Report, kind: str) -> list[str]:
@@ -153,5 +153,5 @@ def _why_then(plan: Planned, passes: float, dropout: float) -> str:
     what = f"With dropout {dropout:g}, a model of this size begins to learn this text by heart after about "
     much = f"{passes:.0f} passes (a rule of thumb: it may be half or twice as many)"
     if plan.epochs > passes:
-        return what + much + f"; the plan makes {plan.epochs:.1f}: more text would help, more time hardly."
-    return what + much + f"; the plan makes {plan.epochs:.1f}, so it ends before that."
+        return what + much + f"; the plan makes {plan.epochs:.2g}: more text would help, more time hardly."
+    return what + much + f"; the plan makes {plan.epochs:.2g}, so it ends before that."

@@ -186,10 +186,10 @@ def _not_learning(h: History) -> Iterator[Finding]:
 
 
 def _is_stuck(h: History) -> bool:
-    """Whether less than a quarter of the way from single tokens to pairs was made."""
+    """Whether less than a tenth of the way from single tokens to pairs was made."""
     if len(h.milestones) < 3 or h.n_steps < _ENOUGH:
         return False
-    return h.final_loss > h.one_gram - 0.25 * max(h.milestones[1] - h.milestones[2], 0) - 0.01
+    return h.final_loss > h.one_gram - 0.1 * max(h.milestones[1] - h.milestones[2], 0) - 0.01
 
 
 def _rate_too_high(h: History) -> Iterator[Finding]:
