@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from groundling.corpus.tokens import Corpus
     from groundling.evaluation.originality import TrainingText
     from groundling.launch import resume, train
+    from groundling.listing import runs
     from groundling.model.gpt import GPT
-    from groundling.run import Run, load, runs
+    from groundling.run import Run, load
     from groundling.training.advice import inspect
 
 __all__ = [
@@ -37,7 +38,7 @@ _HOMES = {
     "inspect": "groundling.training.advice",
     "load": "groundling.run",
     "resume": "groundling.launch",
-    "runs": "groundling.run",
+    "runs": "groundling.listing",
     "train": "groundling.launch",
 }
 

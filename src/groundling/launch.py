@@ -252,14 +252,16 @@ def _checked(text: Corpus) -> Checked:
 
 def _finish(run: Run, model: GPT, state: TrainState, tell: Subscriber) -> None:
     assert state.best_loss is not None
-    run.plot()
-    summary = verdict(History.read(run.metrics(), run.config, sees_the_future(model)))
+    metrics, sees_future = run.metrics(), sees_the_future(model)
+    summary = verdict(History.read(metrics, run.config, sees_future))
     end = Finished(
         run.reference, state.step, state.elapsed, state.best_step, state.best_loss, summary, peak_memory(),
-        judge(run.metrics(), state),
+        judge(metrics, state), sees_future,
     )  # fmt: skip
     storage.write_json(run.folder / "result.json", end.to_dict())
-    tell(end)
+    run.plot()
+    page = run.report(originality=False)  # to index a long text would take too long now
+    tell(dataclasses.replace(end, report=os.path.relpath(page)))
 
 
 def _subscriber(on_event: Subscriber | None, stack: ExitStack) -> Subscriber:

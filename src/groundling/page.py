@@ -31,9 +31,17 @@ def _environment() -> Any:
         loader=jinja2.PackageLoader("groundling", ""), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"thousands": "{:,}".format, "percent": lambda share: f"{100 * share:.1f} %", "visible": visible}
+    environment.filters |= {
+        "thousands": "{:,}".format,
+        "percent": lambda share: f"{100 * share:.1f} %",
+        "visible": visible,
+    }
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def visible(text: str) -> str:

@@ -7,6 +7,7 @@ runs/<name>/
   samples.jsonl    what the model wrote on the way, from one prompt and seed
   checkpoints/     see training/checkpoint.py
   loss.png         the curve, drawn at the end
+  report.html      all about it on one page, made at the end
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from groundling.inference.engine import beginning, stream
 from groundling.inference.sampling import Sampling
 from groundling.machine import Machine, choose
 from groundling.model.gpt import GPT
+from groundling.report.facts import Facts
+from groundling.report.page import run_page
 from groundling.training.checkpoint import Checkpoints, load_weights, read_state
 from groundling.training.diagnosis import diagnose, standing, verdict
 from groundling.training.history import History
@@ -123,6 +127,10 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The run's history: the lines of `metrics.jsonl`."""
         return storage.read_json_lines(self.folder / "metrics.jsonl")
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What the model wrote while it trained: the lines of `samples.jsonl`."""
+        return storage.read_json_lines(self.folder / "samples.jsonl")
 
     def generate(
         self,
@@ -247,6 +255,25 @@ class Run:
         plot_curves({self.name: self.metrics()}, target)
         return target
 
+    def report(self, path: str | os.PathLike[str] | None = None, *, originality: bool = True) -> Path:
+        """Write all about the run on one HTML page, `path` (`report.html` in its folder), and return where it is.
+
+        It is made from the run's files. With `originality`, samples that were not compared with the training text when
+        they were written are compared now, which takes some seconds for a long one; not if the text is gone.
+
+        Raises ValueError if no step was logged yet, or if the page cannot be written there.
+        """
+        target = Path(path) if path else self.folder / "report.html"
+        if target.is_dir() or not target.absolute().parent.is_dir():
+            raise ValueError(f"--to {target} cannot be written: it is a folder, or lies in one that is not there.")
+        samples, text = self.samples(), None
+        if originality and any(sample.get("copied_spans") is None for sample in samples):
+            with suppress(ValueError):  # it is gone, has changed, or is too long
+                text = self.training_text()
+        facts = Facts(self.reference, self.record, self.config, self.metrics(), samples, self.result, text)
+        storage.write_file(target, run_page(facts).encode("utf-8", "replace"))
+        return target
+
     def __repr__(self) -> str:
         return f"Run({os.fspath(self.folder)!r})"
 
@@ -266,14 +293,9 @@ def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = No
             return Run(path.resolve().parent.parent, path.resolve())
         if (path / "config.json").is_file():
             return Run(path.resolve())
-    known = [path.name for path in _run_folders(folder)]
+    known = [path.name for path in run_folders(folder)]
     hint = did_you_mean(reference, known) or (f"; there are {', '.join(known[-5:])}" if known else "")
     raise FileNotFoundError(f"There is no run {reference!r} in {folder}, nor at that path{hint}.")
-
-
-def runs(out: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
-    """A summary of every run in the runs folder, oldest first, ready for JSON."""
-    return sorted(map(_summary, _run_folders(runs_folder(out))), key=lambda row: row["created"] or "")
 
 
 def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
@@ -322,33 +344,5 @@ def is_name(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", text) is not None and not text.endswith(".")
 
 
-def _run_folders(folder: Path) -> list[Path]:
+def run_folders(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/config.json"))
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    run = Run(folder.resolve())
-    row: dict[str, Any] = {
-        "name": run.name, "status": "unreadable", "step": 0, "steps": None, "best_step": None,
-        "best_validation_loss": None, "corpus": None, "preset": None, "created": None, "folder": str(folder),
-    }  # fmt: skip
-    try:
-        row |= {
-            "corpus": run.record["corpus"]["name"],
-            "preset": run.config.preset,
-            "steps": run.config.training.steps,
-            "created": run.record.get("created"),
-            "status": "new",
-        }
-        steps = run.checkpoints.steps()
-        if steps:
-            state = read_state(run.checkpoints.path(steps[-1]))
-            row |= {
-                "step": state.step,
-                "best_step": (run.result or {}).get("best_step", state.best_step if state.best_loss else None),
-                "best_validation_loss": (run.result or {}).get("best_validation_loss", state.best_loss),
-                "status": "finished" if run.finished else "unfinished",
-            }
-    except (ValueError, OSError, KeyError):
-        row["status"] = "unreadable"  # a damaged run must not hide the others
-    return row

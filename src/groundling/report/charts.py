@@ -132,18 +132,16 @@ def _bounds(chart: Chart, values: Sequence[_F64]) -> tuple[float, float]:
 def _ticks(low: float, high: float, about: int) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
-    places = MaxNLocator(about, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
-    return [place for place in places if low <= place <= high]
+    places = MaxNLocator(about, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(place) for place in places if low <= place <= high]
 
 
 def _labelled(lines: Sequence[Line], top: Callable[[float], float]) -> list[dict[str, Any]]:
-    """From the lowest up; where two are too close, the upper one goes without its label."""
-    found, named = list[dict[str, Any]](), math.inf
+    """From the lowest up; a label that would lie on the one below it is moved up."""
+    found, label_top = list[dict[str, Any]](), math.inf
     for line in sorted(lines, key=lambda line: line.level):
-        place = top(line.level)
-        is_named = named - place > _APART
-        named = place if is_named else named
-        found.append({"top": place, "label": line.label if is_named else ""})
+        label_top = min(top(line.level), label_top - _APART)
+        found.append({"top": top(line.level), "label": line.label, "label_top": round(label_top, 2)})
     return found
 
 

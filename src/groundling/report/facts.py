@@ -161,7 +161,7 @@ class Facts:
         shares, longest = [100 * copy["share"] for copy in known], [copy["longest"] for copy in known]
         return [
             Chart(
-                "copied", "Copied", f"per cent of a sample, in spans of {COPIED} characters or more",
+                "copied", "Copied", "per cent of a sample",
                 [Curve("copied", "validation", steps, shares)],
                 "Share of the samples that was copied, over steps.", "{:.3g}".format,
                 low=0.0, high=max([5.0, *shares]),
@@ -241,6 +241,16 @@ class Facts:
         return [*rows, ("memory", f"{plan['memory'] / 1e9:.1f} GB", memory)]
 
     @property
+    def forecast(self) -> str:
+        """Whether the loss came out as forecast, once it is known."""
+        plan, best = next(iter(_of(self.lines, "planned")), None), self.best
+        if plan is None or best is None or self.result is None:
+            return ""
+        loss = best["validation_loss"]
+        where = "within" if plan["low"] <= loss <= plan["high"] else "below" if loss < plan["low"] else "above"
+        return f"The loss came out {where} the range that was forecast."
+
+    @property
     def parameters(self) -> list[tuple[str, int]]:
         """Those of the model, part by part."""
         started = next(iter(_of(self.lines, "started")), {})
@@ -292,4 +302,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     return f"{value:,}" if isinstance(value, int) else repr(value) if isinstance(value, str) else f"{value:g}"
-
