@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class Facts:
         moment = datetime.fromisoformat(created)
         return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
-    @property
+    @cached_property
     def best(self) -> Mapping[str, Any] | None:
         """The evaluation with the lowest loss, the one before any step left out; None if there was none."""
         trained = [line for line in self.evaluations if line["step"] > 0]
@@ -103,12 +104,13 @@ class Facts:
     def standing(self) -> str:
         return standing(self.best["validation_loss"], self.history.milestones) if self.best else ""
 
-    @property
+    @cached_property
     def findings(self) -> list[dict[str, Any]]:
         return [asdict(finding) for finding in diagnose(self.history)]
 
     @property
     def verdict(self) -> str:
+        """Whether more steps would help, where nothing is wrong."""
         return verdict(self.history)
 
     @property
