@@ -38,7 +38,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """One set of axes. `low` and `high` bound the axis of values where they are given, else the curves do.
+    """One set of axes. `low` and `high` bound the axis of values where they are given, else the curves do; it reaches
+    to all `lines`.
 
     `best` is a step with its value, which is marked. `said` is what a reader who cannot see it is told.
     """
@@ -74,7 +75,6 @@ def drawn(chart: Chart, last_step: float) -> dict[str, Any] | None:
         return round(100 * (high - y) / (high - low), 2)
 
     thinned = [(curve, *thin(x, y)) for curve, x, y in curves]
-    lines = [line for line in chart.lines if low <= line.level <= high]
     best = None
     if chart.best is not None:
         x, y = chart.best
@@ -96,7 +96,7 @@ def drawn(chart: Chart, last_step: float) -> dict[str, Any] | None:
         ],
         "across": [{"left": left(x), "label": f"{x:,.0f}"} for x in _ticks(0, span, 4) if x == int(x)],
         "up": [{"top": top(y), "label": chart.show(y)} for y in _ticks(low, high, 5)],
-        "lines": _labelled(lines, top),
+        "lines": _labelled(chart.lines, top),
         "best": best,
         "readings": [
             {"name": curve.name, "x": _plain(x), "y": [chart.show(float(value)) for value in y]}
@@ -123,8 +123,9 @@ def _finite(curve: Curve) -> tuple[_F64, _F64]:
 
 
 def _bounds(chart: Chart, values: Sequence[_F64]) -> tuple[float, float]:
-    low = min(float(y.min()) for y in values) if chart.low is None else chart.low
-    high = max(float(y.max()) for y in values) if chart.high is None else chart.high
+    levels = [line.level for line in chart.lines]
+    low = min([*levels, min(float(y.min()) for y in values) if chart.low is None else chart.low])
+    high = max([*levels, max(float(y.max()) for y in values) if chart.high is None else chart.high])
     room = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
     return (low if chart.low is not None else low - room), high + room
 

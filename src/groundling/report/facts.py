@@ -120,29 +120,29 @@ class Facts:
         return {chart.key: shown for chart in every if (shown := drawn(chart, self.last_step))}
 
     def _loss(self) -> Chart:
-        history, losses = self.history, self.history.losses
+        history, finite = self.history, np.isfinite(self.history.losses)
+        steps, losses = history.steps[finite].astype(float), history.losses[finite]
         milestones = list(history.milestones)
         best = self.best
         lines = []
         if milestones:
             lowest = int(np.argmin(milestones))
             lines = [Line(milestones[n], f"{_gram(n)} {milestones[n]:.2f}") for n in range(lowest + 1)]
-        finite = losses[np.isfinite(losses)]
-        known = [*history.validation, *milestones[:1], *finite[:1]]
+        known = [*history.validation, *milestones[:1], *losses[:1]]
         said = "Training and validation loss over steps."
         if best:
             said += f" Best validation loss {best['validation_loss']:.4f} at step {best['step']:,}."
         return Chart(
             "loss", "Loss", "nats a token",
             [
-                Curve("each step", "raw", history.steps.astype(float), losses),
-                Curve("training", "training", history.steps.astype(float), smooth(losses)),
+                Curve("each step", "raw", steps, losses),
+                Curve("training", "training", steps, smooth(losses)),
                 Curve("validation", "validation", history.evaluated.astype(float), history.validation),
             ],
             said, "{:.4g}".format, lines,
             (best["step"], best["validation_loss"]) if best else None,
             # A spike of a run that blew up would press all else flat.
-            high=min(float(finite.max(initial=0.0)), 2 * max(known)) if known else None,
+            high=min(float(losses.max(initial=0.0)), 2 * max(known)) if known else None,
         )  # fmt: skip
 
     def _rate(self) -> Chart:
