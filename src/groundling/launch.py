@@ -134,9 +134,8 @@ def resume(
         )
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
-        notice, progress = _reporters(emit)
         _lock(run.folder, stack)
-        text = corpus_of(run, notice=notice, progress=progress)
+        text = corpus_of(run, *_reporters(emit))
         if steps is not None or minutes is not None:  # now that nothing stands in the way
             _extend(run, steps, minutes)
         return _train(run, text, emit, began)
@@ -179,8 +178,8 @@ def _claim(
 
 def _check_continuable(run: Run, config: Config, text: Corpus) -> None:
     """Raise ValueError if `train` with this configuration cannot go on with an existing run."""
-    if run.record["corpus"]["fingerprint"] != text.fingerprint:
-        raise ValueError(f"The run {run.name} exists and has another text.")
+    if run.record["corpus"]["fingerprint"] != text.fingerprint or run.tokenizer != text.tokenizer:
+        raise ValueError(f"The run {run.name} exists and has another text or tokenizer.")
     old, new = run.record.get("requested", run.record["settings"]), config.to_dict()
     if old != new:
         differing = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g][k]] or ["--preset"]
@@ -269,7 +268,7 @@ def _train(run: Run, text: Corpus, emit: Subscriber, began: float, plan: Planned
             )  # fmt: skip
 
         def sample() -> tuple[str, str]:
-            ids = text.tokenizer.encode(settings.sample_prompt, "skip") or beginning(text.tokenizer)
+            ids = text.tokenizer.encode(settings.sample_prompt, "skip") or beginning(text.tokenizer, text.n_documents)
             pieces = stream(model, text.tokenizer, ids, settings.sample_tokens, Sampling(seed=SAMPLE_SEED))
             return text.tokenizer.decode(ids), "".join(pieces)
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from groundling import storage
 from groundling.config import CorpusSettings
-from groundling.corpus import sources, tokens
+from groundling.corpus import sources
+from groundling.corpus.fitting import border
 from groundling.corpus.sources import Source, find_source
 from groundling.corpus.tokenizer import CharTokenizer
 from groundling.corpus.tokens import Corpus, prepare, reopen
@@ -176,9 +177,9 @@ def test_parts_that_end_at_a_border_end_with_the_end_of_text(folder_of: Callable
 def test_any_split_keeps_all_and_stays_near_its_share(lengths: list[int], fraction: float) -> None:
     ends, total = np.cumsum(lengths), sum(lengths)
     cut = int((1 - fraction) * total)
-    border = tokens._border(ends, total, fraction)
-    assert 0 <= border <= total
-    assert border == cut or (border in ends and 0.5 <= (total - border) / (total - cut) <= 2)
+    place = border(ends, total, fraction)
+    assert 0 <= place <= total
+    assert place == cut or (place in ends and 0.5 <= (total - place) / (total - cut) <= 2)
 
 
 # --- fingerprints
@@ -312,7 +313,11 @@ def damage(file: Path, how: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [(name, how) for name in ("tokens.bin", "documents.bin", "tokenizer.json") for how in ("missing", "truncated")]
+    [
+        (name, how)
+        for name in ("tokens.bin", "documents.bin", "places.bin", "tokenizer.json")
+        for how in ("missing", "truncated")
+    ]
     + [("manifest.json", how) for how in ("missing", "truncated", "zeroed")]
     + [("tokenizer.json", "zeroed")],
 )
@@ -321,7 +326,7 @@ def test_a_damaged_folder_is_made_again(write: Callable[..., Path], name: str, h
     Corpus.open(path)
     damage(prepared()[0] / name, how)
     again = prepare(find_source(path), DEFAULT, progress=phases)
-    assert phases == ["checking", "reading", "tokenizing"]
+    assert phases == ["checking", "tokenizing"]
     assert text_of(again) == TEXT and len(prepared()) == 1
     storage.verify(prepared()[0])
 

@@ -28,8 +28,9 @@ _TOKENS_PER_BATCH = 16_384
 class Score:
     """What a model makes of a text.
 
-    `loss` is in nats a token. Bits per character and per byte (UTF-8) do not depend on the tokenizer;
-    the marks that end documents cost bits there but count as no characters.
+    `loss` is in nats a token. Bits per character and per byte (UTF-8) do not depend on the tokenizer, and are exact
+    where tokens part characters: a character counts where its first byte stands. The marks that end documents cost
+    bits there but count as no characters.
     """
 
     loss: float
@@ -83,6 +84,7 @@ def score(
     model.eval()
     block_size = model.config.block_size
     starts = windows_of(len(tokens), block_size, max_tokens)
+    bytes_of, characters_of = tokenizer.sizes
     nats, n_tokens, n_characters, n_bytes = 0.0, 0, 0, 0
     for batch in _batches(tokens, starts, block_size):
         if stopped():
@@ -92,10 +94,9 @@ def score(
             logits = model(ids[:, :-1])
         losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         nats += float(losses.cpu().double().sum())
-        text = tokenizer.decode(batch[:, 1:].ravel())
         n_tokens += losses.numel()
-        n_characters += len(text)
-        n_bytes += len(text.encode())
+        n_bytes += int(bytes_of[batch[:, 1:]].sum())
+        n_characters += int(characters_of[batch[:, 1:]].sum())
     loss, bits = nats / n_tokens, nats / math.log(2)
     return Score(
         loss=loss,
