@@ -16,23 +16,30 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from groundling.comparison import compare_tokenizers
+    from groundling.corpus.fitting import train_tokenizer
     from groundling.corpus.tokenizer import Tokenizer
     from groundling.corpus.tokens import Corpus
     from groundling.launch import resume, train
     from groundling.model.gpt import GPT
     from groundling.run import Run, load, runs
 
-__all__ = ["GPT", "Corpus", "Run", "Tokenizer", "__version__", "load", "resume", "runs", "train"]
+__all__ = [
+    "GPT", "Corpus", "Run", "Tokenizer", "__version__", "compare_tokenizers", "load", "resume", "runs", "train",
+    "train_tokenizer",
+]  # fmt: skip
 
 _HOMES = {
     "Corpus": "groundling.corpus.tokens",
     "GPT": "groundling.model.gpt",
     "Run": "groundling.run",
     "Tokenizer": "groundling.corpus.tokenizer",
+    "compare_tokenizers": "groundling.comparison",
     "load": "groundling.run",
     "resume": "groundling.launch",
     "runs": "groundling.run",
     "train": "groundling.launch",
+    "train_tokenizer": "groundling.corpus.fitting",
 }
 
 

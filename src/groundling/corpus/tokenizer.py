@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -108,16 +109,18 @@ class Tokenizer(ABC):
         canonical = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def save(self, path: Path) -> None:
-        storage.write_json(path, self.to_dict())
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write our `tokenizer.json`, which `load` reads."""
+        storage.write_json(Path(path), self.to_dict())
 
     @staticmethod
-    def load(path: Path) -> Tokenizer:
+    def load(path: str | os.PathLike[str]) -> Tokenizer:
         """Read a tokenizer: our `tokenizer.json`, one of the library `tokenizers`, GPT-2's `vocab.json` beside its
         `merges.txt`, or a folder with any of these, such as a run's.
 
         Raises FileNotFoundError if nothing is there, ValueError if it is damaged or of an unknown kind.
         """
+        path = Path(path)
         if path.is_dir():
             names = [name for name in ("tokenizer.json", "vocab.json") if (path / name).is_file()]
             if not names:
