@@ -201,14 +201,14 @@ class HuggingFaceTokenizer(_LibraryTokenizer):
         byte_level, spaced = '"ByteLevel"' in read, json.dumps("▁") in read
         pieces = [b""] * self.vocab_size  # some ids may have no token
         for token, i in self._library.get_vocab(with_added_tokens=True).items():
-            if byte_level and set(BYTE_LETTERS).issuperset(token):
-                pieces[i] = _unlettered(token)
-            elif re.fullmatch("<0x[0-9A-F]{2}>", token) and self.definition["model"].get("byte_fallback"):
+            if self.definition["model"].get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", token):
                 pieces[i] = bytes.fromhex(token[3:5])
+            elif i in self._added:
+                pieces[i] = self._added[i]
+            elif byte_level and set(BYTE_LETTERS).issuperset(token):
+                pieces[i] = _unlettered(token)
             else:
                 pieces[i] = (token.replace("▁", " ") if spaced else token).encode()
-        for i, piece in self._added.items():
-            pieces[i] = piece
         return pieces
 
     def to_dict(self) -> dict[str, Any]:

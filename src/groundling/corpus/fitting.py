@@ -122,5 +122,3 @@ def _before(stop: int, source: Source, notice: Notice, progress: Progress) -> It
             yield chunk[: int(share * min(len(chunk), max(0, stop - position)))]
             position += len(chunk)
         position += 1
-        if position >= stop:
-            return
