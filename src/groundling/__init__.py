@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from groundling.comparison import compare_tokenizers
+    from groundling.corpus.fitting import train_tokenizer
     from groundling.corpus.tokenizer import Tokenizer
     from groundling.corpus.tokens import Corpus
     from groundling.evaluation.originality import TrainingText
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from groundling.training.advice import inspect
 
 __all__ = [
-    "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "inspect", "load", "resume", "runs", "train",
+    "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "compare_tokenizers", "inspect", "load",
+    "resume", "runs", "train", "train_tokenizer",
 ]  # fmt: skip
 
 _HOMES = {
@@ -35,10 +38,12 @@ _HOMES = {
     "Tokenizer": "groundling.corpus.tokenizer",
     "TrainingText": "groundling.evaluation.originality",
     "inspect": "groundling.training.advice",
+    "compare_tokenizers": "groundling.comparison",
     "load": "groundling.run",
     "resume": "groundling.launch",
     "runs": "groundling.run",
     "train": "groundling.launch",
+    "train_tokenizer": "groundling.corpus.fitting",
 }
 
 

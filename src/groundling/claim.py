@@ -48,8 +48,8 @@ def claim(
 
 def _check_continuable(run: Run, config: Config, text: Corpus) -> None:
     """Raise ValueError if `train` with this configuration cannot go on with an existing run."""
-    if run.record["corpus"]["fingerprint"] != text.fingerprint:
-        raise ValueError(f"The run {run.name} exists and has another text.")
+    if run.record["corpus"]["fingerprint"] != text.fingerprint or run.tokenizer != text.tokenizer:
+        raise ValueError(f"The run {run.name} exists and has another text or tokenizer.")
     old, new = run.record.get("requested", run.record["settings"]), config.to_dict()
     if old != new:
         differing = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g][k]] or ["--preset"]

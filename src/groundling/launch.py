@@ -134,9 +134,8 @@ def resume(
         )
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
-        notice, progress = _reporters(emit)
         lock(run.folder, stack)
-        text = corpus_of(run, notice=notice, progress=progress)
+        text = corpus_of(run, *_reporters(emit))
         if steps is not None or minutes is not None:  # now that nothing stands in the way
             extend(run, steps, minutes)
         return _train(run, text, emit, began)

@@ -23,7 +23,7 @@ from groundling import storage
 from groundling.config import Config, did_you_mean
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokenizer import Tokenizer, Unknown
-from groundling.corpus.tokens import Corpus, Tokens, prepare, reopen
+from groundling.corpus.tokens import Corpus, Tokens, fingerprint_of, prepare, reopen
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.losses import TokenLoss, token_losses
 from groundling.evaluation.originality import TrainingText
@@ -155,7 +155,8 @@ class Run:
         """Like `generate`, yielding text as it comes."""
         if max_new_tokens < 0:
             raise ValueError(f"--max-new-tokens must be 0 or more, and it is {max_new_tokens}.")
-        ids = self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer)
+        documents = self.record["corpus"]["documents"]
+        ids = self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer, documents)
         return stream(self.model, self.tokenizer, ids, max_new_tokens, sampling, stop)
 
     def evaluate(
@@ -286,22 +287,22 @@ def corpus_of(
     progress: Callable[..., None] = lambda *_: None,
 ) -> Corpus:
     """The text that a run was trained on. Raises ValueError if it is gone or has changed."""
-    address, fingerprint = run.config.corpus, run.record["corpus"]["fingerprint"]
+    address, fingerprint, settings = run.config.corpus, run.record["corpus"]["fingerprint"], run.config.text
     try:
-        text = prepare(find_source(address, run.config.text.glob), run.config.text, notice=notice, progress=progress)
+        source = find_source(address, settings.glob)
     except (FileNotFoundError, ConnectionError):
-        kept = reopen(fingerprint, run.record["corpus"]["name"], address, run.tokenizer, run.config.text)
+        kept = reopen(fingerprint, run.record["corpus"]["name"], address, run.tokenizer, settings)
         if kept is None:
             raise ValueError(f"The text of the run {run.name} is gone: {address} is not there any more.") from None
         notice(f"{address} is not there any more; its tokens are still in the cache and are used.")
         return kept
-    if text.fingerprint != fingerprint or text.tokenizer != run.tokenizer:
+    if fingerprint_of(source, progress) != fingerprint:
         raise ValueError(
-            f"The text at {address} is not the one that the run {run.name} was trained on: it had "
-            f"{run.record['corpus']['characters']:,} characters and has {text.n_characters:,} now, or others. "
-            "Put the old text back, or start a new run on the new one."
+            f"The text at {address} is not the one that the run {run.name} was trained on, which had "
+            f"{run.record['corpus']['characters']:,} characters. Put the old text back, or start a new run on the "
+            "new one."
         )
-    return text
+    return prepare(source, settings, tokenizer=run.tokenizer, fingerprint=fingerprint, notice=notice, progress=progress)
 
 
 def _document_names(run: Run) -> list[str]:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from groundling.config import CorpusSettings, MachineSettings, ModelSettings
-from groundling.corpus.tokenizer import CharTokenizer, Tokenizer
+from groundling.corpus.bpe import BpeTokenizer
+from groundling.corpus.tokenizer import BYTE_LETTERS, CharTokenizer, Tokenizer
 from groundling.corpus.tokens import Corpus, Tokens
 from groundling.evaluation.score import Interrupted, score, windows_of
 from groundling.machine import choose
@@ -191,6 +192,34 @@ def test_marks_between_documents_cost_bits_but_are_no_characters(tmp_path: Path)
     result = score(model_for(corpus), corpus.validation, corpus.tokenizer, MACHINE)
     assert result.tokens == result.characters + 8
     assert result.bits_per_character == pytest.approx(result.loss * result.tokens / math.log(2) / result.characters)
+
+
+def test_bits_per_byte_by_hand_where_tokens_part_characters(tmp_path: Path) -> None:
+    """A model that finds all tokens equally likely needs log2 V bits for each; the bytes are those of the file."""
+    path = tmp_path / "greek.txt"
+    path.write_text("αβγδ ☃ und 𝔘 " * 300, encoding="utf-8")
+    for kind in ({"tokenizer": "byte"}, {"tokenizer": "bpe", "vocab_size": 262}):
+        corpus = Corpus.open(str(path), CorpusSettings(**kind))  # type: ignore[arg-type]
+        V, whole = corpus.tokenizer.vocab_size, part(corpus.train, len(corpus.train) + len(corpus.validation))
+        model = model_for(corpus)
+        torch.nn.init.zeros_(model.wte.weight)
+        result = score(model, whole, corpus.tokenizer, MACHINE)
+        first = corpus.tokenizer.pieces[int(whole.read(0, 1)[0])]  # it is not predicted
+        assert result.bytes == path.stat().st_size - len(first)
+        assert result.characters == len(path.read_text("utf-8")) - 1
+        assert result.bits_per_byte == pytest.approx(result.tokens * math.log2(V) / result.bytes, rel=1e-6)
+        assert result.tokens == len(whole) - 1
+
+
+def test_two_tokenizers_that_segment_alike_give_the_same_bits_per_byte(text_file: Path) -> None:
+    characters = Corpus.open(str(text_file))
+    assert text_file.read_text("utf-8").isascii()
+    letters = [BYTE_LETTERS[ord(c)] for c in CharTokenizer.fit([text_file.read_text("utf-8")]).characters]
+    BpeTokenizer(letters, []).save("alike.json")
+    alike = Corpus.open(str(text_file), CorpusSettings(tokenizer="alike.json"))
+    model = model_for(characters)
+    one, other = (score(model, corpus.validation, corpus.tokenizer, MACHINE) for corpus in (characters, alike))
+    assert alike.tokenizer != characters.tokenizer and one == other
 
 
 def test_a_cap_takes_windows_spread_evenly_over_the_text() -> None:
