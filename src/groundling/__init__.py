@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from groundling.evaluation.originality import TrainingText
     from groundling.launch import resume, train
     from groundling.model.gpt import GPT
-    from groundling.run import Run, load, runs
+    from groundling.run import Run
+    from groundling.runs import load, runs
     from groundling.training.advice import inspect
 
 __all__ = [
@@ -39,9 +40,9 @@ _HOMES = {
     "TrainingText": "groundling.evaluation.originality",
     "inspect": "groundling.training.advice",
     "compare_tokenizers": "groundling.comparison",
-    "load": "groundling.run",
+    "load": "groundling.runs",
     "resume": "groundling.launch",
-    "runs": "groundling.run",
+    "runs": "groundling.runs",
     "train": "groundling.launch",
     "train_tokenizer": "groundling.corpus.fitting",
 }

@@ -24,7 +24,8 @@ from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.score import Score, score
 from groundling.machine import Machine, choose, peak_memory
 from groundling.model.gpt import GPT
-from groundling.run import Run, corpus_of, load, runs_folder
+from groundling.run import Run, corpus_of, runs_folder
+from groundling.runs import load
 from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine, judge
 from groundling.training.checkpoint import TrainState, load_training
 from groundling.training.compiling import choose_forward

@@ -172,7 +172,7 @@ def _find(reference: str) -> Tokenizer:
 
     if Path(reference).expanduser().exists():
         return Tokenizer.load(Path(reference).expanduser())
-    from groundling.run import load
+    from groundling.runs import load
 
     return load(reference).tokenizer
 
