@@ -15,6 +15,8 @@ from groundling.corpus.tokens import Corpus
 
 def test_figures_are_those_of_the_text(text_file: Path, prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "_PIECE", 777)
+    prose = prose.encode("ascii", "ignore").decode()
+    text_file.write_text(prose, encoding="utf-8", newline="")
     found = groundling.compare_tokenizers(text_file, vocab_sizes=(100_000, 300, 50_000))
     rows = found["tokenizers"]
     assert (found["corpus"], found["characters"]) == ("prose", len(prose))

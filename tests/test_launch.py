@@ -338,7 +338,8 @@ def test_any_tokenizer_serves_from_training_to_evaluation(
     groundling.train(text_file, name="first", on_event=stop, **tiny | kind | {"steps": 14, "warmup_steps": 0})
     shutil.rmtree(os.environ["GROUNDLING_CACHE"])  # the run's own tokenizer is enough
     run = groundling.resume("first", on_event=silent)
-    assert run.tokenizer == whole.tokenizer and run.evaluate() == whole.evaluate()
+    assert run.tokenizer == whole.tokenizer
+    assert run.evaluate()["loss"] == whole.evaluate()["loss"]
     assert any(isinstance(event, Paused) for event in events)
     assert run.generate("Größe", seed=1, max_new_tokens=30) == whole.generate("Größe", seed=1, max_new_tokens=30)
     scored = run.evaluate(text_file)
@@ -354,7 +355,7 @@ def test_a_changed_tokenizer_is_not_gone_on_with(text_file: Path, tiny: dict[str
     groundling.train(text_file, name="first", on_event=silent, **settings)
     (Path("runs/first") / "result.json").unlink()  # as if it had been stopped
     groundling.train_tokenizer(text_file, vocab_size=280).save("mine.json")
-    with pytest.raises(ValueError, match="exists and has another text or tokenizer"):
+    with pytest.raises(ValueError, match="exists and has another tokenizer"):
         groundling.train(text_file, name="first", on_event=silent, **settings)
     Path("mine.json").unlink()
     assert groundling.resume("first", steps=14, on_event=silent).tokenizer.vocab_size == 300

@@ -202,7 +202,12 @@ def flags(*words: str) -> set[str]:
     verb = app[words[0]]
     below = [name for name in verb if not name.startswith("-")]
     chosen = [verb[words[1]]] if len(words) > 1 and words[1] in below else [verb, *map(verb.__getitem__, below)]
-    return {name for each in chosen for argument in each.assemble_argument_collection() for name in argument.names}
+    return {
+        name
+        for each in chosen if each.default_command is not None
+        for argument in each.assemble_argument_collection()
+        for name in argument.names
+    }  # fmt: skip
 
 
 EVERYWHERE = {"--debug", "--help", "-h"}

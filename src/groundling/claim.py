@@ -48,14 +48,15 @@ def claim(
 
 def _check_continuable(run: Run, config: Config, text: Corpus) -> None:
     """Raise ValueError if `train` with this configuration cannot go on with an existing run."""
-    if run.record["corpus"]["fingerprint"] != text.fingerprint or run.tokenizer != text.tokenizer:
-        raise ValueError(f"The run {run.name} exists and has another text or tokenizer.")
+    if run.record["corpus"]["fingerprint"] != text.fingerprint:
+        raise ValueError(f"The run {run.name} exists and has another text.")
     old, new = run.record.get("requested", run.record["settings"]), config.to_dict()
     if old != new:
         differing = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g][k]] or ["--preset"]
         raise ValueError(f"The run {run.name} exists with other settings ({', '.join(differing)}).")
-    if run.finished:
-        raise ValueError(f"The run {run.name} exists and is finished.")
+    if run.finished or run.tokenizer != text.tokenizer:
+        state = "is finished" if run.finished else "has another tokenizer"
+        raise ValueError(f"The run {run.name} exists and {state}.")
 
 
 def lock(folder: Path, stack: ExitStack) -> None:

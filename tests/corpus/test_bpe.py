@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
@@ -74,6 +74,7 @@ each = pytest.mark.parametrize("make", BYTE_LEVEL, ids=["bpe", "llama3", "byte"]
 
 
 @each
+@settings(deadline=None)  # tokenizers are learned in between
 @given(text=texts)
 def test_any_text_comes_back_as_it_was(make: Any, text: str) -> None:
     tokenizer = make()
@@ -85,6 +86,7 @@ def test_any_text_comes_back_as_it_was(make: Any, text: str) -> None:
     assert tokenizer.end_of_text_id not in ids
 
 
+@settings(deadline=None)  # tokenizers are learned in between
 @given(text=texts)
 def test_a_tokenizer_of_words_and_bytes_gives_text_back_too(text: str) -> None:
     tokenizer = like_llama2()
@@ -97,6 +99,7 @@ def test_a_tokenizer_of_words_and_bytes_gives_text_back_too(text: str) -> None:
 
 
 @each
+@settings(deadline=None)  # tokenizers are learned in between
 @given(text=texts, data=st.data())
 def test_chunks_give_the_ids_of_the_whole(make: Any, text: str, data: st.DataObject) -> None:
     tokenizer = make()
@@ -105,6 +108,7 @@ def test_chunks_give_the_ids_of_the_whole(make: Any, text: str, data: st.DataObj
     assert [i for piece in tokenizer.encode_chunks(chunks) for i in piece.tolist()] == tokenizer.encode(text)
 
 
+@settings(deadline=None)  # tokenizers are learned in between
 @given(text=st.text(st.sampled_from("ab .7_\n\r\t'é字")), part=st.integers(1, 8))
 def test_parts_that_are_encoded_one_by_one_give_the_ids_of_the_whole(text: str, part: int) -> None:
     whole = {make: make()._library.encode(text).ids for make in (learned, like_llama3)}
@@ -146,6 +150,7 @@ def test_half_a_surrogate_pair_is_refused_with_its_place(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [learned, like_llama3, like_llama2, ByteTokenizer])
+@settings(deadline=None)  # tokenizers are learned in between
 @given(text=texts)
 def test_exported_it_gives_the_same_ids(make: Any, text: str) -> None:
     tokenizer = make()
@@ -158,6 +163,7 @@ def test_exported_it_gives_the_same_ids(make: Any, text: str) -> None:
         assert library.get_vocab_size() == tokenizer.vocab_size
 
 
+@settings(deadline=None)  # tokenizers are learned in between
 @given(data=st.data(), end_of_text=st.booleans())
 def test_exported_characters_give_the_same_ids(data: st.DataObject, end_of_text: bool) -> None:
     vocabulary = sorted(data.draw(st.sets(st.characters(exclude_categories=["Cs"]), min_size=1)))

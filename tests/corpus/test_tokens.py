@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundling import storage
@@ -189,6 +189,7 @@ def test_any_split_keeps_all_and_stays_near_its_share(lengths: list[int], fracti
 KINDS: list[dict[str, Any]] = [{"tokenizer": "char"}, {"tokenizer": "byte"}, {"tokenizer": "bpe", "vocab_size": 300}]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text(st.sampled_from("ab é☃\n"), min_size=1, max_size=60), min_size=1, max_size=6),
     st.sampled_from([0.1, 0.3, 0.5]),

@@ -60,12 +60,13 @@ class CorpusSettings:
 
     def __post_init__(self) -> None:
         if self.tokenizer not in TOKENIZERS:
+            path = os.path.expanduser(self.tokenizer)
             _require(
-                os.path.isabs(self.tokenizer) or os.path.exists(self.tokenizer),
+                os.path.isabs(path) or os.path.exists(path),
                 f"--tokenizer {self.tokenizer!r}: input should be {', '.join(TOKENIZERS)}, or a tokenizer's file or "
                 "folder, and no such one is here.",
             )
-            object.__setattr__(self, "tokenizer", os.path.abspath(self.tokenizer))  # a run may go on elsewhere
+            object.__setattr__(self, "tokenizer", os.path.abspath(path))  # a run may go on elsewhere
         _require_at_least(257, self, "vocab_size")
         share = self.val_fraction
         _require(0 < share <= 0.5, f"--val-fraction must lie above 0 and at most at 0.5, and it is {share}.")

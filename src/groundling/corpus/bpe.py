@@ -197,9 +197,10 @@ class HuggingFaceTokenizer(_LibraryTokenizer):
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
+        """The bytes that each token stands for, by id; none for a special token, nor for an id without one."""
         read = json.dumps([self.definition.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")])
         byte_level, spaced = '"ByteLevel"' in read, json.dumps("▁") in read
-        pieces = [b""] * self.vocab_size  # some ids may have no token
+        pieces = [b""] * self.vocab_size
         for token, i in self._library.get_vocab(with_added_tokens=True).items():
             if self.definition["model"].get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", token):
                 pieces[i] = bytes.fromhex(token[3:5])

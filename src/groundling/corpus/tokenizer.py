@@ -79,7 +79,7 @@ class Tokenizer(ABC):
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of `ids`; they may begin or end inside a character. Raises ValueError for an id out of range."""
         try:
-            array = np.fromiter(ids, dtype=np.int64)
+            array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
         except OverflowError:
             raise ValueError(f"Token ids must lie in [0, {self.vocab_size}).") from None
         if array.size and not (array.min() >= 0 and array.max() < self.vocab_size):
