@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from groundling.catalog import load, runs
     from groundling.comparison import compare_tokenizers
     from groundling.corpus.fitting import train_tokenizer
     from groundling.corpus.tokenizer import Tokenizer
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from groundling.launch import resume, train
     from groundling.model.gpt import GPT
     from groundling.run import Run
-    from groundling.runs import load, runs
     from groundling.training.advice import inspect
 
 __all__ = [
@@ -40,9 +40,9 @@ _HOMES = {
     "TrainingText": "groundling.evaluation.originality",
     "inspect": "groundling.training.advice",
     "compare_tokenizers": "groundling.comparison",
-    "load": "groundling.runs",
+    "load": "groundling.catalog",
     "resume": "groundling.launch",
-    "runs": "groundling.runs",
+    "runs": "groundling.catalog",
     "train": "groundling.launch",
     "train_tokenizer": "groundling.corpus.fitting",
 }

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from groundling import storage
+from groundling.catalog import load
 from groundling.claim import claim, extend, lock, write_record
 from groundling.config import MINUTES_OR_STEPS, Config
 from groundling.corpus.batches import Batches, near
@@ -25,7 +26,6 @@ from groundling.evaluation.score import Score, score
 from groundling.machine import Machine, choose, peak_memory
 from groundling.model.gpt import GPT
 from groundling.run import Run, corpus_of, runs_folder
-from groundling.runs import load
 from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine, judge
 from groundling.training.checkpoint import TrainState, load_training
 from groundling.training.compiling import choose_forward

@@ -14,8 +14,8 @@ from groundling.cli.app import Json, Out, RunReference, app, print_json
 @app.command(sort_key=4)
 def runs(*, out: Out = None, json: Json = False) -> None:
     """List the runs."""
+    from groundling.catalog import runs
     from groundling.run import runs_folder
-    from groundling.runs import runs
 
     rows = runs(out)
     if json:
@@ -43,7 +43,7 @@ def runs(*, out: Out = None, json: Json = False) -> None:
 @app.command(sort_key=5)
 def explain(run: RunReference, /, *, out: Out = None, json: Json = False) -> None:
     """Say in plain words how a run went: where its loss stands, what is wrong, how one sees it, and what to do."""
-    from groundling.runs import load
+    from groundling.catalog import load
 
     found = load(run, out=out).explain()
     if json:
@@ -77,7 +77,7 @@ def plot(
     to
         The PNG file to write; loss.png in the run's folder, or comparison.png here for several, if not given.
     """
-    from groundling.runs import load
+    from groundling.catalog import load
     from groundling.training.plot import plot_curves
 
     loaded = [load(reference, out=out) for reference in run]

@@ -172,7 +172,7 @@ def _find(reference: str) -> Tokenizer:
 
     if Path(reference).expanduser().exists():
         return Tokenizer.load(Path(reference).expanduser())
-    from groundling.runs import load
+    from groundling.catalog import load
 
     return load(reference).tokenizer
 
