@@ -18,7 +18,7 @@ from groundling.__main__ import main
 from groundling.cli.copies import show_originality
 from groundling.config import flag, setting_fields
 
-VERBS = ["train", "resume", "sample", "eval", "runs", "plot", "doctor", "inspect"]
+VERBS = ["train", "resume", "sample", "eval", "runs", "plot", "doctor", "inspect", "tokenizer"]
 COMMAND = [sys.executable, "-m", "groundling"]
 
 
@@ -236,6 +236,59 @@ def test_what_is_wrong_is_one_sentence(arguments: str, words: str, call: Any, fi
     assert len(done.err.splitlines()) == 1
     assert "Traceback" not in done.err
     assert [path.name for path in Path("runs").iterdir()] == ["first"]
+
+
+def test_tokenizers_are_made_shown_and_exported(call: Any, text_file: Path, first: None) -> None:
+    made = call("tokenizer", "train", text_file, "--vocab-size", "300", "--out", "t.json", "--json")
+    assert json.loads(made.out) | {"fingerprint": ""} == {
+        "file": "t.json", "kind": "bpe", "vocab_size": 300, "fingerprint": "",
+    }  # fmt: skip
+    assert "bpe, 300 tokens" in call("tokenizer", "train", text_file, "--vocab-size", "300", "--out", "t.json").out
+    assert call("tokenizer", "export", "t.json", "--out", "theirs.json").status == 0
+    ours, theirs = (
+        json.loads(call("tokenizer", "show", file, "--text", "the ☃[b]\n", "--json").out)
+        for file in ("t.json", "theirs.json")
+    )
+    assert ours["tokens"] == theirs["tokens"] and (ours["kind"], theirs["kind"]) == ("bpe", "huggingface")
+    assert "".join(token["bytes"] for token in ours["tokens"]).replace(" ", "") == "the ☃[b]\n".encode().hex()
+    assert [token["text"] for token in ours["tokens"]].count(None) == 3  # the parts of the snowman
+    shown = call("tokenizer", "show", "t.json", "--text", "☃[b]\n").out
+    assert all(piece in shown for piece in ("<E2>", "[", "\\n", "5 characters, 7 bytes")), shown
+    assert "5 characters, 5 bytes, 5 tokens" in call("tokenizer", "show", "first", "--text", "there").out
+    assert call("train", text_file, "--tokenizer", "t.json", "--steps", "1", "--n-layer", "1").status == 0
+
+
+def test_tokenizers_side_by_side(call: Any, text_file: Path) -> None:
+    found = json.loads(call("tokenizer", "compare", text_file, "--vocab-sizes", "300", "400", "--json").out)
+    assert [row["vocabulary"] for row in found["tokenizers"][1:]] == [257, 300, 400]
+    shown = call("tokenizer", "compare", text_file, "--vocab-sizes", "300").out
+    assert all(words in shown for words in ("24,960", "19,298,688", "64.3%", "30,000 characters"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("tokenizer train nowhere.txt --out t.json", "There is no corpus 'nowhere.txt'"),
+        ("tokenizer train prose.txt --out t.json --vocab-size 3", "--vocab-size must be at least 257, and it is 3."),
+        ("tokenizer train prose.txt --out t.json --kind words", 'Invalid value "words" for --kind'),
+        ("tokenizer show nowhere --text a", "There is no run 'nowhere'"),
+        ("tokenizer show prose.txt --text a", "prose.txt is damaged: it is not readable as JSON"),
+        ("tokenizer show . --text a", "holds no tokenizer.json"),
+        ("tokenizer export prose.txt --out t.json", "prose.txt is damaged"),
+        ("tokenizer compare nowhere.txt", "There is no corpus 'nowhere.txt'"),
+        ("tokenizer compare prose.txt --minutes 0.01 --vocab-sizes 300", "--minutes must lie between"),
+        ("train prose.txt --tokenizer bype", "--tokenizer 'bype': input should be char, byte, bpe, or a tokenizer's"),
+        ("train prose.txt --tokenizer prose.txt", "prose.txt is damaged: it is not readable as JSON"),
+        ("train prose.txt --tokenizer bpe --vocab-size 0", "--vocab-size must be at least 257, and it is 0."),
+    ],
+)
+@pytest.mark.usefixtures("text_file")
+def test_what_is_wrong_about_tokenizers_is_one_sentence(arguments: str, words: str, call: Any) -> None:
+    done = call(*arguments.split())
+    assert done.status in (1, 2)
+    assert words in done.err
+    assert done.err.startswith("groundling: ") and len(done.err.splitlines()) == 1
+    assert not Path("t.json").exists() and not Path("runs").exists()
 
 
 def test_debug_shows_where(first: None) -> None:

@@ -318,3 +318,44 @@ def test_a_compiler_that_fails_never_stops_a_run(
         and "runs uncompiled: torch.compile does not work here (no C++ compiler found)" in event.sentence
         for event in events
     )
+
+
+@pytest.mark.parametrize("kind", [{"tokenizer": "byte"}, {"tokenizer": "bpe", "vocab_size": 300}], ids=["byte", "bpe"])
+def test_any_tokenizer_serves_from_training_to_evaluation(
+    text_file: Path, tiny: dict[str, Any], kind: dict[str, Any], prose: str
+) -> None:
+    import shutil
+
+    text_file.write_text(prose.replace("o", "ö"), encoding="utf-8", newline="")
+    whole = groundling.train(text_file, name="whole", on_event=silent, **tiny | kind | {"steps": 14, "warmup_steps": 0})
+    events: list[Event] = []
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        events.append(event)
+
+    groundling.train(text_file, name="first", on_event=stop, **tiny | kind | {"steps": 14, "warmup_steps": 0})
+    shutil.rmtree(os.environ["GROUNDLING_CACHE"])  # the run's own tokenizer is enough
+    run = groundling.resume("first", on_event=silent)
+    assert run.tokenizer == whole.tokenizer
+    assert run.evaluate()["loss"] == whole.evaluate()["loss"]
+    assert any(isinstance(event, Paused) for event in events)
+    assert run.generate("Größe", seed=1, max_new_tokens=30) == whole.generate("Größe", seed=1, max_new_tokens=30)
+    scored = run.evaluate(text_file)
+    first = run.tokenizer.pieces[run.tokenizer.encode(text_file.read_text("utf-8"))[0]]
+    assert scored["bytes"] == text_file.stat().st_size - len(first)
+    with pytest.raises(ValueError, match="exists with other settings"):
+        groundling.train(text_file, name="first", on_event=silent, **tiny)
+
+
+def test_a_changed_tokenizer_is_not_gone_on_with(text_file: Path, tiny: dict[str, Any], prose: str) -> None:
+    settings = tiny | {"tokenizer": "mine.json", "steps": 12}
+    groundling.train_tokenizer(text_file, vocab_size=300).save("mine.json")
+    groundling.train(text_file, name="first", on_event=silent, **settings)
+    (Path("runs/first") / "result.json").unlink()  # as if it had been stopped
+    groundling.train_tokenizer(text_file, vocab_size=280).save("mine.json")
+    with pytest.raises(ValueError, match="exists and has another tokenizer"):
+        groundling.train(text_file, name="first", on_event=silent, **settings)
+    Path("mine.json").unlink()
+    assert groundling.resume("first", steps=14, on_event=silent).tokenizer.vocab_size == 300

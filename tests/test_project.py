@@ -29,7 +29,7 @@ README = ROOT / "README.md"
 
 READING_ORDER = [
     "config", "storage", "machine", "page", "corpus", "model", "inference", "evaluation", "training", "report", "run",
-    "listing", "claim", "launch", "interchange", "web", "flags", "cli", "__main__",
+    "catalog", "claim", "launch", "comparison", "interchange", "web", "flags", "cli", "__main__",
 ]  # fmt: skip
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
 
@@ -197,8 +197,17 @@ def commands() -> Iterator[list[str]]:
                     yield words[i + 1 : stop]
 
 
-def flags(verb: str) -> set[str]:
-    return {name for argument in app[verb].assemble_argument_collection() for name in argument.names}
+def flags(*words: str) -> set[str]:
+    """Those of a verb, or of the verb below it (`tokenizer train`) that the second word names; else of all below it."""
+    verb = app[words[0]]
+    below = [name for name in verb if not name.startswith("-")]
+    chosen = [verb[words[1]]] if len(words) > 1 and words[1] in below else [verb, *map(verb.__getitem__, below)]
+    return {
+        name
+        for each in chosen if each.default_command is not None
+        for argument in each.assemble_argument_collection()
+        for name in argument.names
+    }  # fmt: skip
 
 
 EVERYWHERE = {"--debug", "--help", "-h"}
@@ -216,7 +225,7 @@ def test_commands_in_the_readme_exist() -> None:
         assert words[0] in verbs, shown
         for word in words[1:]:
             if re.match(r"--?[A-Za-z]", word):
-                assert word.split("=")[0] in flags(words[0]) | EVERYWHERE, f"{word} in: {shown}"
+                assert word.split("=")[0] in flags(*words[:2]) | EVERYWHERE, f"{word} in: {shown}"
         given = dict(pairwise(words)) | dict(w.split("=", 1) for w in words if "=" in w)
         preset = given.get("--preset")
         assert preset is None or preset in PRESETS or re.fullmatch(r"\W.*|[A-Z]+", preset), shown

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from groundling.catalog import load, runs
+    from groundling.comparison import compare_tokenizers
+    from groundling.corpus.fitting import train_tokenizer
     from groundling.corpus.tokenizer import Tokenizer
     from groundling.corpus.tokens import Corpus
     from groundling.evaluation.originality import TrainingText
     from groundling.launch import resume, train
-    from groundling.listing import runs
     from groundling.model.gpt import GPT
-    from groundling.run import Run, load
+    from groundling.run import Run
     from groundling.training.advice import inspect
 
 __all__ = [
-    "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "inspect", "load", "resume", "runs", "train",
+    "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "compare_tokenizers", "inspect", "load",
+    "resume", "runs", "train", "train_tokenizer",
 ]  # fmt: skip
 
 _HOMES = {
@@ -36,10 +39,12 @@ _HOMES = {
     "Tokenizer": "groundling.corpus.tokenizer",
     "TrainingText": "groundling.evaluation.originality",
     "inspect": "groundling.training.advice",
-    "load": "groundling.run",
+    "compare_tokenizers": "groundling.comparison",
+    "load": "groundling.catalog",
     "resume": "groundling.launch",
-    "runs": "groundling.listing",
+    "runs": "groundling.catalog",
     "train": "groundling.launch",
+    "train_tokenizer": "groundling.corpus.fitting",
 }
 
 

@@ -54,8 +54,9 @@ def _check_continuable(run: Run, config: Config, text: Corpus) -> None:
     if old != new:
         differing = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g][k]] or ["--preset"]
         raise ValueError(f"The run {run.name} exists with other settings ({', '.join(differing)}).")
-    if run.finished:
-        raise ValueError(f"The run {run.name} exists and is finished.")
+    if run.finished or run.tokenizer != text.tokenizer:
+        state = "is finished" if run.finished else "has another tokenizer"
+        raise ValueError(f"The run {run.name} exists and {state}.")
 
 
 def lock(folder: Path, stack: ExitStack) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from groundling import storage
+from groundling.catalog import load
 from groundling.claim import claim, extend, lock, write_record
 from groundling.config import MINUTES_OR_STEPS, Config
 from groundling.corpus.batches import Batches, near
@@ -24,7 +25,7 @@ from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.score import Score, score
 from groundling.machine import Machine, choose, peak_memory
 from groundling.model.gpt import GPT
-from groundling.run import Run, corpus_of, load, runs_folder
+from groundling.run import Run, corpus_of, runs_folder
 from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine, judge
 from groundling.training.checkpoint import TrainState, load_training
 from groundling.training.compiling import choose_forward
@@ -141,9 +142,8 @@ def resume(
         )
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
-        notice, progress = _reporters(emit)
         lock(run.folder, stack)
-        text = corpus_of(run, notice=notice, progress=progress)
+        text = corpus_of(run, *_reporters(emit))
         if steps is not None or minutes is not None:  # now that nothing stands in the way
             extend(run, steps, minutes)
         return _train(run, text, emit, began, track)

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from groundling import storage
-from groundling.config import Config, did_you_mean
+from groundling.config import Config
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokenizer import Tokenizer, Unknown
-from groundling.corpus.tokens import Corpus, Tokens, prepare, reopen
+from groundling.corpus.tokens import Corpus, Tokens, fingerprint_of, prepare, reopen
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.losses import TokenLoss, token_losses
 from groundling.evaluation.originality import TrainingText
@@ -163,7 +163,8 @@ class Run:
         """Like `generate`, yielding text as it comes."""
         if max_new_tokens < 0:
             raise ValueError(f"--max-new-tokens must be 0 or more, and it is {max_new_tokens}.")
-        ids = self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer)
+        documents = self.record["corpus"]["documents"]
+        ids = self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer, documents)
         return stream(self.model, self.tokenizer, ids, max_new_tokens, sampling, stop)
 
     def evaluate(
@@ -278,26 +279,6 @@ class Run:
         return f"Run({os.fspath(self.folder)!r})"
 
 
-def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Run:
-    """The run of a name in the runs folder, or of a path to a run or to one of its checkpoints.
-
-    Raises FileNotFoundError if there is none.
-    """
-    reference = os.fspath(run)
-    folder = runs_folder(out)
-    candidates = [Path(reference).expanduser()]
-    if is_name(reference):
-        candidates.insert(0, folder / reference)
-    for path in candidates:
-        if (path / "model.safetensors").is_file():
-            return Run(path.resolve().parent.parent, path.resolve())
-        if (path / "config.json").is_file():
-            return Run(path.resolve())
-    known = [path.name for path in run_folders(folder)]
-    hint = did_you_mean(reference, known) or (f"; there are {', '.join(known[-5:])}" if known else "")
-    raise FileNotFoundError(f"There is no run {reference!r} in {folder}, nor at that path{hint}.")
-
-
 def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
     return Path(out or os.environ.get("GROUNDLING_RUNS") or "runs")
 
@@ -308,22 +289,22 @@ def corpus_of(
     progress: Callable[..., None] = lambda *_: None,
 ) -> Corpus:
     """The text that a run was trained on. Raises ValueError if it is gone or has changed."""
-    address, fingerprint = run.config.corpus, run.record["corpus"]["fingerprint"]
+    address, fingerprint, settings = run.config.corpus, run.record["corpus"]["fingerprint"], run.config.text
     try:
-        text = prepare(find_source(address, run.config.text.glob), run.config.text, notice=notice, progress=progress)
+        source = find_source(address, settings.glob)
     except (FileNotFoundError, ConnectionError):
-        kept = reopen(fingerprint, run.record["corpus"]["name"], address, run.tokenizer, run.config.text)
+        kept = reopen(fingerprint, run.record["corpus"]["name"], address, run.tokenizer, settings)
         if kept is None:
             raise ValueError(f"The text of the run {run.name} is gone: {address} is not there any more.") from None
         notice(f"{address} is not there any more; its tokens are still in the cache and are used.")
         return kept
-    if text.fingerprint != fingerprint or text.tokenizer != run.tokenizer:
+    if fingerprint_of(source, progress) != fingerprint:
         raise ValueError(
-            f"The text at {address} is not the one that the run {run.name} was trained on: it had "
-            f"{run.record['corpus']['characters']:,} characters and has {text.n_characters:,} now, or others. "
-            "Put the old text back, or start a new run on the new one."
+            f"The text at {address} is not the one that the run {run.name} was trained on, which had "
+            f"{run.record['corpus']['characters']:,} characters. Put the old text back, or start a new run on the "
+            "new one."
         )
-    return text
+    return prepare(source, settings, tokenizer=run.tokenizer, fingerprint=fingerprint, notice=notice, progress=progress)
 
 
 def _document_names(run: Run) -> list[str]:
@@ -342,7 +323,3 @@ def _first(tokens: Tokens, n: int) -> Tokens:
 
 def is_name(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", text) is not None and not text.endswith(".")
-
-
-def run_folders(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob("*/config.json"))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundling.corpus.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer
+from groundling.corpus.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
 
 TEXT = "Größe ☃ 𝔘 e\u0301\r\n\t\0"
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -106,6 +106,25 @@ def test_the_end_of_text_is_one_more_token_that_text_cannot_contain() -> None:
     assert marked.encode(END_OF_TEXT) == plain.encode(END_OF_TEXT)
     assert marked.end_of_text_id not in marked.encode(END_OF_TEXT)
     assert marked.decode([0, marked.end_of_text_id, 1]) == plain.decode([0, 1])
+
+
+def test_a_byte_is_its_own_id() -> None:
+    tokenizer = ByteTokenizer()
+    assert tokenizer.encode("Aé☃") == [0x41, 0xC3, 0xA9, 0xE2, 0x98, 0x83]
+    assert tokenizer.vocab_size == 257 and tokenizer.decode([256]) == "" and tokenizer.decode([0xE2]) == "\ufffd"
+    assert tokenizer.encode(END_OF_TEXT) == list(END_OF_TEXT.encode())
+
+
+@given(any_text)
+def test_sizes_add_up_to_the_bytes_and_characters(text: str) -> None:
+    for tokenizer in (CharTokenizer.fit([text], end_of_text=True), ByteTokenizer()):
+        ids = [*tokenizer.encode(text), tokenizer.end_of_text_id]
+        assert [table[ids].sum() for table in tokenizer.sizes] == [len(text.encode()), len(text)]
+
+
+def test_half_a_surrogate_pair_is_no_character() -> None:
+    with pytest.raises(ValueError, match=r"lone surrogate \(U\+D800\)"):
+        CharTokenizer.fit(["a\ud800"])
 
 
 @pytest.mark.parametrize("end_of_text", [False, True])

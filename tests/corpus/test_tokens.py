@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundling import storage
 from groundling.config import CorpusSettings
 from groundling.corpus import sources, tokens
-from groundling.corpus.sources import Source, find_source
+from groundling.corpus.fitting import border
+from groundling.corpus.sources import Document, Source, find_source
 from groundling.corpus.tokenizer import CharTokenizer
 from groundling.corpus.tokens import Corpus, prepare, reopen
 
@@ -176,9 +181,68 @@ def test_parts_that_end_at_a_border_end_with_the_end_of_text(folder_of: Callable
 def test_any_split_keeps_all_and_stays_near_its_share(lengths: list[int], fraction: float) -> None:
     ends, total = np.cumsum(lengths), sum(lengths)
     cut = int((1 - fraction) * total)
-    border = tokens._border(ends, total, fraction)
-    assert 0 <= border <= total
-    assert border == cut or (border in ends and 0.5 <= (total - border) / (total - cut) <= 2)
+    place = border(ends, total, fraction)
+    assert 0 <= place <= total
+    assert place == cut or (place in ends and 0.5 <= (total - place) / (total - cut) <= 2)
+
+
+KINDS: list[dict[str, Any]] = [{"tokenizer": "char"}, {"tokenizer": "byte"}, {"tokenizer": "bpe", "vocab_size": 300}]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.text(st.sampled_from("ab é☃\n"), min_size=1, max_size=60), min_size=1, max_size=6),
+    st.sampled_from([0.1, 0.3, 0.5]),
+)
+def test_the_validation_part_begins_at_the_same_character_whatever_the_tokenizer(
+    texts: list[str], fraction: float
+) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GROUNDLING_CACHE", folder)
+        documents = tuple(Document(str(i), partial(io.BytesIO, t.encode()), len(t)) for i, t in enumerate(texts))
+        parts = []
+        for kind in KINDS:
+            corpus = prepare(Source("x", "x", documents), CorpusSettings(**kind, val_fraction=fraction))
+            both = [corpus.tokenizer.decode_bytes(p.read(0, len(p)) if len(p) else []) for p in
+                    (corpus.train, corpus.validation)]  # fmt: skip
+            assert b"".join(both).decode() == "".join(texts)
+            parts.append([part.decode() for part in both])  # no character is cut
+    characters, as_bytes, pieces = (len(validation) for _, validation in parts)
+    assert characters - (len(texts) == 1) <= as_bytes <= characters + (len(texts) == 1)
+    assert pieces <= as_bytes  # a piece that lies across belongs to the training part
+
+
+def test_a_place_is_found_in_a_long_text(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(f"{i} — ☃é\n" for i in range(2000))
+    monkeypatch.setattr(tokens, "_PIECE", 100)
+    monkeypatch.setattr(sources, "CHUNK", 7000)
+    corpora = [Corpus.open(write("a.txt", text), CorpusSettings(**kind)) for kind in KINDS]
+    cut = int(0.9 * len(text))
+    for corpus in corpora:
+        train, validation = (corpus.tokenizer.decode(p.read(0, len(p))) for p in (corpus.train, corpus.validation))
+        assert train + validation == text and cut <= len(train) < cut + 8
+
+
+def test_each_tokenizer_has_tokens_of_its_own(write: Callable[..., Path]) -> None:
+    kinds = [*KINDS, {"tokenizer": "bpe", "vocab_size": 290}, {"tokenizer": "bpe", "vocab_size": 300}]
+    corpora = [Corpus.open(write("a.txt", TEXT), CorpusSettings(**kind)) for kind in kinds]
+    assert [corpus.tokenizer.vocab_size for corpus in corpora] == [len(set(TEXT)), 257, 300, 290, 300]
+    assert all(text_of(corpus) == TEXT for corpus in corpora) and len(prepared()) == 4
+
+
+def test_a_tokenizer_from_a_file_is_used(write: Callable[..., Path]) -> None:
+    CharTokenizer.fit([TEXT + "ξ"]).save("mine.json")
+    corpus = Corpus.open(write("a.txt", TEXT), CorpusSettings(tokenizer="mine.json"))
+    assert "ξ" in corpus.tokenizer.characters and text_of(corpus) == TEXT
+    CharTokenizer("ab").save("mine.json")
+    with pytest.raises(ValueError, match=r"^\S*a\.txt: The character 'q'"):
+        Corpus.open(write("a.txt", "abq"), CorpusSettings(tokenizer="mine.json"))
+
+
+@pytest.mark.parametrize("content", [b"ab\xffcd", b"word " * 3 + b"\xe2\x98"])
+def test_a_text_that_is_not_utf8_is_named_once(write: Callable[..., Path], content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^\S*a\.txt is not valid UTF-8"):
+        Corpus.open(write("a.txt", content), CorpusSettings(tokenizer="byte"))
 
 
 # --- fingerprints
@@ -312,7 +376,11 @@ def damage(file: Path, how: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [(name, how) for name in ("tokens.bin", "documents.bin", "tokenizer.json") for how in ("missing", "truncated")]
+    [
+        (name, how)
+        for name in ("tokens.bin", "documents.bin", "places.bin", "tokenizer.json")
+        for how in ("missing", "truncated")
+    ]
     + [("manifest.json", how) for how in ("missing", "truncated", "zeroed")]
     + [("tokenizer.json", "zeroed")],
 )
@@ -321,7 +389,7 @@ def test_a_damaged_folder_is_made_again(write: Callable[..., Path], name: str, h
     Corpus.open(path)
     damage(prepared()[0] / name, how)
     again = prepare(find_source(path), DEFAULT, progress=phases)
-    assert phases == ["checking", "reading", "tokenizing"]
+    assert phases == ["checking", "tokenizing"]
     assert text_of(again) == TEXT and len(prepared()) == 1
     storage.verify(prepared()[0])
 

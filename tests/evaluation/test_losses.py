@@ -15,7 +15,7 @@ import torch
 
 import groundling
 from groundling.config import MachineSettings, ModelSettings
-from groundling.corpus.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer
+from groundling.corpus.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.corpus.tokens import Corpus, Tokens
 from groundling.evaluation.losses import TokenLoss, token_losses
 from groundling.evaluation.page import loss_page
@@ -34,21 +34,6 @@ def a_model(vocab_size: int, block_size: int = 16) -> GPT:
         for parameter in model.parameters():
             parameter.mul_(5)  # an untrained model is indifferent; this one has opinions
     return model
-
-
-class Utf8Tokenizer(Tokenizer):
-    """One token a byte: characters lie across tokens."""
-
-    kind, vocab_size, end_of_text_id = "utf-8", 256, None
-
-    def encode_array(self, text: str, unknown: Any = "error", offset: int = 0) -> Any:
-        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
-
-    def decode(self, ids: Any) -> str:
-        return bytes(int(i) for i in ids).decode(errors="replace")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind}
 
 
 def tokens_of(text: str, tokenizer: Tokenizer, path: Path) -> Tokens:
@@ -86,8 +71,8 @@ def test_probabilities_and_choices_are_the_models(text_file: Path) -> None:
 
 
 def test_a_character_of_several_tokens_stands_where_it_ends(tmp_path: Path) -> None:
-    tokens = tokens_of("aé☃😀b", Utf8Tokenizer(), tmp_path / "t.bin")
-    losses = token_losses(a_model(256), tokens, Utf8Tokenizer(), MACHINE)
+    tokens = tokens_of("aé☃😀b", ByteTokenizer(), tmp_path / "t.bin")
+    losses = token_losses(a_model(256), tokens, ByteTokenizer(), MACHINE)
     assert [each.text for each in losses] == ["", "é", "", "", "☃", "", "", "", "😀", "b"]
     page = loss_page("t", "a", losses, A_SCORE, 11, 256)
     shown = Page(page)

@@ -6,14 +6,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import groundling
 from groundling.config import CorpusSettings
-from groundling.corpus.tokenizer import CharTokenizer, Tokenizer
+from groundling.corpus.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.corpus.tokens import Corpus
 from groundling.evaluation import originality
 from groundling.evaluation.originality import COPIED, Originality, Span, TrainingText, parts
@@ -151,21 +150,6 @@ def test_a_text_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch, tex
     assert TrainingText(["a" * 1000]).report("a" * 1000).share == 1.0
 
 
-class Utf8Tokenizer(Tokenizer):
-    """One token a byte: characters lie across tokens."""
-
-    kind, vocab_size, end_of_text_id = "utf-8", 257, 256
-
-    def encode_array(self, text: str, unknown: Any = "error", offset: int = 0) -> Any:
-        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
-
-    def decode(self, ids: Any) -> str:
-        return bytes(int(i) for i in ids if i != 256).decode(errors="replace")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind}
-
-
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 7, 1000])
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_a_corpus_is_read_back_as_it_was(
@@ -181,7 +165,7 @@ def test_a_corpus_is_read_back_as_it_was(
     for i, text in enumerate(texts):
         (tmp_path / "docs" / f"{i}.txt").write_text(text, encoding="utf-8", newline="")
     texts.remove("")  # an empty file is left out
-    tokenizer = Utf8Tokenizer() if kind == "byte" else CharTokenizer.fit(texts, end_of_text=True)
+    tokenizer = ByteTokenizer() if kind == "byte" else CharTokenizer.fit(texts, end_of_text=True)
     monkeypatch.setattr(Tokenizer, "load", staticmethod(lambda path: tokenizer))
     source = find_source(tmp_path / "docs")
     corpus = prepare(source, CorpusSettings(val_fraction=0.3), tokenizer=tokenizer)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from groundling.config import CorpusSettings, MachineSettings, ModelSettings
-from groundling.corpus.tokenizer import CharTokenizer, Tokenizer
+from groundling.corpus.bpe import BpeTokenizer
+from groundling.corpus.tokenizer import BYTE_LETTERS, ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.corpus.tokens import Corpus, Tokens
 from groundling.evaluation.score import Interrupted, score, windows_of
 from groundling.machine import choose
@@ -91,32 +92,21 @@ def test_two_evaluations_agree_to_the_last_digit(corpus: Corpus) -> None:
     assert first == second
 
 
-class Bytes(Tokenizer):
-    """One token a byte, and room for all 256 of them."""
+class Pairs(Tokenizer):
+    """Two ASCII characters in one token: half as many tokens as there are characters."""
 
-    kind, vocab_size, end_of_text_id = "every byte", 256, None
+    kind, vocab_size, end_of_text_id = "pairs", 128 * 128, None
+    pieces = tuple(bytes(divmod(i, 128)) for i in range(128 * 128))
 
     def encode_array(self, text: str, unknown: Any = "error", offset: int = 0) -> Any:
-        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
-
-    def decode(self, ids: Any) -> str:
-        return bytes(int(i) for i in ids).decode()
+        codes = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32).reshape(-1, 2)
+        return codes[:, 0] * 128 + codes[:, 1]
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind}
 
-
-class Pairs(Bytes):
-    """Two ASCII characters in one token: half as many tokens as there are characters."""
-
-    kind, vocab_size, end_of_text_id = "pairs", 128 * 128, None
-
-    def encode_array(self, text: str, unknown: Any = "error", offset: int = 0) -> Any:
-        codes = super().encode_array(text).reshape(-1, 2)
-        return codes[:, 0] * 128 + codes[:, 1]
-
-    def decode(self, ids: Any) -> str:
-        return super().decode(code for i in ids for code in divmod(int(i), 128))
+    def to_huggingface(self) -> dict[str, Any]:
+        raise NotImplementedError
 
 
 def tokens_by(tokenizer: Tokenizer, text: str, path: Path) -> Tokens:
@@ -129,21 +119,21 @@ def tokens_by(tokenizer: Tokenizer, text: str, path: Path) -> Tokens:
 def test_bits_per_byte_do_not_depend_on_the_tokenizer(sliding: bool, prose: str, tmp_path: Path) -> None:
     """The same model through two tokenizers that cut a text alike, and number what they cut differently."""
     text = "".join(c for c in prose[:3000] if c.isascii())
-    letters, every = CharTokenizer.fit([text]), Bytes()
+    letters, every = CharTokenizer.fit([text]), ByteTokenizer()
     torch.manual_seed(0)
     config = ModelSettings(block_size=32, n_layer=1, n_head=2, n_embd=16, tie_head=False)
-    small, large = GPT(config, letters.vocab_size), GPT(config, 256)
+    small, large = GPT(config, letters.vocab_size), GPT(config, every.vocab_size)
     with torch.no_grad():
         for parameter in small.parameters():
             parameter.mul_(3)
         large.load_state_dict(small.state_dict() | {
-            "wte.weight": torch.zeros(256, 16), "lm_head.weight": torch.zeros(256, 16),
+            "wte.weight": torch.zeros(257, 16), "lm_head.weight": torch.zeros(257, 16),
         })  # fmt: skip
         rows = torch.tensor([ord(c) for c in letters.characters])
         large.wte.weight[rows] = small.wte.weight
         assert small.lm_head is not None and large.lm_head is not None
         large.lm_head.weight[rows] = small.lm_head.weight
-    unheard = torch.full((256,), -torch.inf)  # of bytes that the small model does not know
+    unheard = torch.full((257,), -torch.inf)  # of bytes that the small model does not know
     unheard[rows] = 0.0
     large.lm_head.register_forward_hook(lambda module, inputs, logits: logits + unheard)
     one, other = (
@@ -156,11 +146,11 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer(sliding: bool, prose: str,
 
 
 @pytest.mark.parametrize("sliding", [False, True])
-@pytest.mark.parametrize(("kind", "bits"), [(Bytes, 8), (Pairs, 7)])
+@pytest.mark.parametrize(("kind", "bits"), [(ByteTokenizer, math.log2(257)), (Pairs, 7)])
 def test_what_knows_nothing_needs_the_bits_of_a_blind_guess(
-    kind: type[Bytes], bits: int, sliding: bool, prose: str, tmp_path: Path
+    kind: type[Tokenizer], bits: float, sliding: bool, prose: str, tmp_path: Path
 ) -> None:
-    """By hand: one of 256 for each byte is 8 bits; one of 128 × 128 for each two bytes is 7 bits a byte."""
+    """By hand: one of 257 for each byte is a little over 8 bits; one of 128 × 128 for each two bytes is 7 a byte."""
     tokenizer = kind()
     model = GPT(ModelSettings(block_size=32, n_layer=1, n_head=2, n_embd=16), tokenizer.vocab_size)
     torch.nn.init.zeros_(model.wte.weight)
@@ -191,6 +181,35 @@ def test_marks_between_documents_cost_bits_but_are_no_characters(tmp_path: Path)
     result = score(model_for(corpus), corpus.validation, corpus.tokenizer, MACHINE)
     assert result.tokens == result.characters + 8
     assert result.bits_per_character == pytest.approx(result.loss * result.tokens / math.log(2) / result.characters)
+
+
+def test_bits_per_byte_by_hand_where_tokens_part_characters(tmp_path: Path) -> None:
+    """A model that finds all tokens equally likely needs log2 V bits for each; the bytes are those of the file."""
+    path = tmp_path / "greek.txt"
+    path.write_text("αβγδ ☃ und 𝔘 " * 300, encoding="utf-8")
+    for kind in ({"tokenizer": "byte"}, {"tokenizer": "bpe", "vocab_size": 262}):
+        corpus = Corpus.open(str(path), CorpusSettings(**kind))  # type: ignore[arg-type]
+        V, whole = corpus.tokenizer.vocab_size, part(corpus.train, len(corpus.train) + len(corpus.validation))
+        model = model_for(corpus)
+        torch.nn.init.zeros_(model.wte.weight)
+        result = score(model, whole, corpus.tokenizer, MACHINE)
+        first = corpus.tokenizer.pieces[int(whole.read(0, 1)[0])]  # it is not predicted
+        assert result.bytes == path.stat().st_size - len(first)
+        assert result.characters == len(path.read_text("utf-8")) - 1
+        assert result.bits_per_byte == pytest.approx(result.tokens * math.log2(V) / result.bytes, rel=1e-6)
+        assert result.tokens == len(whole) - 1
+
+
+def test_two_tokenizers_that_segment_alike_give_the_same_bits_per_byte(text_file: Path, prose: str) -> None:
+    ascii_only = prose.encode("ascii", "ignore")
+    text_file.write_bytes(ascii_only)
+    characters = Corpus.open(str(text_file))
+    letters = [BYTE_LETTERS[byte] for byte in sorted(set(ascii_only))]
+    BpeTokenizer(letters, []).save("alike.json")
+    alike = Corpus.open(str(text_file), CorpusSettings(tokenizer="alike.json"))
+    model = model_for(characters)
+    one, other = (score(model, corpus.validation, corpus.tokenizer, MACHINE) for corpus in (characters, alike))
+    assert alike.tokenizer != characters.tokenizer and one == other
 
 
 def test_a_cap_takes_windows_spread_evenly_over_the_text() -> None:

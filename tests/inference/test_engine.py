@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from groundling.config import ModelSettings
-from groundling.corpus.tokenizer import CharTokenizer
+from groundling.corpus.bpe import BpeTokenizer
+from groundling.corpus.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.inference.engine import PromptTruncated, beginning, generate, stream
 from groundling.inference.sampling import Sampling, pick
+from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT
 
 LETTERS = "\n abcdefghijklmnopqrstuvwxyz"
@@ -93,7 +95,52 @@ def test_a_prompt_longer_than_the_context_says_so_and_keeps_its_newest_part(mode
     assert long == text_of(model, prompt[-16:], 20)
 
 
+class Told(GPT):
+    """A model that writes the given tokens, whatever it reads."""
+
+    def __init__(self, tokens: list[int], vocab_size: int) -> None:
+        super().__init__(ModelSettings(block_size=64, n_layer=1, n_head=1, n_embd=8), vocab_size)
+        self.tokens, self.vocab_size = iter(tokens), vocab_size
+
+    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        assert cache is not None
+        following = torch.tensor([[next(self.tokens, 0)]])
+        return torch.nn.functional.one_hot(following, self.vocab_size).float()
+
+
+def told(tokenizer: Tokenizer, tokens: list[int], stop: str = "") -> list[str]:
+    """The pieces in which these tokens are shown."""
+    model = Told(tokens, tokenizer.vocab_size)
+    return list(stream(model, tokenizer, [0], len(tokens), Sampling(0.0), stop))
+
+
+CURIOUS = "Größe ☃, 𝔘 👩‍🚀 שלום"
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BpeTokenizer.fit(["☃☃ 👩‍🚀 👩‍🚀"], 270)], ids=["byte", "bpe"])
+def test_a_character_is_shown_when_its_last_token_has_come(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(CURIOUS)
+    pieces = told(tokenizer, ids)
+    assert "".join(pieces) == CURIOUS and "\ufffd" not in "".join(pieces)
+    assert len(ids) > len(CURIOUS) >= len(pieces)  # it comes as early as it can
+    for n in range(len(ids)):
+        shown = "".join(told(tokenizer, ids[:n]))
+        assert shown == tokenizer.decode_bytes(ids[:n]).decode("utf-8", "ignore")  # whole characters, and all of them
+
+
+@pytest.mark.parametrize("stop", ["☃", "ße ☃", "🚀 ש", "שלום"])
+def test_a_stop_text_may_be_spread_over_tokens(stop: str) -> None:
+    ids = ByteTokenizer().encode(CURIOUS)
+    assert "".join(told(ByteTokenizer(), ids, stop)) == CURIOUS[: CURIOUS.index(stop)]
+
+
+def test_bytes_that_are_no_character_are_marked() -> None:
+    assert "".join(told(ByteTokenizer(), [0xE2, 0x98, 0x41, 0xFF, 0x42])) == "\ufffdA\ufffdB"
+
+
 def test_where_to_begin_without_a_prompt() -> None:
     assert beginning(CharTokenizer("ab", end_of_text=True)) == [2]
+    assert beginning(ByteTokenizer()) == [256]
+    assert beginning(ByteTokenizer(), n_documents=1) == [10]  # it has never seen how a document ends
     assert beginning(CharTokenizer("\nab")) == [0]
     assert beginning(CharTokenizer("ab")) == [0]

@@ -61,9 +61,9 @@ def sample(
     unknown
         What to do with characters that the model never saw.
     """
+    from groundling.catalog import load
     from groundling.inference.engine import PromptTruncated
     from groundling.inference.sampling import Sampling
-    from groundling.run import load
 
     if num_samples < 1:
         raise ValueError(f"--num-samples must be 1 or more, and it is {num_samples}.")
@@ -139,7 +139,7 @@ def evaluate(
     unknown
         What to do with characters that the model never saw.
     """
-    from groundling.run import load
+    from groundling.catalog import load
 
     result = load(run, out=out).evaluate(
         text, max_tokens=max_tokens, sliding=sliding, html=html, html_tokens=html_tokens, unknown=unknown

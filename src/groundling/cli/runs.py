@@ -14,7 +14,7 @@ from groundling.cli.app import Json, Out, RunReference, app, print_json
 @app.command(sort_key=4)
 def runs(*, out: Out = None, json: Json = False) -> None:
     """List the runs."""
-    from groundling.listing import runs
+    from groundling.catalog import runs
     from groundling.run import runs_folder
 
     rows = runs(out)
@@ -43,7 +43,7 @@ def runs(*, out: Out = None, json: Json = False) -> None:
 @app.command(sort_key=5)
 def explain(run: RunReference, /, *, out: Out = None, json: Json = False) -> None:
     """Say in plain words how a run went: where its loss stands, what is wrong, how one sees it, and what to do."""
-    from groundling.run import load
+    from groundling.catalog import load
 
     found = load(run, out=out).explain()
     if json:
@@ -77,7 +77,7 @@ def plot(
     to
         The PNG file to write; loss.png in the run's folder, or comparison.png here for several, if not given.
     """
-    from groundling.run import load
+    from groundling.catalog import load
     from groundling.training.plot import plot_curves
 
     loaded = [load(reference, out=out) for reference in run]
@@ -109,7 +109,7 @@ def report(
     to
         The HTML file to write; report.html in the run's folder if not given.
     """
-    from groundling.run import load
+    from groundling.catalog import load
 
     path = load(run, out=out).report(to)
     if json:

@@ -4,6 +4,7 @@ from groundling.config.config import MINUTES_OR_STEPS, Config, did_you_mean
 from groundling.config.presets import DEFAULT_PRESET, PRESETS, Preset
 from groundling.config.settings import (
     GROUPS,
+    TOKENIZERS,
     CorpusSettings,
     MachineSettings,
     ModelSettings,
@@ -17,6 +18,7 @@ __all__ = [
     "GROUPS",
     "MINUTES_OR_STEPS",
     "PRESETS",
+    "TOKENIZERS",
     "Config",
     "CorpusSettings",
     "MachineSettings",

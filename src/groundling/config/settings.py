@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+
+TOKENIZERS = ("char", "byte", "bpe")
+"""The kinds of tokenizers that need no file."""
 
 
 def setting(default: T, help: str) -> T:
@@ -45,11 +49,25 @@ def _require_at_least(minimum: float, settings: Any, *names: str) -> None:
 class CorpusSettings:
     """Text -> tokens."""
 
-    tokenizer: Literal["char"] = setting("char", "How text becomes tokens: one token a character.")
+    tokenizer: str = setting(
+        "char",
+        "How text becomes tokens: char, byte, bpe (pieces of words, learned from the training part), or a tokenizer's "
+        "file or folder: ours, the library tokenizers' tokenizer.json, GPT-2's vocab.json and merges.txt.",
+    )
+    vocab_size: int = setting(4096, "Tokens that bpe learns, at most: 256 bytes, pieces, and the end of a document.")
     glob: str | None = setting(None, "Which files of a folder to read, such as '*.txt'; all text files if not given.")
     val_fraction: float = setting(0.1, "The share of the text, at its end, that is kept for validation.")
 
     def __post_init__(self) -> None:
+        if self.tokenizer not in TOKENIZERS:
+            path = os.path.expanduser(self.tokenizer)
+            _require(
+                os.path.isabs(path) or os.path.exists(path),
+                f"--tokenizer {self.tokenizer!r}: input should be {', '.join(TOKENIZERS)}, or a tokenizer's file or "
+                "folder, and no such one is here.",
+            )
+            object.__setattr__(self, "tokenizer", os.path.abspath(path))  # a run may go on elsewhere
+        _require_at_least(257, self, "vocab_size")
         share = self.val_fraction
         _require(0 < share <= 0.5, f"--val-fraction must lie above 0 and at most at 0.5, and it is {share}.")
 

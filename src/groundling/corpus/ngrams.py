@@ -15,8 +15,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from groundling.corpus.fitting import Progress
 from groundling.corpus.text import CACHED, U64, mix
-from groundling.corpus.tokens import Progress, Tokens
+from groundling.corpus.tokens import Tokens
 
 TRAINING_TOKENS = 16_000_000
 """A training part of more tokens is sampled, evenly: memory stays below 1 GB, and time at some ten seconds."""

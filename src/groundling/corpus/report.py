@@ -10,10 +10,11 @@ from groundling.config import CorpusSettings
 from groundling.corpus import ngrams
 from groundling.corpus.characters import Characters, describe
 from groundling.corpus.duplicates import Duplicates, duplicates
+from groundling.corpus.fitting import Notice, Progress
 from groundling.corpus.leakage import Leakage, leakage
 from groundling.corpus.sources import Source
 from groundling.corpus.text import Text
-from groundling.corpus.tokens import Corpus, Notice, Progress, prepare
+from groundling.corpus.tokens import Corpus, prepare
 
 ENOUGH_TOKENS = 2  # in each part: one to predict the other from
 

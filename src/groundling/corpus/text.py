@@ -13,9 +13,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from groundling.corpus.fitting import Progress
 from groundling.corpus.sources import Source
 from groundling.corpus.tokenizer import CharTokenizer
-from groundling.corpus.tokens import Corpus, Progress
+from groundling.corpus.tokens import Corpus
 
 PIECE = 1 << 22  # characters read at once
 CACHED = 1 << 15  # values that are hashed at once: their 64-bit hashes stay in a core's own cache

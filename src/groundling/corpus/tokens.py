@@ -5,15 +5,17 @@ tokenizer), with a manifest of hashes and counts:
 
     tokens.bin       ids, 16 or 32 bits each as the vocabulary needs, document after document
     documents.bin    where each document ends in tokens.bin, 64 bits each
+    places.bin       pairs of 64 bits: so many tokens hold so many characters and ends of documents
     tokenizer.json
     manifest.json
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +26,11 @@ from filelock import FileLock
 
 from groundling import storage
 from groundling.config import CorpusSettings
-from groundling.corpus.sources import Source, find_source, read_bytes, read_text
-from groundling.corpus.tokenizer import CharTokenizer, Tokenizer, Unknown
+from groundling.corpus.fitting import Meter, Notice, Progress, border, fit_tokenizer, once, silent
+from groundling.corpus.sources import Document, Source, find_source, read_bytes, read_text
+from groundling.corpus.tokenizer import Tokenizer, Unknown, UnknownText
 
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, and how many of how many bytes."""
-Notice = Callable[[str], None]
-"""Told a sentence that the user should see."""
-
-
-def _silent(*_: Any) -> None:
-    pass
+_PIECE = 4 * 2**20  # tokens that are looked through at a time
 
 
 @dataclass(frozen=True)
@@ -94,53 +90,42 @@ def prepare(
     settings: CorpusSettings,
     *,
     tokenizer: Tokenizer | None = None,
+    fingerprint: str | None = None,
     unknown: Unknown = "error",
-    notice: Notice = _silent,
-    progress: Progress = _silent,
+    notice: Notice = silent,
+    progress: Progress = silent,
 ) -> Corpus:
-    """Tokenize `source`, or find it tokenized already. Without a `tokenizer`, one is made from the text.
+    """Tokenize `source`, or find it tokenized already. Without a `tokenizer`, it is the one of the settings.
 
+    `fingerprint` is the text's own, where `fingerprint_of` has told it.
     Raises ValueError with a sentence for the user if the text is empty, undecodable or not expressible.
     """
+    notice = once(notice)  # the same text may be read several times
     for sentence in source.notices:
         notice(sentence)
-    fingerprint = _fingerprint(source, progress)
-    folder = _home(fingerprint, tokenizer.fingerprint if tokenizer else settings.tokenizer, unknown)
+    fingerprint = fingerprint or fingerprint_of(source, progress)
+    if tokenizer is None:
+        tokenizer = _tokenizer_of(source, fingerprint, settings, notice, progress)
+    folder = _home(fingerprint, tokenizer, unknown)
     if not _is_prepared(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # two runs may begin on the same new text at once
             if not _is_prepared(folder):
                 storage.remove_folder(folder)
                 storage.sweep(folder.parent, folder.name)
-                if tokenizer is None:
-                    tokenizer = _fit(source, notice, progress)
-                    notice = _silent  # the same text is read again
                 _tokenize(source, fingerprint, tokenizer, unknown, folder, notice, progress)
     return _open(folder, source.name, source.address, settings)
 
 
 def reopen(fingerprint: str, name: str, address: str, tokenizer: Tokenizer, settings: CorpusSettings) -> Corpus | None:
     """A corpus whose text is gone, if it is still in the cache as a run of this tokenizer prepared it."""
-    folder = _home(fingerprint, settings.tokenizer, "error")
-    if not _is_prepared(folder) or Tokenizer.load(folder / "tokenizer.json") != tokenizer:
-        return None
-    return _open(folder, name, address, settings)
+    folder = _home(fingerprint, tokenizer, "error")
+    return _open(folder, name, address, settings) if _is_prepared(folder) else None
 
 
-class _Meter:
-    """Counts bytes towards a progress display."""
-
-    def __init__(self, progress: Progress, doing: str, total: int) -> None:
-        self._progress, self._doing, self._total, self._done = progress, doing, total, 0
-
-    def add(self, n: int) -> None:
-        # A compressed file gives more bytes than lie on the disk.
-        self._done = min(self._done + n, self._total)
-        self._progress(self._doing, self._done, self._total)
-
-
-def _fingerprint(source: Source, progress: Progress) -> str:
-    meter, whole = _Meter(progress, "checking", source.size), hashlib.sha256()
+def fingerprint_of(source: Source, progress: Progress = silent) -> str:
+    """SHA-256 of the documents' bytes, whatever the files are called."""
+    meter, whole = Meter(progress, "checking", source.size), hashlib.sha256()
     for document in source.documents:
         digest = hashlib.sha256()
         for chunk in read_bytes(document):
@@ -150,9 +135,33 @@ def _fingerprint(source: Source, progress: Progress) -> str:
     return whole.hexdigest()
 
 
-def _home(fingerprint: str, tokenizer: str, unknown: Unknown) -> Path:
-    key = json.dumps({"version": 1, "text": fingerprint, "tokenizer": tokenizer, "unknown": unknown})
-    return storage.cache_folder() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:24]
+def _tokenizer_of(
+    source: Source, fingerprint: str, settings: CorpusSettings, notice: Notice, progress: Progress
+) -> Tokenizer:
+    """The settings' tokenizer for this text, made once and kept in the cache."""
+    if settings.tokenizer not in ("char", "bpe"):
+        return fit_tokenizer(source, settings, notice, progress)  # there is nothing to make
+    key: dict[str, Any] = {"version": 1, "text": fingerprint, "tokenizer": settings.tokenizer}
+    if settings.tokenizer == "bpe":
+        key |= {"vocab_size": settings.vocab_size, "val_fraction": settings.val_fraction}
+    path = storage.cache_folder() / "tokenizers" / f"{_short_hash(key)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        try:
+            return Tokenizer.load(path)
+        except (FileNotFoundError, ValueError):
+            tokenizer = fit_tokenizer(source, settings, notice, progress)
+            tokenizer.save(path)
+            return tokenizer
+
+
+def _home(fingerprint: str, tokenizer: Tokenizer, unknown: Unknown) -> Path:
+    key = {"version": 2, "text": fingerprint, "tokenizer": tokenizer.fingerprint, "unknown": unknown}
+    return storage.cache_folder() / "tokens" / _short_hash(key)
+
+
+def _short_hash(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
 
 
 def _is_prepared(folder: Path) -> bool:
@@ -165,45 +174,43 @@ def _is_prepared(folder: Path) -> bool:
     return True
 
 
-def _fit(source: Source, notice: Notice, progress: Progress) -> Tokenizer:
-    meter = _Meter(progress, "reading", source.size)
-
-    def chunks() -> Iterator[str]:
-        for document in source.documents:
-            yield from read_text(document, notice, meter.add)
-
-    return CharTokenizer.fit(chunks(), end_of_text=len(source.documents) > 1)
-
-
 def _tokenize(
     source: Source, fingerprint: str, tokenizer: Tokenizer, unknown: Unknown, folder: Path,
     notice: Notice, progress: Progress,
 ) -> None:  # fmt: skip
     """Write the folder described at the top of this file."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    meter, about, ends = _Meter(progress, "tokenizing", source.size), dict[str, Any](), list[int]()
-    n_tokens = n_characters = 0
+    meter, about = Meter(progress, "tokenizing", source.size), dict[str, Any]()
+    ends, places = list[int](), [(0, 0)]
+    n_tokens = n_known = n_ends = n_characters = 0
+
+    def read(document: Document) -> Iterator[str]:
+        nonlocal n_characters
+        for chunk in read_text(document, notice, meter.add):
+            n_characters += len(chunk)
+            yield chunk
+
     with storage.new_folder(folder, about) as temporary:
         with (temporary / "tokens.bin").open("wb") as file:
             for document in source.documents:
-                position = 0
-                for chunk in read_text(document, notice, meter.add):
-                    try:
-                        ids = tokenizer.encode_array(chunk, unknown, offset=position)
-                    except ValueError as error:
-                        raise ValueError(f"{document.name}: {error}") from None
-                    ids.astype(dtype).tofile(file)
-                    n_tokens, position = n_tokens + len(ids), position + len(chunk)
+                try:
+                    for ids in tokenizer.encode_chunks(read(document), unknown):
+                        ids.astype(dtype).tofile(file)
+                        n_tokens, n_known = n_tokens + len(ids), n_known + int(tokenizer.sizes[1][ids].sum())
+                        places.append((n_tokens, n_known + n_ends))
+                except UnknownText as error:
+                    raise UnknownText(f"{document.name}: {error}") from None
                 if tokenizer.end_of_text_id is not None:
                     np.array([tokenizer.end_of_text_id], dtype).tofile(file)
-                    n_tokens += 1
-                n_characters += position
+                    n_tokens, n_ends = n_tokens + 1, n_ends + 1
+                    places.append((n_tokens, n_known + n_ends))
                 ends.append(n_tokens)
         if n_characters == 0:
             raise ValueError(f"{source.name} is empty: there is no text in it.")
-        if n_tokens == 0:
+        if n_known == 0:
             raise ValueError(f"{source.name} has no character that this model knows.")
         np.array(ends, dtype=np.int64).tofile(temporary / "documents.bin")
+        np.array(places, dtype=np.int64).tofile(temporary / "places.bin")
         tokenizer.save(temporary / "tokenizer.json")
         about |= {
             "fingerprint": fingerprint,
@@ -217,29 +224,38 @@ def _tokenize(
 
 def _open(folder: Path, name: str, address: str, settings: CorpusSettings) -> Corpus:
     about = storage.read_manifest(folder)
-    ends = np.memmap(folder / "documents.bin", dtype=np.int64, mode="r")
-    border = _border(ends, about["tokens"], settings.val_fraction)
-    path, dtype = folder / "tokens.bin", about["dtype"]
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    whole = Tokens(folder / "tokens.bin", about["dtype"], 0, about["tokens"])
+    cut = _cut(folder, whole, tokenizer, settings.val_fraction)
     return Corpus(
         name=name,
         address=address,
         fingerprint=about["fingerprint"],
-        tokenizer=Tokenizer.load(folder / "tokenizer.json"),
-        train=Tokens(path, dtype, 0, border),
-        validation=Tokens(path, dtype, border, about["tokens"]),
+        tokenizer=tokenizer,
+        train=dataclasses.replace(whole, stop=cut),
+        validation=dataclasses.replace(whole, start=cut),
         n_documents=about["documents"],
         n_characters=about["characters"],
     )
 
 
-def _border(ends: npt.NDArray[np.int64], total: int, val_fraction: float) -> int:
-    """Where the validation part begins: at the document border nearest to its share of the text.
-
-    A border that would make the validation part less than half or more than twice its share is not
-    used: the text is then cut inside a document, as it is where there is only one.
-    """
-    cut = int((1 - val_fraction) * total)
-    near = np.searchsorted(ends, cut)
-    candidates = [int(end) for end in ends[max(near - 1, 0) : near + 1]]
-    border = min(candidates, key=lambda end: abs(end - cut), default=cut)
-    return border if 0.5 <= (total - border) / max(total - cut, 1) <= 2 and border > 0 else cut
+def _cut(folder: Path, whole: Tokens, tokenizer: Tokenizer, val_fraction: float) -> int:
+    """The token that the validation part begins with: it begins at the same character whatever the tokenizer, or at
+    the first token behind that, so that figures of several tokenizers are about the same text."""
+    ends = np.memmap(folder / "documents.bin", dtype=np.int64, mode="r")
+    tokens, units = np.fromfile(folder / "places.bin", dtype=np.int64).reshape(-1, 2).T
+    wanted = border(units[np.searchsorted(tokens, ends)], int(units[-1]), val_fraction)
+    before = int(np.searchsorted(units, wanted, side="right")) - 1
+    cut, missing = int(tokens[before]), wanted - int(units[before])
+    if missing == 0:
+        return cut
+    continues = np.array([b"\x80" <= piece[:1] < b"\xc0" for piece in tokenizer.pieces])  # a character begun before
+    while cut < len(whole):
+        ids = whole.read(cut, min(cut + _PIECE, len(whole)))
+        characters = tokenizer.sizes[1][ids]
+        begun = characters.cumsum()
+        free = (begun - characters >= missing) & ~continues[ids]
+        if free.any():
+            return cut + int(free.argmax())
+        cut, missing = cut + len(ids), missing - int(begun[-1])
+    return cut

@@ -32,9 +32,10 @@ _TOKENS_PER_BATCH = 16_384
 class Score:
     """What a model makes of a text.
 
-    `loss` is in nats a token. Bits per character and per byte (UTF-8) do not depend on the tokenizer;
-    the marks that end documents cost bits there but count as no characters. `protocol` says how windows were laid:
-    figures of different protocols do not compare.
+    `loss` is in nats a token. Bits per character and per byte (UTF-8) do not depend on the tokenizer, and are exact
+    where tokens part characters: a character counts where its first byte stands. The marks that end documents cost
+    bits there but count as no characters. `protocol` says how windows were laid: figures of different protocols do not
+    compare.
     """
 
     protocol: str
@@ -130,14 +131,14 @@ def score(
 
     Raises ValueError if there is nothing to predict, Interrupted once `stopped()` says so.
     """
+    bytes_of, characters_of = tokenizer.sizes
     nats, n_tokens, n_characters, n_bytes = 0.0, 0, 0, 0
     for targets, logits in predictions(model, tokens, machine, sliding=sliding, max_tokens=max_tokens, stopped=stopped):
         losses = F.cross_entropy(logits, torch.from_numpy(targets).to(logits.device), reduction="none")
         nats += float(losses.cpu().double().sum())
-        text = tokenizer.decode(targets)
         n_tokens += losses.numel()
-        n_characters += len(text)
-        n_bytes += len(text.encode())
+        n_bytes += int(bytes_of[targets].sum())
+        n_characters += int(characters_of[targets].sum())
     loss, bits = nats / n_tokens, nats / math.log(2)
     return Score(
         protocol=f"sliding, stride {stride_of(model, True)}" if sliding else "non-overlapping",

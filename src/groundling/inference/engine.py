@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -59,7 +60,8 @@ def stream(
 ) -> Iterator[str]:
     """Yield the continuation of `prompt` as text, piece by piece.
 
-    It ends after `max_new_tokens`, at the end of a document, or where `stop` appears (which is not shown).
+    It ends after `max_new_tokens`, at the end of a document, or where `stop` appears (which is not shown). A
+    character that is spread over several tokens is shown when its last one has come, and not if that never comes.
     Warns with PromptTruncated where the prompt does not fit into the context.
     """
     if len(prompt) > model.config.block_size:
@@ -78,11 +80,12 @@ def _stream(
     sampling: Sampling,
     stop: str,
 ) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # keeps the beginning of a character to itself
     held = ""  # text that may yet turn out to be the beginning of `stop`
     for token in generate(model, prompt, max_new_tokens, sampling):
         if token == tokenizer.end_of_text_id:
             break
-        held += tokenizer.decode([token])
+        held += decoder.decode(tokenizer.decode_bytes([token]))
         if stop and stop in held:
             yield held[: held.index(stop)]
             return
@@ -94,8 +97,11 @@ def _stream(
         yield held
 
 
-def beginning(tokenizer: Tokenizer) -> list[int]:
-    """What to begin with where there is no prompt: the end of the document before, else a line break, else token 0."""
-    if tokenizer.end_of_text_id is not None:
+def beginning(tokenizer: Tokenizer, n_documents: int = 2) -> list[int]:
+    """What to begin with where there is no prompt: the end of the document before, else a line break, else token 0.
+
+    A model of a single document (`n_documents` 1) has never seen how one ends.
+    """
+    if tokenizer.end_of_text_id is not None and n_documents > 1:
         return [tokenizer.end_of_text_id]
     return tokenizer.encode("\n", "skip") or [0]

@@ -267,7 +267,7 @@ def compressed_nats(text: Corpus, sample: int = 1_000_000) -> float:
     """Nats a token that bzip2 needs for the training part, by a piece of at most `sample` tokens from its middle."""
     start = max(0, (len(text.train) - sample) // 2)
     ids = text.train.read(start, min(start + sample, len(text.train)))
-    content = text.tokenizer.decode(ids).encode()
+    content = text.tokenizer.decode_bytes(ids)
     return len(bz2.compress(content)) * 8 * math.log(2) / max(len(ids), 1)
 
 

@@ -24,7 +24,7 @@ class Sampler:
 
     def __call__(self, step: int) -> Sample:
         tokenizer, settings = self._corpus.tokenizer, self._settings
-        ids = tokenizer.encode(settings.sample_prompt, "skip") or beginning(tokenizer)
+        ids = tokenizer.encode(settings.sample_prompt, "skip") or beginning(tokenizer, self._corpus.n_documents)
         text = "".join(stream(self._model, tokenizer, ids, settings.sample_tokens, Sampling(seed=_SEED)))
         prompt = tokenizer.decode(ids)
         if self._training_text is None:

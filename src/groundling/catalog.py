@@ -1,4 +1,4 @@
-"""All runs of a folder, a row each."""
+"""The folder of runs: one of them by its name, or a summary of each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,38 @@ import os
 from pathlib import Path
 from typing import Any
 
-from groundling.run import Run, run_folders, runs_folder
+from groundling.config import did_you_mean
+from groundling.run import Run, is_name, runs_folder
 from groundling.training.checkpoint import read_state
+
+
+def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Run:
+    """The run of a name in the runs folder, or of a path to a run or to one of its checkpoints.
+
+    Raises FileNotFoundError if there is none.
+    """
+    reference = os.fspath(run)
+    folder = runs_folder(out)
+    candidates = [Path(reference).expanduser()]
+    if is_name(reference):
+        candidates.insert(0, folder / reference)
+    for path in candidates:
+        if (path / "model.safetensors").is_file():
+            return Run(path.resolve().parent.parent, path.resolve())
+        if (path / "config.json").is_file():
+            return Run(path.resolve())
+    known = [path.name for path in _run_folders(folder)]
+    hint = did_you_mean(reference, known) or (f"; there are {', '.join(known[-5:])}" if known else "")
+    raise FileNotFoundError(f"There is no run {reference!r} in {folder}, nor at that path{hint}.")
 
 
 def runs(out: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
     """A summary of every run in the runs folder, oldest first, ready for JSON."""
-    return sorted(map(_summary, run_folders(runs_folder(out))), key=lambda row: row["created"] or "")
+    return sorted(map(_summary, _run_folders(runs_folder(out))), key=lambda row: row["created"] or "")
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/config.json"))
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,220 @@
+"""Verbs about tokenizers: tokenizer train, show, compare, export."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from groundling.cli.app import Json, Text, app, note, print_json
+
+if TYPE_CHECKING:
+    from groundling.corpus.tokenizer import Tokenizer
+
+tokenizer = App(name="tokenizer", help="Make, see, compare and export tokenizers.", help_format="plaintext", sort_key=7)
+app.command(tokenizer)
+
+Reference = Annotated[
+    str,
+    Parameter(
+        name="FILE",
+        help="A tokenizer's file or folder (ours, the library tokenizers', GPT-2's), or a run by name or path.",
+    ),
+]
+Glob = Annotated[str | None, Parameter(help="Which files of a folder to read.", show_default=False)]
+
+
+@tokenizer.command(name="train", sort_key=0)
+def train_(
+    corpus: Annotated[str, Text],
+    /,
+    *,
+    out: Path,
+    kind: Literal["char", "byte", "bpe"] = "bpe",
+    vocab_size: int = 4096,
+    glob: Glob = None,
+    json: Json = False,
+) -> None:
+    """Make a tokenizer from a text, as `train --tokenizer` does, and save it.
+
+    Parameters
+    ----------
+    corpus
+        A text file (.gz too), a folder of them, - for standard input, shakespeare, or python-docs.
+    out
+        The file to write, for `train --tokenizer FILE`.
+    kind
+        One token a character, one a byte, or pieces of words learned from the text.
+    vocab_size
+        Tokens that bpe learns, at most.
+    """
+    from groundling.corpus.fitting import train_tokenizer
+    from groundling.training.console import Console
+    from groundling.training.events import Preparing
+
+    with Console(sys.stderr) as console:
+        made = train_tokenizer(
+            corpus, kind=kind, vocab_size=vocab_size, glob=glob, notice=note,
+            progress=lambda *what: console(Preparing(*what)),
+        )  # fmt: skip
+    made.save(out)
+    if json:
+        return print_json({"file": str(out), **_about(made)})
+    print(f"{out}: {made.kind}, {made.vocab_size:,} tokens")
+    return None
+
+
+@tokenizer.command(sort_key=1)
+def show(file: Reference, /, *, text: Annotated[str, Text], json: Json = False) -> None:
+    """Show the tokens of a text, with their ids.
+
+    Parameters
+    ----------
+    text
+        What to take apart.
+    """
+    found = _find(file)
+    ids = found.encode(text)
+    pieces = [found.pieces[i] for i in ids]
+    if json:
+        tokens = [
+            {"id": i, "text": _text(piece), "bytes": piece.hex(" ")} for i, piece in zip(ids, pieces, strict=True)
+        ]
+        return print_json({**_about(found), "characters": len(text), "tokens": tokens})
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text as Styled
+
+    console = Console(highlight=False)
+    if console.is_terminal:
+        styles = ("black on bright_cyan", "black on bright_yellow", "black on bright_green", "black on bright_magenta")
+        coloured = [(_printable(piece), styles[i % len(styles)]) for i, piece in enumerate(pieces)]
+        console.print(Styled.assemble(*coloured), "\n")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", justify="right")
+    table.add_column("piece")
+    for i, piece in zip(ids, pieces, strict=True):
+        table.add_row(str(i), Styled(_printable(piece)))
+    console.print(table)
+    console.print(
+        f"{len(text):,} characters, {len(text.encode()):,} bytes, {len(ids):,} tokens of {found.vocab_size:,}"
+    )
+    return None
+
+
+@tokenizer.command(sort_key=2)
+def compare(
+    corpus: Annotated[str | None, Text] = None,
+    /,
+    *,
+    vocab_sizes: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (512, 2048, 8192),
+    n_embd: int = 384,
+    minutes: Annotated[float | None, Parameter(show_default=False)] = None,
+    glob: Glob = None,
+    json: Json = False,
+) -> None:
+    """Compare characters, bytes and BPE of a few sizes on the same text.
+
+    Parameters
+    ----------
+    corpus
+        A text file (.gz too), a folder of them, - for standard input, shakespeare (if none is given), or
+        python-docs.
+    vocab_sizes
+        Of the BPEs.
+    n_embd
+        The width for which the embedding's parameters are counted; the workshop's is 384.
+    minutes
+        Train a model with each for so long, and tell its bits per byte on the validation part.
+    """
+    from groundling.comparison import compare_tokenizers
+    from groundling.training.console import Console
+    from groundling.training.events import Preparing
+
+    with Console(sys.stderr) as console:
+        found = compare_tokenizers(
+            corpus, vocab_sizes=vocab_sizes, n_embd=n_embd, minutes=minutes, glob=glob, notice=note,
+            progress=lambda *what: console(Preparing(*what)), on_event=console,
+        )  # fmt: skip
+    if json:
+        return print_json(found)
+    _print_table(f"{found['corpus']}: {found['characters']:,} characters", found["tokenizers"], n_embd)
+    print()
+    workshop = [{"tokenizer": row["text"]} | row for row in found["workshop"]]
+    _print_table(f"What a vocabulary costs in a model of the workshop's 6 layers and width {n_embd}", workshop, n_embd)
+    return None
+
+
+@tokenizer.command(sort_key=3)
+def export(file: Reference, /, *, out: Path, json: Json = False) -> None:
+    """Write a tokenizer as tokenizer.json of the library `tokenizers`, which gives the same ids.
+
+    Parameters
+    ----------
+    out
+        The file to write.
+    """
+    from groundling import storage
+
+    found = _find(file)
+    storage.write_json(out, found.to_huggingface())
+    if json:
+        return print_json({"file": str(out), **_about(found)})
+    print(f"{out}: {found.kind}, {found.vocab_size:,} tokens")
+    return None
+
+
+def _find(reference: str) -> Tokenizer:
+    from groundling.corpus.tokenizer import Tokenizer
+
+    if Path(reference).expanduser().exists():
+        return Tokenizer.load(Path(reference).expanduser())
+    from groundling.catalog import load
+
+    return load(reference).tokenizer
+
+
+def _about(found: Tokenizer) -> dict[str, Any]:
+    return {"kind": found.kind, "vocab_size": found.vocab_size, "fingerprint": found.fingerprint}
+
+
+def _text(piece: bytes) -> str | None:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return None  # a part of a character
+
+
+def _printable(piece: bytes) -> str:
+    """The piece in one line; what is only a part of a character as its bytes."""
+    text = _text(piece)
+    if text is None:
+        return "".join(f"<{byte:02X}>" for byte in piece)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _print_table(title: str, rows: Sequence[dict[str, Any]], n_embd: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {
+        "tokenizer": ("tokenizer", "{}"),
+        "vocabulary": ("vocabulary", "{:,}"),
+        "characters_per_token": ("characters a token", "{:.2f}"),
+        "embedding_parameters": (f"embedding ({n_embd} wide)", "{:,}"),
+        "embedding_share": ("of the model", "{:.1%}"),
+        "bigrams_possible": ("pairs possible", "{:,}"),
+        "bigrams_present": ("pairs present", "{:,}"),
+        "model_parameters": ("trained model", "{:,}"),
+        "bits_per_byte": ("bits a byte", "{:.4f}"),
+    }
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    shown = [key for key in columns if key in rows[0]]
+    for key in shown:
+        table.add_column(columns[key][0], justify="left" if key == "tokenizer" else "right")
+    for row in rows:
+        table.add_row(*(columns[key][1].format(row[key]) for key in shown))
+    Console(highlight=False).print(table)
