@@ -186,6 +186,11 @@ def test_settings_machine_and_versions_are_there(written: Written) -> None:
         assert words in source
 
 
+def test_the_check_up_that_it_names_is_of_the_same_tokens() -> None:
+    run = Written(steps=200, tokenizer="bpe", vocab_size=300).step(1, 4.0)
+    assert "groundling inspect &#39;a text&#39; --tokenizer bpe --vocab-size 300" in page_of(run).source
+
+
 COPIED = "It was the best of times, it was the worst of times"
 
 

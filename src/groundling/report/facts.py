@@ -223,7 +223,14 @@ class Facts:
 
     @property
     def inspect_command(self) -> str:
-        return f"groundling inspect {shlex.quote(self.config.corpus)}"
+        """What gives the whole check-up, of the same tokens."""
+        text = self.config.text
+        words = ["groundling", "inspect", self.config.corpus]
+        if text.tokenizer != "char":
+            words += ["--tokenizer", text.tokenizer]
+        if text.tokenizer == "bpe":
+            words += ["--vocab-size", str(text.vocab_size)]
+        return shlex.join(words)
 
     @property
     def plan(self) -> list[tuple[str, str, str]]:
