@@ -8,14 +8,11 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from groundling.config import PRESETS, CorpusSettings
 from groundling.corpus.fitting import Notice, Progress, silent
+from groundling.corpus.ngrams import bigrams
 from groundling.corpus.sources import find_source
-from groundling.corpus.tokenizer import Tokenizer
-from groundling.corpus.tokens import Corpus, Tokens, prepare
+from groundling.corpus.tokens import Corpus, prepare
 from groundling.launch import train
 from groundling.training.budget import parameters
 from groundling.training.events import Subscriber
@@ -81,12 +78,11 @@ def compare_tokenizers(
 def _figures(text: Corpus, n_embd: int) -> dict[str, Any]:
     vocab_size = text.tokenizer.vocab_size
     whole = dataclasses.replace(text.train, stop=text.validation.stop)
-    marks = text.n_documents if text.tokenizer.end_of_text_id is not None else 0
     return _embedding(vocab_size, n_embd) | {
         "tokens": len(whole),
-        "characters_per_token": text.n_characters / (len(whole) - marks),
-        "bigrams_possible": (vocab_size - bool(marks)) ** 2,
-        "bigrams_present": count_bigrams(whole, text.tokenizer),
+        "characters_per_token": text.n_characters / (len(whole) - text.n_marks),
+        "bigrams_possible": (vocab_size - bool(text.n_marks)) ** 2,
+        "bigrams_present": bigrams(whole, vocab_size, text.tokenizer.end_of_text_id),
     }
 
 
@@ -98,18 +94,6 @@ def _embedding(vocab_size: int, n_embd: int) -> dict[str, Any]:
         "embedding_parameters": vocab_size * n_embd,
         "embedding_share": vocab_size * n_embd / parameters(model, vocab_size),
     }
-
-
-def count_bigrams(tokens: Tokens, tokenizer: Tokenizer) -> int:
-    """How many different pairs of neighbours there are inside documents. Memory grows with that number, not with the
-    text."""
-    seen: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-    for start in range(0, len(tokens) - 1, _PIECE):
-        ids = tokens.read(start, min(start + _PIECE + 1, len(tokens)))
-        marked = ids == tokenizer.end_of_text_id
-        pairs = ids[:-1] * tokenizer.vocab_size + ids[1:]
-        seen = np.union1d(seen, pairs[~(marked[:-1] | marked[1:])])
-    return len(seen)
 
 
 def _trained(address: str, settings: CorpusSettings, minutes: float, on_event: Subscriber | None) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from groundling.corpus import duplicates as duplicates_module
 from groundling.corpus import leakage as leakage_module
 from groundling.corpus import text as text_module
 from groundling.corpus.findings import findings
+from groundling.corpus.hashing import window_hashes
 from groundling.corpus.page import page
 from groundling.corpus.report import Report, examine
 from groundling.corpus.sources import find_source
-from groundling.corpus.text import window_hashes
 
 Write = Callable[..., Path]
 WORDS = [

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from groundling.corpus.hashing import U64, mix
 from groundling.corpus.tokens import Tokens
 from groundling.machine import Machine
 
-_U64 = npt.NDArray[np.uint64]
 _PIECE = 1 << 24  # tokens that are carried to a GPU at a time
 
 
@@ -96,7 +96,7 @@ def near(batches: Batches, machine: Machine) -> Batches:
     return batches.on(machine.device) if 4 * len(batches.tokens) <= room else batches
 
 
-def permute(places: npt.NDArray[np.int64], n: int, keys: _U64) -> npt.NDArray[np.int64]:
+def permute(places: npt.NDArray[np.int64], n: int, keys: U64) -> npt.NDArray[np.int64]:
     """Images of `places` under the pseudo-random permutation of range(n) that `keys` choose.
 
     A balanced Feistel network over the least even number of bits that holds n, walked until the value
@@ -110,14 +110,7 @@ def permute(places: npt.NDArray[np.int64], n: int, keys: _U64) -> npt.NDArray[np
     while outside.any():
         left, right = values[outside] >> half, values[outside] & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & mask)
+            left, right = right, left ^ (mix(right ^ key) & mask)
         values[outside] = (left << half) | right
         outside = values >= n
     return values.astype(np.int64)
-
-
-def _mix(x: _U64) -> _U64:
-    """SplitMix64's finalizer (Steele, Lea and Flood, 2014): each bit of x moves every bit of the result."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from groundling.corpus.text import I64, PIECE, U64, Place, Text, mix, window_hashes
+from groundling.corpus.hashing import U64, mix, window_hashes
+from groundling.corpus.text import I64, PIECE, Place, Text
 
 LINE_CHARACTERS = 20
 """Shorter lines repeat by nature: names, numbers, brackets."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from groundling.corpus.hashing import U64, window_hashes
 from groundling.corpus.ngrams import spread
-from groundling.corpus.text import I64, PIECE, U64, Place, Text, window_hashes
+from groundling.corpus.text import I64, PIECE, Place, Text
 from groundling.corpus.tokens import Tokens
 
 WINDOW = 50

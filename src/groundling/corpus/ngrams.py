@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from groundling.corpus.fitting import Progress
-from groundling.corpus.text import CACHED, U64, mix
+from groundling.corpus.hashing import CACHED, U64, mix
 from groundling.corpus.tokens import Tokens
 
 TRAINING_TOKENS = 16_000_000
@@ -130,13 +130,14 @@ def _find(ordered: U64, wanted: U64) -> tuple[npt.NDArray[np.bool_], npt.NDArray
     return ordered[places] == wanted, places
 
 
-def bigrams(tokens: Tokens, vocab_size: int) -> int:
-    """How many different pairs of neighbouring tokens there are, of the vocab_size² that are possible."""
+def bigrams(tokens: Tokens, vocab_size: int, end_of_text_id: int | None = None) -> int:
+    """How many different pairs of neighbouring tokens there are inside documents, of the vocab_size² possible ones."""
     table = np.zeros(vocab_size**2 if vocab_size <= _TABLE else 0, dtype=bool)
     pairs = np.empty(0, dtype=np.int64)
     for start in range(0, len(tokens) - 1, _READ):
         ids = tokens.read(start, min(start + _READ + 1, len(tokens)))
-        found = ids[:-1] * vocab_size + ids[1:]
+        marked = ids == end_of_text_id
+        found = (ids[:-1] * vocab_size + ids[1:])[~(marked[:-1] | marked[1:])]
         if vocab_size <= _TABLE:
             table[found] = True
         else:

@@ -133,9 +133,9 @@ def _tokenization(corpus: Corpus) -> Tokenization:
         vocab_size=vocab_size,
         training_tokens=len(corpus.train),
         validation_tokens=len(corpus.validation),
-        characters_per_token=corpus.n_characters / len(whole),
-        bigrams_possible=vocab_size**2,
-        bigrams_present=ngrams.bigrams(whole, vocab_size),
+        characters_per_token=corpus.n_characters / (len(whole) - corpus.n_marks),
+        bigrams_possible=(vocab_size - bool(corpus.n_marks)) ** 2,
+        bigrams_present=ngrams.bigrams(whole, vocab_size, corpus.tokenizer.end_of_text_id),
     )
 
 

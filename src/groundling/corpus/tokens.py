@@ -75,6 +75,11 @@ class Corpus:
     n_characters: int
 
     @property
+    def n_marks(self) -> int:
+        """Tokens that end a document, and stand for no text."""
+        return 0 if self.tokenizer.end_of_text_id is None else self.n_documents
+
+    @property
     def document_ends(self) -> npt.NDArray[np.int64]:
         """Where each document ends, its end mark included, in tokens from the text's beginning: (n_documents,)."""
         return np.fromfile(self.train.path.with_name("documents.bin"), dtype=np.int64)
