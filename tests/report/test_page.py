@@ -158,6 +158,19 @@ def test_losses_that_are_not_finite_are_not_drawn(written: Written) -> None:
     assert page.data["charts"]["loss"]["readings"][0]["x"][-1] == 200
 
 
+def test_all_of_a_rising_curve_is_in_view_and_a_spike_does_not_flatten_it(written: Written) -> None:
+    def tops(source: str, look: str) -> list[float]:
+        (path,) = re.findall(rf'<path class="{look}" d="([^"]*)"', source)
+        return [float(point.split()[1]) for point in re.split("[ML]", path)[1:]]
+
+    written.evaluation(300, 6.0)
+    assert min(tops(page_of(written).source, "validation")) > 0
+    written.step(301, 100.0)
+    spiked = page_of(written).source
+    assert min(tops(spiked, "raw")) < 0  # out of the picture
+    assert min(tops(spiked, "validation")) > 400
+
+
 def test_plan_and_outcome_stand_side_by_side(written: Written) -> None:
     plan = {
         "event": "planned", "minutes": 2.0, "steps": 300, "epochs": 1.25, "memory": 700_000_000, "loss": 2.0,

@@ -142,7 +142,7 @@ class Facts:
             said, "{:.4g}".format, lines,
             (best["step"], best["validation_loss"]) if best else None,
             # A spike of a run that blew up would press all else flat.
-            high=min(float(losses.max(initial=0.0)), 2 * max(known)) if known else None,
+            high=min(max(known + losses.tolist()), 2 * max(known)) if known else None,
         )  # fmt: skip
 
     def _rate(self) -> Chart:
