@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ from groundling.training.history import History
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
 from groundling.training.samples import Sampler
+from groundling.training.trackers import Tracked, Tracker, check_trackers, tracking
 
 
 def train(
@@ -58,6 +59,7 @@ def train(
     preset: str | None = None,
     name: str | None = None,
     out: str | os.PathLike[str] | None = None,
+    track: Sequence[Tracker] | None = None,
     on_event: Subscriber | None = None,
     elapsed: float = 0.0,
     **settings: Any,
@@ -73,6 +75,7 @@ def train(
         name: of the run's folder; made from the corpus's name if None. A run of this name with the same
             settings and text that was not finished is continued, so that the same command can be repeated.
         out: the folder of runs; `GROUNDLING_RUNS`, or `runs` in the working directory, if None.
+        track: trackers that are told too, each an extra to install: see training/trackers.py.
         on_event: who is told what happens; shown on the console if None.
         elapsed: seconds of the time that are used up before this call, such as those it takes to start Python.
         settings: any field of the settings in `groundling.config`, laid over the preset.
@@ -80,6 +83,7 @@ def train(
     Raises ValueError, OSError or FloatingPointError with a sentence for the user.
     """
     began = time.perf_counter() - elapsed
+    check_trackers(track or ())
     address = os.fspath(corpus) if corpus is not None else "shakespeare"
     if preset is None and not {"steps", "minutes"} & settings.keys():
         settings["minutes"] = DEFAULT_MINUTES
@@ -104,7 +108,7 @@ def train(
         if not run.begun:
             planned, plan = fit_to_machine(config, given, text, machine, time.perf_counter() - began)
             write_record(run, config, planned, text, machine)
-        return _train(run, text, emit, began, plan)
+        return _train(run, text, emit, began, track, plan)
 
 
 def resume(
@@ -113,6 +117,7 @@ def resume(
     out: str | os.PathLike[str] | None = None,
     steps: int | None = None,
     minutes: float | None = None,
+    track: Sequence[Tracker] | None = None,
     on_event: Subscriber | None = None,
     elapsed: float = 0.0,
 ) -> Run:
@@ -120,11 +125,13 @@ def resume(
 
     `steps` or `minutes` (in all, those of the sessions before included) sets a new end, for a run that is finished or
     should go on for longer; the learning rate then follows the schedule of the longer run from here on. A run that
-    was given minutes goes on by the clock, and is as long as they last.
+    was given minutes goes on by the clock, and is as long as they last. The trackers of before go on, or those of
+    `track`.
 
     Raises ValueError if there is nothing to do, or if the text is not the one that the run began with.
     """
     began = time.perf_counter() - elapsed
+    check_trackers(track or ())
     run = Run((run if isinstance(run, Run) else load(run, out=out)).folder)
     if steps is not None and minutes is not None:
         raise ValueError(MINUTES_OR_STEPS)
@@ -139,7 +146,7 @@ def resume(
         text = corpus_of(run, *_reporters(emit))
         if steps is not None or minutes is not None:  # now that nothing stands in the way
             extend(run, steps, minutes)
-        return _train(run, text, emit, began)
+        return _train(run, text, emit, began, track)
 
 
 def _batches(config: Config, text: Corpus) -> Batches:
@@ -151,7 +158,10 @@ def _batches(config: Config, text: Corpus) -> Batches:
     return Batches(text.train, config.model.block_size, t.batch_size, t.accumulate, t.seed)
 
 
-def _train(run: Run, text: Corpus, emit: Subscriber, began: float, plan: Planned | None = None) -> Run:
+def _train(
+    run: Run, text: Corpus, emit: Subscriber, began: float, track: Sequence[Tracker] | None,
+    plan: Planned | None = None,
+) -> Run:  # fmt: skip
     """Build the parts from the run's folder, train to the end or to a stop, and leave everything saved.
 
     `began` is when the command was given, by `time.perf_counter()`.
@@ -170,11 +180,18 @@ def _train(run: Run, text: Corpus, emit: Subscriber, began: float, plan: Planned
     newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
     state = load_training(newest, model, optimizer) if newest else TrainState()
     rewind(run.folder, state.step, state.evaluated_step)
-    with RunFiles(run.folder) as files, StopRequest() as stop:
+    with ExitStack() as stack:
+        files, stop = stack.enter_context(RunFiles(run.folder)), stack.enter_context(StopRequest())
 
-        def tell(event: Event) -> None:
+        def show(event: Event) -> None:
             files(event)
             emit(event)
+
+        tell_trackers = stack.enter_context(_tracking(run, track, state, lambda sentence: show(Notice(sentence))))
+
+        def tell(event: Event) -> None:
+            show(event)
+            tell_trackers(event)
 
         def evaluate() -> Score:
             return score(
@@ -223,6 +240,18 @@ def _compiled(
     return forward, dataclasses.replace(machine, compile="on" if is_compiled else "off", reasons=reasons)
 
 
+def _tracking(
+    run: Run, track: Sequence[Tracker] | None, state: TrainState, notice: Callable[[str], None]
+) -> AbstractContextManager[Subscriber]:
+    """The trackers of this session. The run's record keeps them: where none are given, those of before go on."""
+    names = list(run.record.get("track", []) if track is None else track)
+    if names != run.record.get("track", []):
+        run.record["track"] = names
+        storage.write_json(run.folder / "config.json", run.record)
+    about = Tracked(run.name, run.folder, run.record, state.step)
+    return tracking(names, about, notice, asked=track is not None)
+
+
 def _started(run: Run, text: Corpus, batches: Batches, model: GPT, machine: Machine, state: TrainState) -> Started:
     steps = run.config.training.steps
     corpus = run.record["corpus"] | {
@@ -252,14 +281,16 @@ def _checked(text: Corpus) -> Checked:
 
 def _finish(run: Run, model: GPT, state: TrainState, tell: Subscriber) -> None:
     assert state.best_loss is not None
-    run.plot()
-    summary = verdict(History.read(run.metrics(), run.config, sees_the_future(model)))
+    metrics, sees_future = run.metrics(), sees_the_future(model)
+    summary = verdict(History.read(metrics, run.config, sees_future))
     end = Finished(
         run.reference, state.step, state.elapsed, state.best_step, state.best_loss, summary, peak_memory(),
-        judge(run.metrics(), state),
+        judge(metrics, state), sees_future,
     )  # fmt: skip
     storage.write_json(run.folder / "result.json", end.to_dict())
-    tell(end)
+    run.plot()
+    page = run.report(originality=False)  # to index a long text would take too long now
+    tell(dataclasses.replace(end, report=os.path.relpath(page)))
 
 
 def _subscriber(on_event: Subscriber | None, stack: ExitStack) -> Subscriber:

@@ -7,6 +7,7 @@ runs/<name>/
   samples.jsonl    what the model wrote on the way, from one prompt and seed
   checkpoints/     see training/checkpoint.py
   loss.png         the curve, drawn at the end
+  report.html      all about it on one page, made at the end
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from groundling.inference.engine import beginning, stream
 from groundling.inference.sampling import Sampling
 from groundling.machine import Machine, choose
 from groundling.model.gpt import GPT
+from groundling.report.facts import Facts
+from groundling.report.page import run_page
 from groundling.training.checkpoint import Checkpoints, load_weights, read_state
 from groundling.training.diagnosis import diagnose, standing, verdict
 from groundling.training.history import History
@@ -123,6 +127,10 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The run's history: the lines of `metrics.jsonl`."""
         return storage.read_json_lines(self.folder / "metrics.jsonl")
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What the model wrote while it trained: the lines of `samples.jsonl`."""
+        return storage.read_json_lines(self.folder / "samples.jsonl")
 
     def generate(
         self,
@@ -246,6 +254,25 @@ class Run:
         """Draw the loss curve to `path` (`loss.png` in the run's folder) and return where it is."""
         target = Path(path) if path else self.folder / "loss.png"
         plot_curves({self.name: self.metrics()}, target)
+        return target
+
+    def report(self, path: str | os.PathLike[str] | None = None, *, originality: bool = True) -> Path:
+        """Write all about the run on one HTML page, `path` (`report.html` in its folder), and return where it is.
+
+        It is made from the run's files. With `originality`, samples that were not compared with the training text when
+        they were written are compared now, which takes some seconds for a long one; not if the text is gone.
+
+        Raises ValueError if no step was logged yet, or if the page cannot be written there.
+        """
+        target = Path(path) if path else self.folder / "report.html"
+        if target.is_dir() or not target.absolute().parent.is_dir():
+            raise ValueError(f"--to {target} cannot be written: it is a folder, or lies in one that is not there.")
+        samples, text = self.samples(), None
+        if originality and any(sample.get("copied_spans") is None for sample in samples):
+            with suppress(ValueError):  # it is gone, has changed, or is too long
+                text = self.training_text()
+        facts = Facts(self.reference, self.record, self.config, self.metrics(), samples, self.result, text)
+        storage.write_file(target, run_page(facts).encode("utf-8", "replace"))
         return target
 
     def __repr__(self) -> str:

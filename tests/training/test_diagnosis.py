@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,12 @@ def test_a_spike_is_named_with_its_step() -> None:
 )
 def test_the_verdict_is_a_sentence(validation: list[float], training: list[float], words: str) -> None:
     assert words in verdict(history(FALLING[:80], validation, training))
+
+
+def test_an_evaluation_right_after_another_does_not_make_it_level() -> None:
+    curves = history(FALLING[:80], [2.5, 2.0, 1.7, 1.699], [2.6, 2.1, 1.8, 1.8])
+    assert "levelled off" in verdict(curves)
+    assert "Still learning" in verdict(dataclasses.replace(curves, evaluated=np.array([20, 40, 60, 61])))
 
 
 def test_words_for_where_a_loss_stands() -> None:

@@ -1,4 +1,4 @@
-"""Verbs that look at runs: runs, plot."""
+"""Verbs that look at runs: runs, explain, plot, report."""
 
 from __future__ import annotations
 
@@ -86,6 +86,32 @@ def plot(
     else:
         path = to or Path("comparison.png")
         plot_curves({each.name: each.metrics() for each in loaded}, path)
+    if json:
+        return print_json({"file": str(path)})
+    print(os.path.relpath(path))
+    return None
+
+
+@app.command(sort_key=5)
+def report(
+    run: RunReference,
+    /,
+    *,
+    to: Annotated[Path | None, Parameter(show_default=False)] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Put all about a run on one page that opens in any browser, without a network: curves, diagnosis, what it wrote
+    as it learned and what of that is copied, its text, plan, settings and machine.
+
+    Parameters
+    ----------
+    to
+        The HTML file to write; report.html in the run's folder if not given.
+    """
+    from groundling.catalog import load
+
+    path = load(run, out=out).report(to)
     if json:
         return print_json({"file": str(path)})
     print(os.path.relpath(path))

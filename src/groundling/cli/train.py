@@ -12,6 +12,14 @@ from groundling import config as cfg
 from groundling.cli.app import Json, Out, RunReference, Text, app, print_json
 from groundling.flags import with_settings
 
+Track = Annotated[
+    list[Literal["tensorboard", "wandb", "trackio"]] | None,
+    Parameter(
+        negative="", show_default=False,
+        help="Tell a tracker too; may be given several times. Each is an extra: pip install \"groundling[wandb]\".",
+    ),
+]  # fmt: skip
+
 _PRESETS = "; ".join(f"{name}: {preset.description}" for name, preset in cfg.PRESETS.items())
 
 
@@ -27,6 +35,7 @@ def train(
     ] = None,
     name: Annotated[str | None, Parameter(show_default=False)] = None,
     out: Out = None,
+    track: Track = None,
     json: Json = False,
     **settings: Any,
 ) -> int:
@@ -47,7 +56,10 @@ def train(
 
     given = {key: value for key, value in settings.items() if value is not None}
     return _train(
-        json, lambda tell, age: train(corpus, preset=preset, name=name, out=out, on_event=tell, elapsed=age, **given)
+        json,
+        lambda tell, age: train(
+            corpus, preset=preset, name=name, out=out, track=track, on_event=tell, elapsed=age, **given
+        ),
     )
 
 
@@ -59,13 +71,15 @@ def resume(
     steps: Annotated[int | None, Parameter(help="A new end, in steps.", show_default=False)] = None,
     minutes: Annotated[float | None, Parameter(help="A new end, in minutes in all.", show_default=False)] = None,
     out: Out = None,
+    track: Track = None,
     json: Json = False,
 ) -> int:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
     from groundling.launch import resume
 
     return _train(
-        json, lambda tell, age: resume(run, steps=steps, minutes=minutes, out=out, on_event=tell, elapsed=age)
+        json,
+        lambda tell, age: resume(run, steps=steps, minutes=minutes, out=out, track=track, on_event=tell, elapsed=age),
     )
 
 

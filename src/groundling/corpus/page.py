@@ -1,23 +1,20 @@
-"""The check-up as one HTML page: needs no other file and no network, light and dark, wide and narrow."""
+"""The check-up as one HTML page."""
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 from groundling.corpus.findings import findings
 from groundling.corpus.report import Report
 from groundling.corpus.text import said
+from groundling.page import render
 
 
 def page(report: Report) -> str:
     """The page. Whatever comes from the text is escaped: a corpus may hold anything."""
-    import jinja2
-
-    template = resources.files("groundling.corpus").joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"shown": shown, "places": said, "percent": lambda share: f"{100 * share:.1f} %"}
-    return environment.from_string(template).render(report=report, findings=findings(report), chart=_chart(report))
+    return render(
+        "corpus/page.html", report=report, findings=findings(report), chart=_chart(report), said=said, shown=shown
+    )
 
 
 def shown(character: str) -> str:

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -155,13 +156,25 @@ class TrainingText:
         )
 
 
-def parts(sample: str, spans: Sequence[Span]) -> Iterator[tuple[str, Span | None]]:
+class Extent(Protocol):
+    """A part of a sample, such as a `Span` or a `slice`."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+
+
+S = TypeVar("S", bound=Extent)
+
+
+def parts(sample: str, spans: Sequence[S]) -> Iterator[tuple[str, S | None]]:
     """`sample` in order, piece by piece, each with the copied span that it belongs to: to colour it.
 
     Where two spans overlap, the first one ends where the next begins.
     """
     done = 0
-    for span, following in zip(spans, [*spans[1:], None], strict=True):
+    for span, following in zip(spans, [*spans[1:], None], strict=False):  # no spans, no pairs
         if span.start > done:
             yield sample[done : span.start], None
         done = span.stop if following is None else min(span.stop, following.start)

@@ -14,7 +14,7 @@ from groundling.config import TrainingSettings
 
 Kind = Literal["step", "evaluation", "save"]
 
-_PICTURE = 2.0  # seconds for what follows the last save: the verdict, loss.png, result.json, and leaving Python
+_PICTURE = 2.5  # seconds for what follows the last save: verdict, loss.png, report.html, and leaving Python
 _UNMEASURED = 0.04  # of the budget is kept for the last evaluation and save, until one was timed
 
 

@@ -176,6 +176,8 @@ class Console:
         if self._sample:
             self.out.print("\nIt writes:\n")
             self.out.print(Text(_indent(self._sample.prompt + self._sample.text)))
+        if event.report:
+            self.out.print(Text(f"\nAll about it on one page: {event.report}"))
         self.out.print("\nTry next:")
         for command in (
             f'groundling sample {event.run} --prompt "The "',

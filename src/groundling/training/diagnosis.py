@@ -54,10 +54,12 @@ def verdict(history: History) -> str:
     findings = diagnose(history)
     if findings:
         return " ".join(str(finding) for finding in findings)
-    losses = history.validation
+    losses, evaluated = history.validation, history.evaluated
     if len(losses) < 2:
         return "Too few evaluations to say how it went."
-    if losses[-2] - losses[-1] > _SLOPE * losses[-1]:
+    # A run that ends by the clock may be evaluated twice within a step, and nothing changes in so short a time.
+    earlier = evaluated <= evaluated[-1] - np.diff(evaluated).max() / 2
+    if losses[earlier][-1] - losses[-1] > _SLOPE * losses[-1]:
         return "Still learning when it ended: more steps would lower the loss further."
     return "The validation loss has levelled off: at these settings, more steps would change little."
 

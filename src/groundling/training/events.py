@@ -104,7 +104,8 @@ class Sample(Event):
     """What the model writes after `step` steps, always from the same prompt and seed.
 
     `copied_share` is the share of its characters in spans of 30 or more that stand verbatim in the training text,
-    `longest_copy` the length in characters of the longest span that does; None where it was not looked for.
+    `longest_copy` the length in characters of the longest span that does, and `copied_spans` are the former ones, as
+    places in `text`: start and stop. None where it was not looked for.
     """
 
     step: int
@@ -112,6 +113,7 @@ class Sample(Event):
     text: str
     copied_share: float | None = None
     longest_copy: int | None = None
+    copied_spans: list[tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ class Finished(Event):
     verdict: str
     peak_memory: int  # bytes
     forecast: str | None = None  # how good the plan was, where there was one
+    sees_future: bool = False  # the model was found to: see evaluation/causality.py
+    report: str | None = None  # the page about the run
 
 
 Subscriber = Callable[[Event], None]

@@ -145,13 +145,13 @@ class History:
 
         A spike of several steps is one. The first twenty steps have none.
         """
-        found = []
-        i = 20
-        while i < self.n_steps:
-            before, spread = float(self.losses[i - 20 : i].mean()), float(self.losses[i - 20 : i].std())
-            if self.losses[i] > before + max(height, 6 * spread):
-                found.append((int(self.steps[i]), before, float(self.losses[i])))
-                i += 20
-            else:
-                i += 1
+        if self.n_steps <= 20:
+            return []
+        before = np.lib.stride_tricks.sliding_window_view(self.losses, 20)[:-1]
+        mean, spread = before.mean(axis=1), before.std(axis=1)
+        found, quiet_from = list[tuple[int, float, float]](), 0
+        for i in np.flatnonzero(self.losses[20:] > mean + np.maximum(height, 6 * spread)).tolist():
+            if i >= quiet_from:
+                found.append((int(self.steps[20 + i]), float(mean[i]), float(self.losses[20 + i])))
+                quiet_from = i + 20
         return found

@@ -29,7 +29,7 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
         if steps and alone:
             x, y = np.array(steps).T
             axes.plot(x, y, color=_TRAINING, alpha=0.35, linewidth=0.8)
-            axes.plot(x, _smooth(y), color=_TRAINING, label="training (smoothed)")
+            axes.plot(x, smooth(y), color=_TRAINING, label="training (smoothed)")
         if points:
             x, y = np.array(points).T
             best = int(np.argmin(y))
@@ -74,7 +74,7 @@ def _draw_milestones(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _smooth(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def smooth(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Mean over a centred window of a fiftieth of the curve; it narrows at the start, where the fall is steep."""
     half = max(1, len(values) // 100)
     sums = np.concatenate([[0.0], np.cumsum(values)])

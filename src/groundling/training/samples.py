@@ -30,7 +30,8 @@ class Sampler:
         if self._training_text is None:
             return Sample(step, prompt, text)
         found = self._training_text.report(text)
-        return Sample(step, prompt, text, found.share, found.longest)
+        spans = [(span.start, span.stop) for span in found.spans]
+        return Sample(step, prompt, text, found.share, found.longest, spans)
 
     @cached_property
     def _training_text(self) -> TrainingText | None:

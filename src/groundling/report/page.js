@@ -1,0 +1,71 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const slider = document.getElementById("time"), play = document.getElementById("play");
+const whole = new Intl.NumberFormat("en");
+
+/* Every chart shows its values at `step`, and where that is; at the end of the run, and no line, if there is none. */
+function read(step) {
+  document.body.style.setProperty("--at", 100 * (step ?? data.last) / Math.max(data.last, 1) + "%");
+  for (const figure of document.querySelectorAll("[data-chart]")) {
+    figure.classList.toggle("reading", step !== null);
+    figure.querySelector("[data-step]").textContent = step === null ? "" : "at step " + whole.format(step);
+    const outputs = figure.querySelectorAll("output");
+    data.charts[figure.dataset.chart].readings.forEach((curve, i) => {
+      outputs[i].textContent = curve.y[step === null ? curve.y.length - 1 : nearest(curve.x, step)];
+    });
+  }
+}
+
+function nearest(places, wanted) {
+  let low = 0, high = places.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (places[middle] < wanted) low = middle; else high = middle;
+  }
+  return wanted - places[low] < places[high] - wanted ? low : high;
+}
+
+function point(event) {
+  const plot = event.target.closest?.(".plot");
+  if (!plot) { read(null); return; }
+  const box = plot.getBoundingClientRect(), share = (event.clientX - box.left) / box.width;
+  read(Math.round(data.last * Math.min(Math.max(share, 0), 1)));
+}
+document.addEventListener("pointermove", point);
+document.addEventListener("pointerdown", point);
+
+function show() {
+  const slide = data.slides[slider.valueAsNumber];
+  const prompt = document.createElement("span");
+  prompt.className = "soft";
+  prompt.textContent = slide.prompt;
+  document.getElementById("sample").replaceChildren(prompt, ...slide.pieces.map(([text, mark]) => {
+    if (!mark) return document.createTextNode(text);
+    const copied = document.createElement("mark");
+    copied.textContent = text;
+    if (mark === 2) copied.className = "two";
+    return copied;
+  }));
+  document.getElementById("said").textContent = slide.said;
+  slider.setAttribute("aria-valuetext", slide.said);
+  read(slide.step);
+}
+
+let timer = 0;
+function stop() {
+  clearInterval(timer);
+  timer = 0;
+  play.textContent = "Play";
+}
+function advance() {
+  if (slider.valueAsNumber >= data.slides.length - 1) { stop(); return; }
+  slider.value = slider.valueAsNumber + 1;
+  show();
+}
+slider?.addEventListener("input", () => { stop(); show(); });
+play?.addEventListener("click", () => {
+  if (timer) { stop(); return; }
+  if (slider.valueAsNumber >= data.slides.length - 1) { slider.value = 0; show(); }
+  play.textContent = "Pause";
+  timer = setInterval(advance, 700);
+});
