@@ -17,7 +17,6 @@ from groundling.corpus.page import page
 from groundling.corpus.report import Recommendation, Report, examine
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokens import Corpus
-from groundling.training.budget import fit_to_machine, memorising_begins
 from groundling.training.console import Console
 from groundling.training.events import Notice, Planned, Preparing, Subscriber
 
@@ -72,6 +71,7 @@ def inspect(
 def _recommend(report: Report, config: Config, given: set[str], text: Corpus) -> Recommendation:
     # torch is imported this late so that its memory comes after that of the check-up.
     from groundling.machine import choose
+    from groundling.training.budget import fit_to_machine, memorising_begins
 
     planned, plan = fit_to_machine(config, given, text, choose(config.machine), 0.0)
     assert plan is not None
