@@ -61,7 +61,8 @@ _CHOICES = (
 _PARAMETERS_PER_TOKEN = 8  # of training text: a larger model would learn it by heart
 # Training cost, and the loss that it bought on Tiny Shakespeare as a share of what bzip2 makes of the text.
 _SHARES = ((7e12, 1.02), (4e13, 0.895), (8e13, 0.87))
-_DROPOUTS = ((7, 0.0), (15, 0.05), (30, 0.1), (60, 0.2), (math.inf, 0.3))  # passes over the text up to which
+_DROPOUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+_SAFE = 0.7  # share of the passes after which learning by heart begins: beyond it, more dropout was better
 _SPREAD = 0.12  # texts differ: the share by which the loss was off at most, either way
 
 
@@ -193,7 +194,7 @@ def _scheduled(config: Config, given: Set[str], text: Corpus, seconds: float, pe
         warmup = min(config.training.warmup_steps, steps // 5)
     else:
         warmup = max(1, steps // 30)
-        wanted["dropout"] = _dropout(steps * config.tokens_per_step / len(text.train))
+        wanted["dropout"] = _dropout(config, text, steps * config.tokens_per_step / len(text.train))
         config = dataclasses.replace(config, preset="planned")
     return _with(config, given, wanted | {"warmup_steps": min(warmup, steps - 1)})
 
@@ -237,12 +238,20 @@ def _with(config: Config, given: Set[str], wanted: dict[str, Any]) -> Config:
     return Config.from_dict(values)
 
 
-def _dropout(epochs: float) -> float:
-    """The more often a text is read, the more has to be dropped, so that it is not learned by heart.
+def memorising_begins(parameters: int, tokens: int, dropout: float) -> float:
+    """After how many passes over a text of so many tokens the validation loss turns, within a factor of two or so.
 
-    None up to 6 passes, 0.05 at 13 and 0.1 at 23 were measured to do well; the rest continues that.
+    A rule of thumb from the handful of runs in docs/LOG.md: 16 passes at one parameter a token, fewer by the cube root
+    of that ratio, and more by six times the dropout.
     """
-    return next(p for limit, p in _DROPOUTS if epochs <= limit)
+    return 16 / (parameters / tokens) ** (1 / 3) * (1 + 6 * dropout)
+
+
+def _dropout(config: Config, text: Corpus, epochs: float) -> float:
+    """The least that keeps the end of the run well before the model begins to learn the text by heart."""
+    size = parameters(config.model, text.tokenizer.vocab_size)
+    safe = (p for p in _DROPOUTS if epochs <= _SAFE * memorising_begins(size, len(text.train), p))
+    return next(safe, _DROPOUTS[-1])
 
 
 def _evaluations(config: Config, text: Corpus, per_step: float, seconds: float) -> int:
