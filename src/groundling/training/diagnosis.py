@@ -214,13 +214,12 @@ def _rate_too_high(h: History) -> Iterator[Finding]:
             f"the training loss rose from {h.lowest_loss:.2f} to {h.final_loss:.2f} and did not come back.",
             f"Try --learning-rate {h.peak_rate / 3:.1g}.",
         )
-    elif h.peak_rate >= 4 * h.usual_rate and len(h.milestones) > 3 and h.final_loss > h.milestones[3] - _MARGIN:
+    elif h.peak_rate >= 5 * h.usual_rate and not list(_overfitting(h)):
         yield Finding(
             "rate too high",
-            f"the training loss stands at {h.final_loss:.2f}, where to know three letters gives {h.milestones[3]:.2f}; "
             f"the learning rate of {h.peak_rate:.2g} is {h.peak_rate / h.usual_rate:.0f} times what a model of this "
-            "width usually takes.",
-            f"Try --learning-rate {h.usual_rate:.1g}.",
+            f"width usually takes, and the training loss, at {h.final_loss:.2f}, is likely to be the worse for it.",
+            f"Try --learning-rate {h.usual_rate:.1g}, and with Muon a --matrix-learning-rate of 0.02.",
         )
 
 
@@ -256,12 +255,12 @@ def _decayed_too_early(h: History) -> Iterator[Finding]:
 
 
 def _overfitting(h: History) -> Iterator[Finding]:
-    if len(h.validation) < 3 or h.n_steps < _ENOUGH or _is_stuck(h):
+    if len(h.validation) < 3 or h.n_steps < _ENOUGH or _is_stuck(h) or list(_too_good(h)):
         return
     best = int(np.argmin(h.validation))
     rise = float(h.validation[-1] - h.validation[best])
     training = h.training[-1]
-    if rise > _CLEAR and training is not None and training < h.validation[best]:
+    if rise > _CLEAR and h.evaluated[best] > 0 and training is not None and training < h.validation[best]:
         yield Finding(
             "overfitting",
             f"since step {h.evaluated[best]:,} it goes on learning its training text by heart ({training:.3f}) while "
@@ -290,11 +289,11 @@ def _exhausted(h: History) -> Iterator[Finding]:
 
 
 def _too_large(h: History) -> Iterator[Finding]:
-    """Fewer tokens than half its parameters, and not even at the best n-gram model."""
+    """Fewer tokens than a fifth of its parameters, and not even at the best n-gram model."""
     seen = h.n_steps_done * h.tokens_per_step
     if not h.milestones or h.n_steps < _ENOUGH or _is_stuck(h) or list(_rate_too_low(h)) or list(_rate_too_high(h)):
         return
-    if seen < h.parameters / 2 and h.final_loss > min(h.milestones):
+    if seen < h.parameters / 5 and h.final_loss > min(h.milestones):
         yield Finding(
             "too large for its time",
             f"its {h.parameters / 1e6:.1f} million parameters saw {seen / 1e6:.1f} million tokens, and its loss of "
