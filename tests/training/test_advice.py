@@ -12,8 +12,7 @@ from groundling.config import CorpusSettings
 from groundling.corpus.report import Report, examine
 from groundling.corpus.sources import find_source
 from groundling.training import advice, budget
-from groundling.training.advice import choose_tokenizer
-from groundling.training.budget import memorising_begins
+from groundling.training.advice import choose_tokenizer, memorising_begins
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def inspect(
 def _recommend(report: Report, config: Config, given: set[str], text: Corpus) -> Recommendation:
     # torch is imported this late so that its memory comes after that of the check-up.
     from groundling.machine import choose
-    from groundling.training.budget import fit_to_machine, memorising_begins
+    from groundling.training.budget import fit_to_machine
 
     planned, plan = fit_to_machine(config, given, text, choose(config.machine), 0.0)
     assert plan is not None
@@ -119,6 +119,15 @@ def choose_tokenizer(report: Report) -> tuple[str, int, str]:
         f"Byte-level BPE with {size:,} tokens: the text has {characters / 1e6:,.1f} million characters, {alphabet:,} "
         f"different ones, and each token of so many would stand there about {_SEEN:,} times or more (rule of thumb).",
     )
+
+
+def memorising_begins(parameters: int, tokens: int, dropout: float) -> float:
+    """After how many passes over a text of so many tokens the validation loss turns, within a factor of two or so.
+
+    A rule of thumb from the handful of runs in docs/LOG.md: 16 passes at one parameter a token, fewer by the cube root
+    of that ratio, and more by six times the dropout.
+    """
+    return 16 / (parameters / tokens) ** (1 / 3) * (1 + 6 * dropout)
 
 
 def _read_otherwise(report: Report, kind: str) -> list[str]:
