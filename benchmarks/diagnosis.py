@@ -39,10 +39,11 @@ def other_alphabet(text: str) -> str:
     return "".join(chr(0x3B1 + (ord(c) - 97) % 24) if "a" <= c <= "z" else c for c in text.lower())
 
 
-def programs() -> str:
-    """Source code that every Python ships."""
-    modules = (argparse, tempfile, random)
-    return "".join(Path(module.__file__ or "").read_text(encoding="utf-8") for module in modules)
+def program() -> str:
+    """The longest module that every Python ships as source: decimal arithmetic."""
+    import _pydecimal
+
+    return Path(_pydecimal.__file__).read_text(encoding="utf-8")
 
 
 def made_up(n: int) -> str:
@@ -90,7 +91,7 @@ def cases(text: str) -> Iterator[tuple[str, str, dict[str, Any], tuple[Any, str,
     large = {"n_layer": 4, "n_head": 4, "n_embd": 128}
     yield "healthy", text[:300_000], {}, None
     yield "healthy, another alphabet", other_alphabet(text[:300_000]), {}, None
-    yield "healthy, source code", programs(), {}, None
+    yield "healthy, source code", program(), {}, None
     yield "healthy, made-up sentences", made_up(8000), {}, None
     yield "healthy, GPT-2's family and AdamW", text[:300_000], GPT2, None
     yield "healthy, larger, with dropout", text[:300_000], large | {"dropout": 0.1}, None
