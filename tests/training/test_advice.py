@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -24,24 +23,13 @@ def of_size(report: Report, characters: int, alphabet: int) -> Report:
     return dataclasses.replace(report, text=dataclasses.replace(report.text, characters=characters, alphabet=alphabet))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """Corpus settings of a groundling that has BPE."""
-
-    tokenizer: Literal["char", "byte", "bpe"] = "char"
-
-
 def test_short_texts_are_best_read_by_the_character(report: Report) -> None:
     kind, vocab_size, why = choose_tokenizer(of_size(report, 1_115_394, 65))
     assert (kind, vocab_size) == ("char", report.tokens.vocab_size)
     assert "17,160 times" in why
 
 
-def test_long_texts_and_large_alphabets_are_best_read_in_pieces(
-    report: Report, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(advice, "CorpusSettings", _Settings)
-    monkeypatch.setitem(advice.__dict__, "Literal", Literal)
+def test_long_texts_and_large_alphabets_are_best_read_in_pieces(report: Report) -> None:
     assert choose_tokenizer(of_size(report, 1_000_000, 65))[0] == "char"
     assert choose_tokenizer(of_size(report, 9_000_000, 4000))[0] == "char"  # each of them often enough
     assert choose_tokenizer(of_size(report, 1_000_000, 4000))[:2] == ("bpe", 512)
