@@ -5,11 +5,14 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 from groundling import __version__
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = App(
     name="groundling",
@@ -34,6 +37,16 @@ def print_lines(lines: list[tuple[str, Any]]) -> None:
     width = max(len(label) for label, _ in lines) + 2
     for label, text in lines:
         print(f"{label:{width}}{text}")
+
+
+def print_table(table: Table) -> None:
+    """Fitted to the terminal; whole where there is none, as in a file."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    console.print(table)
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from groundling.cli.app import Json, Out, RunReference, app, print_json
+from groundling.cli.app import Json, Out, RunReference, app, print_json, print_table
 
 
 @app.command(sort_key=4)
@@ -23,7 +23,6 @@ def runs(*, out: Out = None, json: Json = False) -> None:
     if not rows:
         print(f"There are no runs in {runs_folder(out)} yet: `groundling train` makes one.")
         return None
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -36,7 +35,7 @@ def runs(*, out: Out = None, json: Json = False) -> None:
             row["name"], row["corpus"] or "?", row["preset"] or "?", f"{row['step']:,}/{steps}",
             "-" if best is None else f"{best:.4f} at {row['best_step']:,}", row["status"],
         )  # fmt: skip
-    Console(highlight=False).print(table)
+    print_table(table)
     return None
 
 

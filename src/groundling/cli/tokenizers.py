@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from groundling.cli.app import Json, Text, app, note, print_json
+from groundling.cli.app import Json, Text, app, note, print_json, print_table
 
 if TYPE_CHECKING:
     from groundling.corpus.tokenizer import Tokenizer
@@ -197,19 +197,18 @@ def _printable(piece: bytes) -> str:
 
 
 def _print_table(title: str, rows: Sequence[dict[str, Any]], n_embd: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     columns = {
         "tokenizer": ("tokenizer", "{}"),
-        "vocabulary": ("vocabulary", "{:,}"),
-        "characters_per_token": ("characters a token", "{:.2f}"),
-        "embedding_parameters": (f"embedding ({n_embd} wide)", "{:,}"),
-        "embedding_share": ("of the model", "{:.1%}"),
-        "bigrams_possible": ("pairs possible", "{:,}"),
-        "bigrams_present": ("pairs present", "{:,}"),
-        "model_parameters": ("trained model", "{:,}"),
-        "bits_per_byte": ("bits a byte", "{:.4f}"),
+        "vocabulary": ("tokens", "{:,}"),
+        "characters_per_token": ("chars a\ntoken", "{:.2f}"),
+        "embedding_parameters": (f"embedding\n({n_embd} wide)", "{:,}"),
+        "embedding_share": ("of the\nmodel", "{:.1%}"),
+        "bigrams_possible": ("pairs\npossible", "{:,}"),
+        "bigrams_present": ("pairs\npresent", "{:,}"),
+        "model_parameters": ("trained\nmodel", "{:,}"),
+        "bits_per_byte": ("bits a\nbyte", "{:.4f}"),
     }
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     shown = [key for key in columns if key in rows[0]]
@@ -217,4 +216,4 @@ def _print_table(title: str, rows: Sequence[dict[str, Any]], n_embd: int) -> Non
         table.add_column(columns[key][0], justify="left" if key == "tokenizer" else "right")
     for row in rows:
         table.add_row(*(columns[key][1].format(row[key]) for key in shown))
-    Console(highlight=False).print(table)
+    print_table(table)
