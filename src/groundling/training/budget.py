@@ -19,14 +19,13 @@ import numpy as np
 import psutil
 import torch
 
-from groundling.config import Config, ModelSettings, TrainingSettings
+from groundling.config import Config, ModelSettings
 from groundling.corpus.tokens import Corpus
 from groundling.machine import Machine, Speed, has_compiler, measure_speed
 from groundling.model.gpt import GPT
 from groundling.training.checkpoint import TrainState
 from groundling.training.events import Planned
 from groundling.training.objective import next_token
-from groundling.training.optimizer import new_optimizer
 
 DEFAULT_MINUTES = 5.0
 _SHAPE = ("n_layer", "n_head", "n_embd")
@@ -92,20 +91,23 @@ def _block_parameters(model: ModelSettings) -> int:
 
 def step_seconds(model: ModelSettings, vocab_size: int, passes: int, batch_size: int, speed: Speed) -> float:
     """About how long an optimizer step of so many passes takes, from what bounds it: products, copies and overhead."""
+    optimizer = 30 * parameters(model, vocab_size) / (speed.gbytes * 1e9) + 0.001 * model.n_layer
+    return passes * pass_seconds(model, vocab_size, batch_size, speed) + optimizer
+
+
+def pass_seconds(model: ModelSettings, vocab_size: int, batch_size: int, speed: Speed) -> float:
+    """About how long a pass forward and back takes."""
     tokens = batch_size * model.block_size
     products = flops_per_token(model, vocab_size) * tokens / (speed.gflops * 1e9)
     # Bytes moved by all that is no matrix product, per element of a layer's activations.
     copies = tokens * model.n_layer * model.n_embd * 150 / (speed.gbytes * 1e9)
-    optimizer = 30 * parameters(model, vocab_size) / (speed.gbytes * 1e9) + 0.001 * model.n_layer
-    return passes * (products + copies + 0.001 * model.n_layer) + optimizer
+    return products + copies + 0.001 * model.n_layer
 
 
 def rehearse(machine: Machine) -> float:
-    """Seconds that an optimizer step of a small reference model takes on this machine, not compiled."""
-    training = TrainingSettings(optimizer="muon", batch_size=_REFERENCE_BATCH)
+    """Seconds that a pass forward and back of a small reference model takes on this machine, not compiled."""
     with machine.own_randomness():
         model = GPT(_REFERENCE, _REFERENCE_VOCABULARY).to(machine.device).train()
-        optimizer = new_optimizer(model, training, machine.dtype)
         tokens = torch.randint(_REFERENCE_VOCABULARY, (_REFERENCE_BATCH, _REFERENCE.block_size + 1))
         tokens = tokens.to(machine.device)
         seconds = []
@@ -114,8 +116,7 @@ def rehearse(machine: Machine) -> float:
             with machine.autocast():
                 loss = next_token(model, (tokens[:, :-1], tokens[:, 1:]))
             loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            model.zero_grad(set_to_none=True)
             float(loss.detach())  # waits for a GPU
             seconds.append(time.perf_counter() - start)
     return min(seconds)  # the others had neighbours, or paid for setting libraries up
@@ -156,8 +157,8 @@ def fit_to_machine(
 def _stopwatch(machine: Machine, vocab_size: int, seconds: float) -> Callable[[Config], float]:
     """A function that tells the seconds of a configuration's step on this machine, in a run of so many seconds."""
     speed = measure_speed(machine, _REFERENCE.n_embd, 4096)
-    # What the arithmetic leaves out (caches, neighbours, a slow Python) is taken from one model's real steps.
-    factor = rehearse(machine) / step_seconds(_REFERENCE, _REFERENCE_VOCABULARY, 1, _REFERENCE_BATCH, speed)
+    # What the arithmetic leaves out (caches, neighbours, a slow Python) is taken from one model's real passes.
+    factor = rehearse(machine) / pass_seconds(_REFERENCE, _REFERENCE_VOCABULARY, _REFERENCE_BATCH, speed)
     if machine.compile == "on" or (machine.compile == "auto" and seconds > _WORTH_COMPILING and has_compiler()):
         factor *= _COMPILED
 
