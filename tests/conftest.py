@@ -57,6 +57,15 @@ def tiny() -> dict[str, Any]:
 
 
 @pytest.fixture
+def compiler() -> None:
+    """What torch.compile needs; where it is not, the test is skipped."""
+    from groundling.machine import has_compiler
+
+    if not has_compiler():
+        pytest.skip("needs a C++ compiler")
+
+
+@pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
     """Write a file of the given name and content below tmp_path."""
 

@@ -289,11 +289,8 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_compiling_trains_the_same_model(text_file: Path, tiny: dict[str, Any]) -> None:
-    from groundling.machine import has_compiler
-
-    if not has_compiler():
-        pytest.skip("needs a C++ compiler")
     settings = tiny | {"steps": 3, "eval_every": 3, "n_layer": 1, "warmup_steps": 1}
     runs = [groundling.train(text_file, on_event=silent, **settings, compile=on) for on in ("on", "off")]
     losses = [[line["loss"] for line in run.metrics() if line["event"] == "step"] for run in runs]

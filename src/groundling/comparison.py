@@ -18,7 +18,6 @@ from groundling.training.budget import parameters
 from groundling.training.events import Subscriber
 
 WORKSHOP = {"Tiny Shakespeare's characters": 65, "GPT-2's tokens": 50_257}
-_PIECE = 2**22  # tokens that are looked through at a time
 
 
 def compare_tokenizers(

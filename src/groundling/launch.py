@@ -39,10 +39,10 @@ from groundling.training.events import (
     Notice,
     Paused,
     Planned,
-    Preparing,
     RunFiles,
     Started,
     Subscriber,
+    reporters,
     rewind,
 )  # fmt: skip
 from groundling.training.fit import Actions, DivergedError, StopRequest, fit
@@ -92,7 +92,7 @@ def train(
     machine = choose(config.machine)
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
-        notice, progress = _reporters(emit)
+        notice, progress = reporters(emit)
         try:
             source = find_source(address, config.text.glob)
         except ConnectionError as error:
@@ -143,7 +143,7 @@ def resume(
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
         lock(run.folder, stack)
-        text = corpus_of(run, *_reporters(emit))
+        text = corpus_of(run, *reporters(emit))
         if steps is not None or minutes is not None:  # now that nothing stands in the way
             extend(run, steps, minutes)
         return _train(run, text, emit, began, track)
@@ -295,7 +295,3 @@ def _finish(run: Run, model: GPT, state: TrainState, tell: Subscriber) -> None:
 
 def _subscriber(on_event: Subscriber | None, stack: ExitStack) -> Subscriber:
     return on_event if on_event is not None else stack.enter_context(Console())
-
-
-def _reporters(emit: Subscriber) -> tuple[Callable[[str], None], Callable[[str, int, int], None]]:
-    return lambda sentence: emit(Notice(sentence)), lambda doing, done, total: emit(Preparing(doing, done, total))

@@ -40,10 +40,6 @@ def _environment() -> Any:
     return environment
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def visible(text: str) -> str:
     """`text` with a picture in place of every control character; tabs and line ends stay."""
     return text.translate(_CONTROL)

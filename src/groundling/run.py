@@ -185,8 +185,8 @@ class Run:
 
         Returns the fields of `Score`, and `step` and `checkpoint`.
         """
-        if html is not None and (Path(html).is_dir() or not Path(html).absolute().parent.is_dir()):
-            raise ValueError(f"--html {html} cannot be written: it is a folder, or lies in one that is not there.")
+        if html is not None:
+            _check_place("--html", Path(html))
         tokens = self._tokens(text, unknown)
         if max_tokens is None:
             max_tokens = self.config.training.eval_tokens if text is None else 0
@@ -213,14 +213,15 @@ class Run:
         `verdict`, which puts it into a few sentences."""
         sees_future = bool(self.checkpoints.steps()) and sees_the_future(self.model)
         history = History.read(self.metrics(), self.config, sees_future)
+        findings = diagnose(history)
         loss = float(history.validation.min()) if len(history.validation) else None
         return {
             "step": history.n_steps_done,
             "best_validation_loss": loss,
             "milestones": list(history.milestones),
             "standing": standing(loss, history.milestones) if loss is not None else "",
-            "findings": [dataclasses.asdict(finding) for finding in diagnose(history)],
-            "verdict": verdict(history),
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+            "verdict": verdict(history, findings),
         }
 
     def token_losses(
@@ -265,8 +266,7 @@ class Run:
         Raises ValueError if no step was logged yet, or if the page cannot be written there.
         """
         target = Path(path) if path else self.folder / "report.html"
-        if target.is_dir() or not target.absolute().parent.is_dir():
-            raise ValueError(f"--to {target} cannot be written: it is a folder, or lies in one that is not there.")
+        _check_place("--to", target)
         samples, text = self.samples(), None
         if originality and any(sample.get("copied_spans") is None for sample in samples):
             with suppress(ValueError):  # it is gone, has changed, or is too long
@@ -312,6 +312,12 @@ def _document_names(run: Run) -> list[str]:
         return [document.name for document in find_source(run.config.corpus, run.config.text.glob).documents]
     except (FileNotFoundError, ConnectionError):
         return []  # the text is gone; its tokens, from the cache, have no names
+
+
+def _check_place(option: str, path: Path) -> None:
+    """Raise ValueError if no file can be written at `path`: long work is not to be lost at its end."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"{option} {path} cannot be written: it is a folder, or lies in one that is not there.")
 
 
 def _first(tokens: Tokens, n: int) -> Tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,6 @@ def a_model(vocab_size: int, block_size: int = 16) -> GPT:
     return model
 
 
-def tokens_of(text: str, tokenizer: Tokenizer, path: Path) -> Tokens:
-    ids = tokenizer.encode_array(text).astype(np.uint16)
-    ids.tofile(path)
-    return Tokens(path, "uint16", 0, len(ids))
-
-
 @pytest.mark.parametrize("sliding", [False, True])
 def test_they_are_what_the_score_adds_up(sliding: bool, text_file: Path) -> None:
     corpus = Corpus.open(str(text_file))
@@ -70,8 +65,8 @@ def test_probabilities_and_choices_are_the_models(text_file: Path) -> None:
         assert [share for _, share in each.choices] == pytest.approx(best.values.tolist(), rel=1e-4)
 
 
-def test_a_character_of_several_tokens_stands_where_it_ends(tmp_path: Path) -> None:
-    tokens = tokens_of("aé☃😀b", ByteTokenizer(), tmp_path / "t.bin")
+def test_a_character_of_several_tokens_stands_where_it_ends(tokens_of: Callable[[str, Tokenizer], Tokens]) -> None:
+    tokens = tokens_of("aé☃😀b", ByteTokenizer())
     losses = token_losses(a_model(256), tokens, ByteTokenizer(), MACHINE)
     assert [each.text for each in losses] == ["", "é", "", "", "☃", "", "", "", "😀", "b"]
     page = loss_page("t", "a", losses, A_SCORE, 11, 256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +110,10 @@ class Pairs(Tokenizer):
         raise NotImplementedError
 
 
-def tokens_by(tokenizer: Tokenizer, text: str, path: Path) -> Tokens:
-    ids = tokenizer.encode_array(text).astype(np.uint16)
-    ids.tofile(path)
-    return Tokens(path, "uint16", 0, len(ids))
-
-
 @pytest.mark.parametrize("sliding", [False, True])
-def test_bits_per_byte_do_not_depend_on_the_tokenizer(sliding: bool, prose: str, tmp_path: Path) -> None:
+def test_bits_per_byte_do_not_depend_on_the_tokenizer(
+    sliding: bool, prose: str, tokens_of: Callable[[str, Tokenizer], Tokens]
+) -> None:
     """The same model through two tokenizers that cut a text alike, and number what they cut differently."""
     text = "".join(c for c in prose[:3000] if c.isascii())
     letters, every = CharTokenizer.fit([text]), ByteTokenizer()
@@ -137,8 +134,7 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer(sliding: bool, prose: str,
     unheard[rows] = 0.0
     large.lm_head.register_forward_hook(lambda module, inputs, logits: logits + unheard)
     one, other = (
-        score(model, tokens_by(t, text, tmp_path / t.kind), t, MACHINE, sliding=sliding)
-        for model, t in ((small, letters), (large, every))
+        score(model, tokens_of(text, t), t, MACHINE, sliding=sliding) for model, t in ((small, letters), (large, every))
     )
     assert one.bits_per_byte == pytest.approx(other.bits_per_byte, rel=1e-6)
     assert one.bits_per_character == pytest.approx(other.bits_per_character, rel=1e-6)
@@ -148,14 +144,14 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer(sliding: bool, prose: str,
 @pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize(("kind", "bits"), [(ByteTokenizer, math.log2(257)), (Pairs, 7)])
 def test_what_knows_nothing_needs_the_bits_of_a_blind_guess(
-    kind: type[Tokenizer], bits: float, sliding: bool, prose: str, tmp_path: Path
+    kind: type[Tokenizer], bits: float, sliding: bool, prose: str, tokens_of: Callable[[str, Tokenizer], Tokens]
 ) -> None:
     """By hand: one of 257 for each byte is a little over 8 bits; one of 128 × 128 for each two bytes is 7 a byte."""
     tokenizer = kind()
     model = GPT(ModelSettings(block_size=32, n_layer=1, n_head=2, n_embd=16), tokenizer.vocab_size)
     torch.nn.init.zeros_(model.wte.weight)
     text = "".join(c for c in prose[:3000] if c.isascii())[:2000]
-    tokens = tokens_by(tokenizer, text, tmp_path / "tokens.bin")
+    tokens = tokens_of(text, tokenizer)
     result = score(model, tokens, tokenizer, MACHINE, sliding=sliding)
     assert result.loss == pytest.approx(math.log(tokenizer.vocab_size), rel=1e-6)
     assert result.bits_per_byte == result.bits_per_character == pytest.approx(bits, rel=1e-6)

@@ -39,11 +39,8 @@ def test_nothing_is_dropped_in_evaluation_or_at_p_0() -> None:
     assert Dropout(0.0).train()(x) is x
 
 
+@pytest.mark.usefixtures("compiler")
 def test_compiled_forward_and_backward_use_one_mask() -> None:
-    from groundling.machine import has_compiler
-
-    if not has_compiler():
-        pytest.skip("needs a C++ compiler")
     drop, x = Dropout(0.3).train(), torch.randn(20, 20, requires_grad=True)
     compiled = torch.compile(lambda x: drop(x.sin()) * 2)
     torch.manual_seed(5)
@@ -74,12 +71,9 @@ def test_the_bytes_are_uniform_and_independent() -> None:
         assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.005
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("n", [1, 7, 400, 513, 5000])
 def test_compiled_masks_of_any_length_leave_the_memory_whole(n: int) -> None:
-    from groundling.machine import has_compiler
-
-    if not has_compiler():
-        pytest.skip("needs a C++ compiler")
     drop, x = Dropout(0.3).train(), torch.randn(n)
     compiled = torch.compile(lambda x: drop(x))
     for seed in range(20):

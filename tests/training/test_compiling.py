@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from groundling.config import MachineSettings, ModelSettings
-from groundling.machine import Machine, choose, has_compiler
+from groundling.machine import Machine, choose
 from groundling.model.gpt import GPT
 from groundling.training import compiling
 from groundling.training.compiling import Trial, choose_forward
 from groundling.training.objective import next_token
 
 FAST = Trial(plain=1.0, compiled=0.5, seconds=10.0)
-needs_compiler = pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_off_is_the_model_itself(model: GPT, batch: Any) -> None:
     assert choose_forward(model, next_token, batch, machine("off"), 1e9) == (model, False, "")
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_on_computes_the_same_and_leaves_no_trace(model: GPT, batch: Any) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     random = torch.get_rng_state()
@@ -59,7 +58,7 @@ def test_on_computes_the_same_and_leaves_no_trace(model: GPT, batch: Any) -> Non
 
 
 @pytest.mark.slow
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_odd_shapes_compile_too(batch: Any) -> None:
     shape = {"block_size": 77, "n_layer": 1, "n_head": 3, "n_embd": 30, "dropout": 0.1}
     model = GPT(ModelSettings(norm="rmsnorm", position="rope", mlp="swiglu", **shape), 21)

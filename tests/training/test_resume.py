@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 
 import groundling
-from groundling.machine import has_compiler
 from groundling.run import Run
 from groundling.training.events import Event, Sample, Step
 
@@ -175,7 +174,7 @@ def test_bfloat16_continues_to_the_bit_too(changes: dict[str, Any], text_file: P
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_run_continues_to_the_bit_too(text_file: Path, tiny: dict[str, Any]) -> None:
     settings = tiny | SETTINGS | MODERN | {"dtype": "bfloat16", "steps": 16, "compile": "on"}
     reference = groundling.train(text_file, name="whole-compiled", on_event=lambda event: None, **settings)

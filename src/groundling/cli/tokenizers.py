@@ -53,12 +53,12 @@ def train_(
     """
     from groundling.corpus.fitting import train_tokenizer
     from groundling.training.console import Console
-    from groundling.training.events import Preparing
+    from groundling.training.events import reporters
 
     with Console(sys.stderr) as console:
         made = train_tokenizer(
             corpus, kind=kind, vocab_size=vocab_size, glob=glob, notice=note,
-            progress=lambda *what: console(Preparing(*what)),
+            progress=reporters(console)[1],
         )  # fmt: skip
     made.save(out)
     if json:
@@ -132,12 +132,12 @@ def compare(
     """
     from groundling.comparison import compare_tokenizers
     from groundling.training.console import Console
-    from groundling.training.events import Preparing
+    from groundling.training.events import reporters
 
     with Console(sys.stderr) as console:
         found = compare_tokenizers(
             corpus, vocab_sizes=vocab_sizes, n_embd=n_embd, minutes=minutes, glob=glob, notice=note,
-            progress=lambda *what: console(Preparing(*what)), on_event=console,
+            progress=reporters(console)[1], on_event=console,
         )  # fmt: skip
     if json:
         return print_json(found)

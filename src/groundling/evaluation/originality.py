@@ -9,13 +9,14 @@ crosses from one into the next.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from groundling.corpus.fitting import Progress, silent
 from groundling.corpus.tokens import Corpus
 
 COPIED = 30
@@ -25,11 +26,6 @@ MAX_BYTES = 100_000_000
 
 _BORDER = b"\xff"  # between documents: occurs nowhere in UTF-8
 _PIECE = 1 << 20  # tokens that are read back at a time
-_CUT = "\ufffd"  # what half a character decodes to
-_LONGEST_CHARACTER = 4  # in tokens of one byte
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, and how many of about how many bytes."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +82,12 @@ class TrainingText:
         self._order = divsufsort(self._text)
 
     @classmethod
-    def of(
-        cls, corpus: Corpus, names: Sequence[str] = (), progress: Progress = lambda doing, done, total: None
-    ) -> TrainingText:
+    def of(cls, corpus: Corpus, names: Sequence[str] = (), progress: Progress = silent) -> TrainingText:
         """The training part of `corpus`. Raises ValueError if it has more than 100 MB."""
         documents, unfinished, size = list[bytes](), list[bytes](), 0
-        for text, ends, share in _pieces(corpus):
-            unfinished.append(text.encode())
-            size += len(unfinished[-1])
+        for piece, ends, share in _pieces(corpus):
+            unfinished.append(piece)
+            size += len(piece)
             if size > MAX_BYTES:
                 raise _too_long()
             if ends:
@@ -183,24 +177,18 @@ def parts(sample: str, spans: Sequence[S]) -> Iterator[tuple[str, S | None]]:
         yield sample[done:], None
 
 
-def _pieces(corpus: Corpus) -> Iterator[tuple[str, bool, float]]:
-    """The training part as text, piece by piece, each with whether a document ends there and the share that is done."""
-    tokens, decode, ends = corpus.train, corpus.tokenizer.decode, corpus.document_ends
-    start, ended = 0, 0
-    while start < len(tokens):
-        ids = tokens.read(start, min(start + _PIECE, len(tokens)))
-        ending = int(np.searchsorted(ends, start + len(ids), side="right"))
-        *documents, rest = np.split(ids, ends[ended:ending] - start)
-        start, ended = start + len(ids), ending
+def _pieces(corpus: Corpus) -> Iterator[tuple[bytes, bool, float]]:
+    """The training part in UTF-8, in pieces, each with whether a document ends there and the share that is done."""
+    tokens, bytes_of, ends, ended = corpus.train, corpus.tokenizer.decode_bytes, corpus.document_ends, 0
+    for start in range(0, len(tokens), _PIECE):
+        stop = min(start + _PIECE, len(tokens))
+        ending = int(np.searchsorted(ends, stop, side="right"))
+        *documents, rest = np.split(tokens.read(start, stop), ends[ended:ending] - start)
+        ended = ending
         for document in documents:
-            yield decode(document), True, start / len(tokens)
-        text = decode(rest)
-        limit = min(start + _LONGEST_CHARACTER, len(tokens), *ends[ended : ended + 1])
-        while text.endswith(_CUT) and start < limit:  # the next tokens may hold the rest of that character
-            rest, start = np.append(rest, tokens.read(start, start + 1)), start + 1
-            text = decode(rest)
+            yield bytes_of(document), True, stop / len(tokens)
         if len(rest):
-            yield text, False, start / len(tokens)
+            yield bytes_of(rest), False, stop / len(tokens)
 
 
 def _too_long() -> ValueError:

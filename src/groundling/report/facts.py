@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -16,7 +15,7 @@ from groundling.evaluation.originality import COPIED, TrainingText, parts
 from groundling.page import visible
 from groundling.report.charts import Chart, Curve, Line, drawn
 from groundling.training.console import duration
-from groundling.training.diagnosis import diagnose, standing, verdict
+from groundling.training.diagnosis import Finding, diagnose, standing, verdict
 from groundling.training.history import History
 from groundling.training.plot import smooth
 
@@ -105,13 +104,13 @@ class Facts:
         return standing(self.best["validation_loss"], self.history.milestones) if self.best else ""
 
     @cached_property
-    def findings(self) -> list[dict[str, Any]]:
-        return [asdict(finding) for finding in diagnose(self.history)]
+    def findings(self) -> list[Finding]:
+        return diagnose(self.history)
 
     @property
     def verdict(self) -> str:
         """Whether more steps would help, where nothing is wrong."""
-        return verdict(self.history)
+        return verdict(self.history, self.findings)
 
     @property
     def charts(self) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from groundling.corpus.report import Recommendation, Report, examine
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokens import Corpus
 from groundling.training.console import Console
-from groundling.training.events import Notice, Planned, Preparing, Subscriber
+from groundling.training.events import Planned, Subscriber, reporters
 
 DEFAULT_MINUTES = 5.0
 _FEW_CHARACTERS = 256  # an alphabet of no more is no burden
@@ -57,8 +57,7 @@ def inspect(
         report, text = examine(
             find_source(address, config.text.glob),
             config.text,
-            lambda sentence: emit(Notice(sentence)),
-            lambda doing, done, total: emit(Preparing(doing, done, total)),
+            *reporters(emit),
         )
         if len(text.train) > config.model.block_size:
             advice = _recommend(report, config, settings.keys() | {"minutes"}, text)

@@ -49,9 +49,10 @@ def diagnose(history: History) -> list[Finding]:
     return [finding for rule in _RULES for finding in rule(history)]
 
 
-def verdict(history: History) -> str:
-    """How a run went, in a few sentences: what is wrong, or else whether more steps would help."""
-    findings = diagnose(history)
+def verdict(history: History, findings: Sequence[Finding] | None = None) -> str:
+    """How a run went, in a few sentences: what `diagnose` finds (or has found: `findings`), or else whether more steps
+    would help."""
+    findings = diagnose(history) if findings is None else findings
     if findings:
         return " ".join(str(finding) for finding in findings)
     losses, evaluated = history.validation, history.evaluated
@@ -167,15 +168,13 @@ def _not_learning(h: History) -> Iterator[Finding]:
     if ratio >= 4:
         yield Finding(
             "rate too high",
-            f"{evidence}; the learning rate of {h.peak_rate:.2g} is {ratio:.0f} times what a model of this width "
-            "usually takes.",
+            f"{evidence}; {_against_usual(h)}.",
             f"Try --learning-rate {h.usual_rate:.1g}.",
         )
     elif ratio <= 1 / 8:
         yield Finding(
             "rate too low",
-            f"{evidence}; the learning rate of {h.peak_rate:.2g} is a {1 / ratio:.0f}th of what a model of this width "
-            "usually takes.",
+            f"{evidence}; {_against_usual(h)}.",
             f"Try --learning-rate {h.usual_rate:.1g}.",
         )
     else:
@@ -185,6 +184,12 @@ def _not_learning(h: History) -> Iterator[Finding]:
             "Look at the text with `groundling inspect`: noise cannot be learned. If it is text, the model or its "
             "targets are broken: a single batch must be learnable by heart.",
         )
+
+
+def _against_usual(h: History) -> str:
+    ratio = h.peak_rate / h.usual_rate
+    times = f"{ratio:.0f} times" if ratio >= 1 else f"a {1 / ratio:.0f}th of"
+    return f"the learning rate of {h.peak_rate:.2g} is {times} what a model of this width usually takes"
 
 
 def _is_stuck(h: History) -> bool:
@@ -217,8 +222,7 @@ def _rate_too_high(h: History) -> Iterator[Finding]:
     elif h.peak_rate >= 5 * h.usual_rate and not list(_overfitting(h)):
         yield Finding(
             "rate too high",
-            f"the learning rate of {h.peak_rate:.2g} is {h.peak_rate / h.usual_rate:.0f} times what a model of this "
-            f"width usually takes, and the training loss, at {h.final_loss:.2f}, is likely to be the worse for it.",
+            f"{_against_usual(h)}, and the training loss, at {h.final_loss:.2f}, is likely to be the worse for it.",
             f"Try --learning-rate {h.usual_rate:.1g}, and with Muon a --matrix-learning-rate of 0.02.",
         )
 
@@ -230,8 +234,7 @@ def _rate_too_low(h: History) -> Iterator[Finding]:
     if h.peak_rate <= h.usual_rate / 8:
         yield Finding(
             "rate too low",
-            f"after {h.n_steps:,} steps the training loss is {h.final_loss:.2f}, and falling; the learning rate of "
-            f"{h.peak_rate:.2g} is a {h.usual_rate / h.peak_rate:.0f}th of what a model of this width usually takes.",
+            f"after {h.n_steps:,} steps the training loss is {h.final_loss:.2f}, and falling; {_against_usual(h)}.",
             f"Try --learning-rate {h.usual_rate:.1g}.",
         )
 

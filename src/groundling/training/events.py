@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from groundling import storage
+from groundling.corpus.fitting import Progress
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,13 @@ class Finished(Event):
 
 
 Subscriber = Callable[[Event], None]
+
+
+def reporters(tell: Subscriber) -> tuple[Callable[[str], None], Progress]:
+    """What tells a subscriber a sentence, and how far the reading of a text is: see corpus/fitting.py."""
+    return lambda sentence: tell(Notice(sentence)), lambda doing, done, total: tell(Preparing(doing, done, total))
+
+
 _KEPT = (Notice, Planned, Started, Checked, Step, Evaluation, Saved, Diverged, Paused, Finished)
 
 
