@@ -43,7 +43,9 @@ def uncached(model: GPT, prompt: list[int], n: int, sampling: Sampling) -> list[
 
 
 @pytest.mark.parametrize("length", [1, 5, 16, 40])
-@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(1.0, 0, 7), Sampling(0.7, 5, 8)], ids=["greedy", "sampled", "top-k"])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.0), Sampling(1.0, 0, 7), Sampling(0.7, 5, 8)], ids=("greedy", "all", "top-k")
+)
 def test_it_writes_what_the_uncached_model_writes(model: GPT, length: int, sampling: Sampling) -> None:
     prompt = torch.randint(TOKENIZER.vocab_size, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     assert list(generate(model, prompt, 60, sampling)) == uncached(model, list(prompt), 60, sampling)
