@@ -175,6 +175,7 @@ def _train(
         model = GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
     model.to(machine.device)
     optimizer = new_optimizer(model, settings, machine.dtype)
+    run.checkpoints.check_room(model, optimizer, settings)
 
     notes: list[Event] = []
     newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
