@@ -178,9 +178,13 @@ def _train(
     run.checkpoints.check_room(model, optimizer, settings)
 
     notes: list[Event] = []
-    newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
+
+    def note(sentence: str) -> None:
+        notes.append(Notice(sentence))
+
+    newest = run.checkpoints.newest(note)
     state = load_training(newest, model, optimizer) if newest else TrainState()
-    rewind(run.folder, state.step, state.evaluated_step)
+    rewind(run.folder, state.step, state.evaluated_step, note)
     with ExitStack() as stack:
         files, stop = RunFiles(run.folder), stack.enter_context(StopRequest())
 

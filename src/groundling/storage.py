@@ -234,10 +234,11 @@ def append_json(path: Path, value: Any) -> None:
     patiently(path, len(line), lambda: disk.write(path, line[_size(path) - before :]))
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The lines of a JSON Lines file; a last line that a crash cut short is left out.
 
-    Raises ValueError, naming the file and line, if another line is not JSON.
+    Another line that is no JSON object is left out too if `damaged` is there to be told the sentence, which names
+    file and line; else it is a ValueError.
     """
     if not path.exists():
         return []
@@ -245,9 +246,12 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             if line.strip():
-                values.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: line {number} is not readable as JSON ({error}).") from None
+                values.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
+            sentence = f"{path} is damaged: line {number} is not readable as JSON ({error})."
+            if damaged is None:
+                raise ValueError(sentence) from None
+            damaged(sentence)
     return values
 
 

@@ -189,16 +189,19 @@ class RunFiles:
             storage.append_json(self._metrics, event.to_dict())
 
 
-def rewind(folder: Path, step: int, evaluated_step: int) -> None:
-    """Drop from a run's history what happened after the checkpoint from which it continues: it happens again."""
+def rewind(folder: Path, step: int, evaluated_step: int, notice: Callable[[str], None] = lambda sentence: None) -> None:
+    """Drop from a run's history what happened after the checkpoint from which it continues: it happens again.
+
+    A line that cannot be read, as a power cut leaves them behind the checkpoint, is dropped too, and `notice` told.
+    """
     for name in ("metrics.jsonl", "samples.jsonl"):
-        lines = storage.read_json_lines(folder / name)
+        lines = storage.read_json_lines(folder / name, lambda fault: notice(f"{fault} The line is left out."))
         kept = [line for line in lines if _precedes(line, step, evaluated_step)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
         storage.write_file(folder / name, text)
 
 
 def _precedes(line: dict[str, Any], step: int, evaluated_step: int) -> bool:
-    limit = evaluated_step if line["event"] in ("evaluation", "sample") else step
+    limit = evaluated_step if line.get("event") in ("evaluation", "sample") else step
     # What carries no step (a notice), or tells of a session (started, paused), did happen.
-    return bool(line["event"] in ("started", "notice") or line.get("step", 0) <= limit)
+    return bool(line.get("event") in ("started", "notice") or line.get("step", 0) <= limit)
