@@ -21,7 +21,7 @@ FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(storage.faults, "WAITS", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +44,17 @@ def whole(run: Path) -> int:
 def stays(error: int, at: int, expected: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From operation `at` on, every one fails; then the disk is well again."""
     monkeypatch.setattr(storage, "disk", disk := Failing(error, at, times=10**6))
+    refused = None
     try:
         train(folder)
+    except OSError as fault:
+        refused = fault
+    if refused is None:
         assert set(disk.failed) == {"delete"}  # all was saved, and something could not be pruned
-    except OSError as refused:
-        if not refused.strerror:  # a sentence of ours
-            assert os.strerror(error).lower() in str(refused) and "as it was" in str(refused)
-            assert ("It takes" in str(refused)) == ("Make room" in str(refused)) == (error in FAULTS[:2])
-        assert refused.errno == error
+    elif refused.strerror is None:  # a sentence of ours; the system's own has no more than its reason and a path
+        assert os.strerror(error).lower() in str(refused) and "as it was" in str(refused)
+        assert ("It takes" in str(refused)) == ("Make room" in str(refused)) == (error in FAULTS[:2])
+    assert refused is None or refused.errno == error
     whole(folder / "run")
     monkeypatch.setattr(storage, "disk", storage.Disk())
     assert train(folder) == expected, at
@@ -169,7 +172,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from bench import train
 from groundling import storage
-storage.WAITS = ()
+storage.faults.WAITS = ()
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 train(Path(sys.argv[2]))
 """

@@ -113,10 +113,13 @@ class Checkpoints:
         except ValueError as error:
             raise OSError(errno.EIO, f"what the disk gives back is not what was saved ({error})") from None
 
-    def verify(self, path: Path, hashed: Callable[[Path], dict[str, Any]] = storage.verify) -> None:
-        """Raise ValueError with a sentence if a checkpoint is not whole, or is not that of the step in its name."""
+    def verify(self, path: Path, again: bool = True) -> None:
+        """Raise ValueError with a sentence if a checkpoint is not whole, or is not that of the step in its name.
+
+        Without `again`, what this process has verified, and nobody has touched since, is believed.
+        """
         try:
-            step = hashed(path).get("step")
+            step = (storage.verify(path) if again else storage.verify_once(path)).get("step")
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
         if path != self.path(step if isinstance(step, int) else -1):
@@ -131,7 +134,7 @@ class Checkpoints:
                     storage.remove_folder(path)
             elif whole < keep:
                 with suppress(ValueError):
-                    self.verify(path, storage.verify_once)
+                    self.verify(path, again=False)
                     whole += 1
 
     def _point(self, name: str, path: Path) -> None:
