@@ -14,7 +14,7 @@ import torch
 
 from groundling import storage
 from groundling.catalog import load
-from groundling.claim import claim, extend, lock, write_record
+from groundling.claim import check_record, claim, extend, lock, mend, write_record
 from groundling.config import MINUTES_OR_STEPS, Config
 from groundling.corpus.batches import Batches, near
 from groundling.corpus.leakage import WINDOW, shared
@@ -143,6 +143,7 @@ def resume(
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
         lock(run.folder, stack)
+        mend(run, reporters(emit)[0])
         text = corpus_of(run, *reporters(emit))
         if steps is not None or minutes is not None:  # now that nothing stands in the way
             extend(run, steps, minutes)
@@ -175,13 +176,17 @@ def _train(
         model = GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
     model.to(machine.device)
     optimizer = new_optimizer(model, settings, machine.dtype)
+    run.checkpoints.check_room(model, optimizer, settings)
 
     notes: list[Event] = []
-    newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
+    note, _ = reporters(notes.append)
+    newest = run.checkpoints.newest(note)
+    if newest:
+        check_record(run, newest)
     state = load_training(newest, model, optimizer) if newest else TrainState()
-    rewind(run.folder, state.step, state.evaluated_step)
+    rewind(run.folder, state.step, state.evaluated_step, note)
     with ExitStack() as stack:
-        files, stop = stack.enter_context(RunFiles(run.folder)), stack.enter_context(StopRequest())
+        files, stop = RunFiles(run.folder), stack.enter_context(StopRequest())
 
         def show(event: Event) -> None:
             files(event)

@@ -293,7 +293,7 @@ def corpus_of(
     try:
         source = find_source(address, settings.glob)
     except (FileNotFoundError, ConnectionError):
-        kept = reopen(fingerprint, run.record["corpus"]["name"], address, run.tokenizer, settings)
+        kept = reopen(fingerprint, run.record["corpus"]["name"], address, run.tokenizer, settings, notice)
         if kept is None:
             raise ValueError(f"The text of the run {run.name} is gone: {address} is not there any more.") from None
         notice(f"{address} is not there any more; its tokens are still in the cache and are used.")

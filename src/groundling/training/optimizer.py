@@ -42,6 +42,10 @@ class Optimizers:
         state: dict[str, Any] = self._owners[parameter].state[parameter]
         return state
 
+    def n_moments(self, parameter: torch.nn.Parameter) -> int:
+        """Numbers that are kept for each number of `parameter`: AdamW's two moments, or Muon's momentum."""
+        return 1 if isinstance(self._owners[parameter], Muon) else 2
+
 
 def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
     """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
