@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,13 @@ class TrainState:
     loss_count: int = 0
     loss_scale: float = 2.0**16  # for float16 only: see fit.py
     steps_in_range: int = 0  # since the scale was changed
+    # For rescue.py:
+    sound_step: int = 0  # the last step that was saved as a matter of course: where to go back to
+    recent_losses: list[float] = field(default_factory=list)
+    bad_steps: list[int] = field(default_factory=list)  # those that were left out just now, in a row
+    rollbacks: int = 0
+    rate_share: float = 1.0  # what they have left of the learning rates
+    passed_over: list[int] = field(default_factory=list)  # steps that are not made any more
 
 
 class Checkpoints:
@@ -81,7 +88,7 @@ class Checkpoints:
         if state.best_step == state.step:
             self._point("best", path)
         if keep:
-            spare = {self.pointed("best"), *(self.path(step) for step in self.steps()[-keep:])}
+            spare = {self.pointed("best"), *map(self.path, [state.sound_step, *self.steps()[-keep:]])}
             for step in self.steps():
                 if self.path(step) not in spare:
                     storage.remove_folder(self.path(step))
