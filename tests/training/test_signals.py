@@ -72,9 +72,9 @@ PROGRAM = """
         from groundling.training import checkpoint, fit, samples
         place = {{
             "reading": (launch, "prepare"), "planning": (launch, "fit_to_machine"),
-            "compiling": (room, "choose_forward"), "training": (torch.nn.utils, "clip_grad_norm_", 6),
-            "between passes": (fit, "_dropout_seed", 11), "evaluation": (room, "score", 2),
-            "sampling": (samples, "stream", 2), "saving": (checkpoint, "save_file", 3), "finishing": (Run, "plot"),
+            "compiling": (room, "choose_forward"), "training": (torch.nn.utils, "clip_grad_norm_", 3),
+            "between passes": (fit, "_dropout_seed", 5), "evaluation": (room, "score", 2),
+            "sampling": (samples, "stream", 2), "saving": (checkpoint, "save_file", 1), "finishing": (Run, "plot"),
         }}[phase]
         before(*place)
     from groundling.__main__ import main

@@ -22,7 +22,7 @@ class StopRequest:
     """While it is entered, the first of the signals asks for a stop: `stop()` is true from then on.
 
     The second one is left to the system, which ends the process at once, even in the midst of a long computation:
-    whatever is saved is whole at any time. Signals that were ignored before, as SIGHUP is under `nohup`, stay so.
+    whatever is saved is whole at any time. Where SIGHUP was ignored before, as it is under `nohup`, it stays so.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> dict[int, A
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
         for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, handler)
     return before
 
