@@ -15,7 +15,7 @@ import torch
 from groundling import storage
 from groundling.catalog import load
 from groundling.claim import claim, extend, lock, write_record
-from groundling.config import MINUTES_OR_STEPS, Config
+from groundling.config import MINUTES_OR_STEPS, Config, flag
 from groundling.corpus.batches import Batches, near
 from groundling.corpus.leakage import WINDOW, shared
 from groundling.corpus.ngrams import milestones, one_gram
@@ -27,7 +27,7 @@ from groundling.machine import Machine, choose, peak_memory
 from groundling.model.gpt import GPT
 from groundling.run import Run, corpus_of, runs_folder
 from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine, judge
-from groundling.training.checkpoint import TrainState, load_training
+from groundling.training.checkpoint import TrainState, load_training, load_weights
 from groundling.training.compiling import choose_forward
 from groundling.training.console import Console
 from groundling.training.diagnosis import verdict
@@ -85,6 +85,8 @@ def train(
     began = time.perf_counter() - elapsed
     check_trackers(track or ())
     address = os.fspath(corpus) if corpus is not None else "shakespeare"
+    if settings.get("init_from"):
+        settings = _inherited(load(settings["init_from"], out=out), settings, preset)
     if preset is None and not {"steps", "minutes"} & settings.keys():
         settings["minutes"] = DEFAULT_MINUTES
     config = Config.build(address, preset, **settings)
@@ -149,6 +151,24 @@ def resume(
         return _train(run, text, emit, began, track)
 
 
+def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dict[str, Any]:
+    """The settings of a run that begins with another's weights, its model and tokenizer. Where nothing else is given,
+    the optimizer is its own too, with a tenth of the learning rates, and a step has about 8,192 tokens."""
+    storage.verify(source.checkpoint)
+    t = source.config.training
+    rates = {"learning_rate": t.learning_rate / 10, "matrix_learning_rate": t.matrix_learning_rate / 10}
+    model = dataclasses.asdict(source.config.model)
+    kept = {name: model[name] for name in model if name != "dropout"}
+    kept["tokenizer"] = str(source.checkpoint / "tokenizer.json")
+    differing = [flag(name) for name in kept if settings.get(name, kept[name]) != kept[name]]
+    if differing:
+        raise ValueError(f"{' and '.join(differing)} cannot be given with --init-from: the run {source.name} decides.")
+    wanted = rates | {"optimizer": t.optimizer, "dropout": model["dropout"]}
+    if preset is None and not {"batch_size", "accumulate"} & settings.keys():
+        wanted |= {"batch_size": max(1, 4096 // model["block_size"]), "accumulate": 2}
+    return wanted | settings | kept | {"init_from": str(source.checkpoint)}
+
+
 def _batches(config: Config, text: Corpus) -> Batches:
     if len(text.validation) < 2:
         raise ValueError(
@@ -179,6 +199,8 @@ def _train(
     notes: list[Event] = []
     newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
     state = load_training(newest, model, optimizer) if newest else TrainState()
+    if not newest and settings.init_from:
+        load_weights(load(settings.init_from).checkpoint, model)
     rewind(run.folder, state.step, state.evaluated_step)
     with ExitStack() as stack:
         files, stop = stack.enter_context(RunFiles(run.folder)), stack.enter_context(StopRequest())

@@ -289,6 +289,11 @@ def corpus_of(
     progress: Callable[..., None] = lambda *_: None,
 ) -> Corpus:
     """The text that a run was trained on. Raises ValueError if it is gone or has changed."""
+    if "imported" in run.record:
+        raise ValueError(
+            f"The run {run.name} was imported, without a text: name one with --text, or train the model further on "
+            f"one with `groundling train my.txt --init-from {run.reference}`."
+        )
     address, fingerprint, settings = run.config.corpus, run.record["corpus"]["fingerprint"], run.config.text
     try:
         source = find_source(address, settings.glob)
