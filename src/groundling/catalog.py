@@ -55,7 +55,9 @@ def _summary(folder: Path) -> dict[str, Any]:
             "status": "imported" if "imported" in run.record else "new",
         }
         steps = run.checkpoints.steps()
-        if steps and row["status"] != "imported":
+        if row["status"] == "imported":
+            row["steps"] = 0
+        elif steps:
             state = read_state(run.checkpoints.path(steps[-1]))
             row |= {
                 "step": state.step,

@@ -45,8 +45,7 @@ def card(run: Run, model: GPT, to: str, quantize: str | None, average: dict[str,
         "---", f"library_name: {library}", "pipeline_tag: text-generation", "tags: [groundling]", "---", "",
         f"# {run.name}", "",
         f"A language model of {sum(p.numel() for p in model.parameters()):,} parameters, "
-        + ("imported into" if "imported" in run.record else "trained from scratch with")
-        + f" groundling, in the form of {to}{f', weights in {quantize}' if quantize else ''}.", "",
+        + f"{_origin(run)} groundling, in the form of {to}{f', weights in {quantize}' if quantize else ''}.", "",
         "## Training", "",
         *_table(_facts(run, average)), "",
         "## Proof", "",
@@ -67,6 +66,12 @@ def card(run: Run, model: GPT, to: str, quantize: str | None, average: dict[str,
         name: value for group in ("text", "model", "training") for name, value in run.record["settings"][group].items()
     }
     return "\n".join([*lines, "## Settings", "", "```json", json.dumps(settings, indent=1), "```", ""])
+
+
+def _origin(run: Run) -> str:
+    if "imported" in run.record:
+        return "imported into"
+    return "trained further with" if run.config.training.init_from else "trained from scratch with"
 
 
 def _facts(run: Run, average: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ characters are BPE whose only merges put the bytes of a character together, byte
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,16 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
         writer.add_layer_norm_rms_eps(epsilon)
     _add_tokenizer(writer, tokenizer, model.vocab_size, end)
     kind = gguf.GGMLQuantizationType[(quantize or "f32").upper()]
+    rounded = [name for name, array in tensors.items() if quantize and _is_rounded(name, array, quantize, ends)]
+    if quantize and not rounded:
+        raise ValueError(
+            f"--quantize {quantize} rounds 32 numbers together, and --n-embd {width} cannot be divided so."
+        )
     for name, array in tensors.items():
-        # Norms and biases are few, and a head with a token of our making has entries of many sizes.
-        plain = array.ndim < 2 or (not ends and name in ("token_embd.weight", "output.weight"))
-        plain |= name == "position_embd.weight" or (quantize not in (None, "f16") and array.shape[1] % 32 != 0)
-        if plain or quantize is None:
-            writer.add_tensor(name, array)
-        else:
+        if name in rounded:
             writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, array)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[quantize]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.write_header_to_file()
@@ -115,6 +118,13 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
     writer.write_tensors_to_file()
     writer.close()
     storage.write_file(folder / "Modelfile", _MODELFILE.format(context=settings.block_size))
+
+
+def _is_rounded(name: str, array: npt.NDArray[np.float32], quantize: str, ends: bool) -> bool:
+    """Matrices are. Not those of a vocabulary with a token of our making, whose entries are of too many sizes."""
+    if array.ndim < 2 or name == "position_embd.weight" or (array.shape[1] % 32 and quantize != "f16"):
+        return False
+    return ends or name not in ("token_embd.weight", "output.weight")
 
 
 _FILE_TYPES = {
@@ -134,7 +144,7 @@ PARAMETER repeat_penalty 1
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int, end: int | None) -> None:
     words, tokens, merges = _as_bpe(tokenizer)
     kinds = [_NORMAL] * len(tokens)
-    for i, token in enumerate(tokenizer.to_huggingface()["added_tokens"]):
+    for token in tokenizer.to_huggingface()["added_tokens"]:
         i = token["id"]
         tokens[i], kinds[i] = token["content"], _CONTROL if token["special"] else _USER_DEFINED
     tokens += [END_OF_TEXT] if end == vocab_size else []
@@ -206,8 +216,7 @@ class LlamaCpp:
         # It looks GELU up in a table of 16-bit numbers, and what is not GELU it computes in float32.
         self.tolerance = 0.05 if model.config.mlp == "gelu" else 2e-3
         self._extra, T = extra, model.config.block_size
-        self._silence = package.llama_log_callback(lambda *_: None)  # it would talk about contexts shorter than 256
-        package.llama_log_set(self._silence, None)
+        package.llama_log_set(_silence(package), None)  # it would talk about contexts shorter than 256
         self._llama = package.Llama(
             str(folder / FILE), n_ctx=T, n_batch=T, n_ubatch=T, n_gpu_layers=0, logits_all=True, verbose=False,
             type_k=package.GGML_TYPE_F32, type_v=package.GGML_TYPE_F32, use_mmap=False,
@@ -231,6 +240,12 @@ class LlamaCpp:
 
     def encode(self, text: str) -> list[int] | None:
         return list(self._llama.tokenize(text.encode(), add_bos=False, special=False))
+
+
+@cache
+def _silence(package: Any) -> Any:
+    """What llama.cpp tells its messages to, as long as this process lives."""
+    return package.llama_log_callback(lambda *_: None)
 
 
 class ReadBack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from groundling import __version__, storage
 from groundling.claim import lock
 from groundling.config import PRESETS, Config
-from groundling.corpus.tokenizer import Tokenizer
+from groundling.corpus.bpe import BpeTokenizer
+from groundling.corpus.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.interchange.huggingface import ARCHITECTURES, NAMES, turned
 from groundling.interchange.names import Family, inward
 from groundling.machine import versions
@@ -71,7 +72,7 @@ def import_model(
         )
     theirs = storage.read_json(source / "config.json")
     family, model = _settings(theirs, source, block_size)
-    tokenizer = Tokenizer.load(source)
+    tokenizer = _own(Tokenizer.load(source))
     rows = int(theirs["vocab_size"])
     if tokenizer.vocab_size > rows:
         raise ValueError(f"{source}: its tokenizer has {tokenizer.vocab_size:,} tokens, and its model only {rows:,}.")
@@ -136,6 +137,25 @@ def _modern(theirs: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
         "rope_theta": float(rope.get("rope_theta") or theirs.get("rope_theta") or 10_000.0), "dropout": 0.0,
         "tie_head": theirs.get("tie_word_embeddings", False),
     }  # fmt: skip
+
+
+def _own(tokenizer: Tokenizer) -> Tokenizer:
+    """Characters, bytes or BPE of our making, where another's file says exactly the same; llama.cpp knows those."""
+    definition = tokenizer.to_huggingface()
+    vocabulary, merges = (definition["model"].get(key) for key in ("vocab", "merges"))
+    if not isinstance(vocabulary, dict) or merges is None:
+        return tokenizer
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    makers: tuple[Callable[[], Tokenizer], ...] = (
+        lambda: CharTokenizer([token for token in tokens if token != END_OF_TEXT], END_OF_TEXT in vocabulary),
+        ByteTokenizer,
+        lambda: BpeTokenizer(tokens, merges),
+    )
+    for make in makers:
+        with suppress(ValueError):
+            if (own := make()).to_huggingface() == definition:
+                return own
+    return tokenizer
 
 
 def _read(source: Path, family: Family) -> dict[str, torch.Tensor]:
