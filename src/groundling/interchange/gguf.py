@@ -224,13 +224,14 @@ class LlamaCpp:
         )  # fmt: skip
 
     def logits(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """(T,) -> (T, V); not a number anywhere if a token of our making is likely somewhere."""
         self._llama.reset()
         self._llama.eval(ids.tolist())
         found: npt.NDArray[np.float32] = np.array(self._llama.scores[: len(ids)], dtype=np.float32)
         if not self._extra:
             return found
         if not ending.is_unlikely(found):
-            found[:] = np.nan  # it would end texts that are not at their end
+            found[:] = np.nan  # texts would end anywhere
         return found[:, :-1]
 
     def greedy(self, ids: list[int], n: int) -> list[int]:

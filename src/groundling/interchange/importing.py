@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -105,7 +106,7 @@ def _settings(theirs: Any, source: Path, block_size: int | None) -> tuple[Family
     for name, allowed in _FIXED[family].items():
         if (value := theirs.get(name, allowed[0])) not in allowed:
             raise ValueError(
-                f"{source}: {name} {value!r} is nothing that groundling computes; it knows {allowed[0]!r}."
+                f"{source}: groundling cannot compute {name} {json.dumps(value)}; it knows {json.dumps(allowed[0])}."
             )
     if any(kind != "full_attention" for kind in theirs.get("layer_types") or []):
         raise ValueError(f"{source}: some of its layers do not attend to the whole context, which ours always do.")
@@ -169,9 +170,7 @@ def _read(source: Path, family: Family) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(
-                f"There is no {file}: weights have to be safetensors, and no other files are opened."
-            )
+            raise FileNotFoundError(f"There is no {file}: weights are read from safetensors, and from nothing else.")
         try:
             with safe_open(file, framework="pt") as opened:
                 tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
