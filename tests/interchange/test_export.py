@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,16 @@ def test_the_command(characters: Run, tmp_path: Path, capfd: pytest.CaptureFixtu
         main(words)
     assert exit.value.code == 1
     assert "exists already: delete it" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("to", "package", "extra"),
+    [("huggingface", "transformers", "export"), ("gguf", "gguf", "gguf"), ("onnx", "onnxscript", "onnx")],
+)
+def test_a_missing_package_is_asked_for(
+    to: Any, package: str, extra: str, pieces: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf'pip install "groundling\[{extra}\]"'):
+        groundling.export(pieces, to=to, out=tmp_path / "export")
+    assert not list(tmp_path.glob("*export*"))
