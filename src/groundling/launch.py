@@ -15,7 +15,7 @@ import torch
 from groundling import storage
 from groundling.catalog import load
 from groundling.claim import check_record, claim, extend, lock, mend, write_record
-from groundling.config import MINUTES_OR_STEPS, Config
+from groundling.config import MINUTES_OR_STEPS, Config, flag
 from groundling.corpus.batches import Batches, near
 from groundling.corpus.leakage import WINDOW, shared
 from groundling.corpus.ngrams import milestones, one_gram
@@ -27,7 +27,7 @@ from groundling.model.gpt import GPT
 from groundling.room import Room
 from groundling.run import Run, corpus_of, runs_folder
 from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine, judge
-from groundling.training.checkpoint import TrainState, load_training
+from groundling.training.checkpoint import TrainState, load_training, load_weights
 from groundling.training.console import Console
 from groundling.training.diagnosis import verdict
 from groundling.training.events import (
@@ -86,6 +86,8 @@ def train(
     began = time.perf_counter() - elapsed
     check_trackers(track or ())
     address = os.fspath(corpus) if corpus is not None else "shakespeare"
+    if settings.get("init_from"):
+        settings = _inherited(load(settings["init_from"], out=out), settings, preset)
     if preset is None and not {"steps", "minutes"} & settings.keys():
         settings["minutes"] = DEFAULT_MINUTES
     config = Config.build(address, preset, **settings)
@@ -151,6 +153,24 @@ def resume(
         return _train(run, text, emit, began, track)
 
 
+def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dict[str, Any]:
+    """The settings of a run that begins with another's weights, its model and tokenizer. Where nothing else is given,
+    the optimizer is its own too, with a tenth of the learning rates, and a step has about 8,192 tokens."""
+    storage.verify(source.checkpoint)
+    t = source.config.training
+    rates = {"learning_rate": t.learning_rate / 10, "matrix_learning_rate": t.matrix_learning_rate / 10}
+    model = dataclasses.asdict(source.config.model)
+    kept = {name: model[name] for name in model if name != "dropout"}
+    kept["tokenizer"] = str(source.checkpoint / "tokenizer.json")
+    differing = [flag(name) for name in kept if settings.get(name, kept[name]) != kept[name]]
+    if differing:
+        raise ValueError(f"{' and '.join(differing)} cannot be given with --init-from: the run {source.name} decides.")
+    wanted = rates | {"optimizer": t.optimizer, "dropout": model["dropout"]}
+    if preset is None and not {"batch_size", "accumulate"} & settings.keys():
+        wanted |= {"batch_size": max(1, 4096 // model["block_size"]), "accumulate": 2}
+    return wanted | settings | kept | {"init_from": str(source.checkpoint)}
+
+
 def _batches(config: Config, text: Corpus) -> Batches:
     if len(text.validation) < 2:
         raise ValueError(
@@ -171,13 +191,12 @@ def _train(
     config, settings, machine = run.config, run.config.training, run.machine
     storage.sweep(run.folder)
     storage.sweep(run.checkpoints.folder)
-    model = _untrained(config, text).to(machine.device)
-    optimizer = new_optimizer(model, settings, machine.dtype)
-    run.checkpoints.check_room(model, optimizer, settings)
-
     notes: list[Event] = []
     note, _ = reporters(notes.append)
     newest = run.checkpoints.newest(note)
+    model = (_untrained if newest else _beginning)(config, text).to(machine.device)
+    optimizer = new_optimizer(model, settings, machine.dtype)
+    run.checkpoints.check_room(model, optimizer, settings)
     if newest:
         check_record(run, newest)
     state = load_training(newest, model, optimizer) if newest else TrainState()
@@ -212,7 +231,7 @@ def _train(
             sample=Sampler(model, text, settings, stop),
             save=save,
             restore=lambda: restore(
-                run.checkpoints, state, model, optimizer, lambda: _untrained(config, text).state_dict()
+                run.checkpoints, state, model, optimizer, lambda: _beginning(config, text).state_dict()
             ),
             shrink=room.shrink,
             stopped=stop,
@@ -237,6 +256,14 @@ def _untrained(config: Config, text: Corpus) -> GPT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         return GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
+
+
+def _beginning(config: Config, text: Corpus) -> GPT:
+    """The model before its first step: untrained, or with the weights that it begins with."""
+    model = _untrained(config, text)
+    if config.training.init_from:
+        load_weights(load(config.training.init_from).checkpoint, model)
+    return model
 
 
 def _tracking(
