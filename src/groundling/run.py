@@ -44,6 +44,8 @@ from groundling.training.diagnosis import diagnose, standing, verdict
 from groundling.training.history import History
 from groundling.training.plot import plot_curves
 
+_DRAFTED_FROM = 2**18  # tokens: 40 ms to learn from
+
 
 class Run:
     """A trained (or half-trained) model in its folder. Nothing is read before it is needed."""
@@ -198,8 +200,12 @@ class Run:
 
     @cached_property
     def drafts(self) -> Drafts:
-        """What the model's texts have in common: it makes the next one quicker, and none different."""
-        return Drafts()
+        """What follows what in the text, if its tokens are in the cache: it makes generation quicker, never different."""
+        drafts, corpus = Drafts(), self.record["corpus"]
+        kept = reopen(corpus["fingerprint"], corpus["name"], self.config.corpus, self.tokenizer, self.config.text)
+        if kept is not None:
+            drafts.show(kept.train.read(max(0, len(kept.train) - _DRAFTED_FROM), len(kept.train)))
+        return drafts
 
     def evaluate(
         self,
