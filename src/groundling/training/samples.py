@@ -9,8 +9,8 @@ from groundling.config import TrainingSettings
 from groundling.corpus.tokens import Corpus
 from groundling.evaluation.originality import TrainingText
 from groundling.evaluation.score import Interrupted
-from groundling.inference.engine import beginning, stream
 from groundling.inference.sampling import Sampling
+from groundling.inference.text import beginning, stream
 from groundling.model.gpt import GPT
 from groundling.training.events import Sample
 
