@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -93,10 +94,16 @@ def _has_tokenizer(run: Run) -> bool:
         run.__dict__.pop("tokenizer", None)  # read anew when it is put back
 
 
+_PASSES = {"batch_size", "accumulate"}
+
+
 def check_record(run: Run, checkpoint: Path) -> None:
     """Raise ValueError if a setting in the run's record is not that of its checkpoint: it would be another run."""
     old, new = storage.read_json(checkpoint / "config.json")["settings"], run.record["settings"]
-    wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g].get(k) and k not in ("steps", "minutes")]
+    free = {"steps", "minutes"}
+    if prod(old["training"][k] for k in _PASSES) == prod(new["training"].get(k, 0) for k in _PASSES):
+        free |= _PASSES  # the same windows in passes of another size, which memory may have asked for
+    wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g].get(k) and k not in free]
     if wrong:
         raise ValueError(
             f"{run.folder / 'config.json'} says another {', '.join(wrong)} than the checkpoint {checkpoint.name}: it "
