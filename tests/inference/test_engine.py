@@ -181,7 +181,7 @@ def test_drawn_texts_have_the_models_distribution_with_drafts() -> None:
     read = torch.cat([torch.tensor([[1, 2, 0, 1]]).expand(27, -1), texts], dim=1)
     with torch.no_grad():
         p = model(read)[:, 3:-1].double().log_softmax(-1).gather(2, texts[..., None]).sum((1, 2)).exp()
-    drafts, n = Drafts(), 4000
+    drafts, n = Drafts(), 2000
     engine, counts, slots = Engine(model, 2, drafts), np.zeros(27), dict[int, list[int]]()
     started = 0
     while started < n or slots:
