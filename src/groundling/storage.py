@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from groundling import untrusted
+
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
 
@@ -76,12 +78,9 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises ValueError, naming the file, if it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: it is not readable as JSON ({error}).") from None
+def read_json(path: Path, largest: int = untrusted.LARGEST_JSON) -> Any:
+    """Raises ValueError, naming the file, if it is not JSON or has more bytes than `largest`."""
+    return untrusted.parse(untrusted.read_bytes(path, largest), str(path))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -91,14 +90,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    values = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            if line.strip():
-                values.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: line {number} is not readable as JSON ({error}).") from None
-    return values
+    return [untrusted.parse(line, f"line {number} of {path}") for number, line in untrusted.lines(path) if line.strip()]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
