@@ -29,7 +29,7 @@ def claim(
     base = name or re.sub(r"[^A-Za-z0-9._-]+", "-", text.name).strip("-.") or "run"
     for number in itertools.count(1):
         run = Run(folder / (base if number == 1 else f"{base}-{number}"))
-        run.folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(run.folder)
         with ExitStack() as trial:
             try:
                 lock(run.folder, trial)
@@ -104,6 +104,6 @@ def extend(run: Run, steps: int | None, minutes: float | None) -> None:
         guess = round(60 * minutes * state.step / state.elapsed) if state.step else run.config.training.steps
         training = dataclasses.replace(run.config.training, steps=max(guess, state.step + 1), minutes=float(minutes))
     run.record["settings"] = dataclasses.replace(run.config, training=training).to_dict()
-    (run.folder / "result.json").unlink(missing_ok=True)  # it is not finished any more
+    storage.remove_file(run.folder / "result.json")  # it is not finished any more
     storage.write_json(run.folder / "config.json", run.record)
     del run.config

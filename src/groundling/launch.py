@@ -181,7 +181,7 @@ def _train(
     state = load_training(newest, model, optimizer) if newest else TrainState()
     rewind(run.folder, state.step, state.evaluated_step)
     with ExitStack() as stack:
-        files, stop = stack.enter_context(RunFiles(run.folder)), stack.enter_context(StopRequest())
+        files, stop = RunFiles(run.folder), stack.enter_context(StopRequest())
 
         def show(event: Event) -> None:
             files(event)

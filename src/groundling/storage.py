@@ -4,6 +4,9 @@ A folder is published whole or not at all: it is written under a temporary name,
 flushed to the disk (fsync), a manifest with the hash of each file is written last, and only then is
 the folder renamed to its real name, which the file system does in one piece. Whoever finds the real
 name therefore finds everything, and `verify` proves it. Single files are replaced in the same way.
+
+Whatever changes the disk is an operation of `disk`. Tests put another one in its place, which ends the
+process at operation k, or fails there, or records all of them to be replayed as after a power cut.
 """
 
 from __future__ import annotations
@@ -12,16 +15,57 @@ import glob
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from groundling import untrusted
 
 MANIFEST = "manifest.json"
+FORMAT = 1
 _TEMPORARY = ".tmp-"
+
+
+class Disk:
+    """What can be done to the disk, one operation a method. A crash comes before, after or in the midst of one."""
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir()
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Add to the end of a file, which is made if it is not there."""
+        with path.open("ab") as file:
+            file.write(content)
+
+    def fill(self, path: Path, write: Callable[[Path], object]) -> None:
+        """Let a library write a new file by itself, where its content in one piece would take memory twice."""
+        write(path)
+
+    def sync(self, path: Path) -> None:
+        """Force a file's content, or the names in a folder, to the disk."""
+        if path.is_dir() and os.name == "nt":
+            return  # Windows has no way to sync a folder; its renames are journalled.
+        # Windows syncs only handles that may write.
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """In one piece; a file at `new` is replaced, a folder that is not empty is not."""
+        os.replace(old, new)
+
+    def delete(self, path: Path) -> None:
+        """A file, or an empty folder."""
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+
+
+disk = Disk()
 
 
 def cache_folder() -> Path:
@@ -29,6 +73,16 @@ def cache_folder() -> Path:
     import platformdirs
 
     return Path(os.environ.get("GROUNDLING_CACHE") or platformdirs.user_cache_dir("groundling", appauthor=False))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, so that it is still there after a power cut."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    with suppress(FileExistsError):  # another process was faster
+        disk.make_folder(path)
+    disk.sync(path.parent)
 
 
 @contextmanager
@@ -40,37 +94,37 @@ def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path
     """
     if path.exists():
         raise FileExistsError(f"{path} exists already, and what is saved is never overwritten.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    make_folder(path.parent)
+    temporary = _temporary(path)
+    _delete(temporary)
     try:
+        disk.make_folder(temporary)
         yield temporary
-        files = sorted(p for p in temporary.iterdir() if p.is_file())
-        manifest = {
-            "about": about or {},
-            "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files},
-        }
+        files = sorted(temporary.iterdir())
+        hashes = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
         for file in files:
-            _sync(file)
-        _write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _sync(temporary)
-        temporary.rename(path)
-        _sync(path.parent)
+            disk.sync(file)
+        disk.write(temporary / MANIFEST, _sealed({"format": FORMAT, "about": about or {}, "files": hashes}))
+        disk.sync(temporary / MANIFEST)
+        disk.sync(temporary)
+        disk.rename(temporary, path)
+        disk.sync(path.parent)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _delete(temporary)
         raise
 
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content` (text as UTF-8) in one piece: a reader sees the old file or the new one."""
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
+    temporary = _temporary(path)
+    _delete(temporary)
     try:
-        _write(temporary, content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        disk.write(temporary, content.encode() if isinstance(content, str) else content)
+        disk.sync(temporary)
+        disk.rename(temporary, path)
+        disk.sync(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _delete(temporary)
         raise
 
 
@@ -78,9 +132,34 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Like `write_json`, with the hash of it all as one more entry, `sha256`, so that damage cannot go unseen."""
+    write_file(path, _sealed(value))
+
+
+def _sealed(value: dict[str, Any]) -> bytes:
+    body = json.dumps(value, indent=1)
+    return json.dumps(value | {"sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1).encode() + b"\n"
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Raises ValueError, naming the file, if a single bit is not as `write_sealed` wrote it."""
+    value = read_json(path)
+    if isinstance(value, dict):
+        value.pop("sha256", None)
+        if path.read_bytes() == _sealed(value):
+            return value
+    raise ValueError(f"{path} is damaged: its content is not what was saved.")
+
+
 def read_json(path: Path, largest: int = untrusted.LARGEST_JSON) -> Any:
     """Raises ValueError, naming the file, if it is not JSON or has more bytes than `largest`."""
     return untrusted.parse(untrusted.read_bytes(path, largest), str(path))
+
+
+def append_json(path: Path, value: Any) -> None:
+    """Add a line to a JSON Lines file. Not flushed to the disk: whoever relies on it says `disk.sync(path)`."""
+    disk.write(path, (json.dumps(value, ensure_ascii=False) + "\n").encode())
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -113,10 +192,9 @@ def verify(folder: Path) -> dict[str, Any]:
 def _manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} is not whole: it has no {MANIFEST}.")
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    manifest = read_sealed(folder / MANIFEST)
     if not (
-        isinstance(manifest, dict)
-        and isinstance(manifest.get("about"), dict)
+        isinstance(manifest.get("about"), dict)
         and isinstance(manifest.get("files"), dict)
         and all(isinstance(r, dict) and {"bytes", "sha256"} <= r.keys() for r in manifest["files"].values())
     ):
@@ -132,22 +210,26 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def remove_folder(folder: Path) -> None:
     """Delete a published folder; under a temporary name first, so that half of it is never taken for whole."""
-    doomed = folder.with_name(f"{_TEMPORARY}{folder.name}-{os.getpid()}")
-    shutil.rmtree(doomed, ignore_errors=True)
+    doomed = _temporary(folder)
+    _delete(doomed)
     try:
-        folder.rename(doomed)
+        disk.rename(folder, doomed)
     except FileNotFoundError:
         return
-    shutil.rmtree(doomed, ignore_errors=True)
+    _delete(doomed)
+
+
+def remove_file(path: Path) -> None:
+    """Delete a file, if it is there."""
+    if path.exists():
+        disk.delete(path)
+        disk.sync(path.parent)
 
 
 def sweep(parent: Path, name: str = "") -> None:
     """Delete what a killed process left half-written in `parent`, of all or of what was to be called `name`."""
-    for leftover in parent.glob(f"{_TEMPORARY}{glob.escape(name)}{'-' if name else ''}*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    for leftover in sorted(parent.glob(f"{_TEMPORARY}{glob.escape(name)}{'-' if name else ''}*")):
+        _delete(leftover)
 
 
 def sha256(path: Path) -> str:
@@ -155,20 +237,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
 
 
-def _sync(path: Path) -> None:
-    """Force a file or folder to the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no way to sync a folder; its renames are journalled.
-    # Windows syncs only handles that may write.
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _delete(path: Path) -> None:
+    """Delete a file, or a folder and all that is in it, if it is there. What cannot be deleted is left to `sweep`."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            for inside in sorted(path.iterdir()):
+                _delete(inside)
+        disk.delete(path)

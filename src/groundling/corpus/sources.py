@@ -150,7 +150,7 @@ def _standard_input() -> Source:
     if not content:
         raise ValueError("Standard input is empty: there is no text to train on.")
     path = storage.cache_folder() / "stdin" / f"{hashlib.sha256(content).hexdigest()[:16]}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path.parent)
     storage.write_file(path, content)
     return Source("stdin", str(path), (_file(path, "standard input"),))
 

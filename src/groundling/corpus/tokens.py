@@ -113,7 +113,7 @@ def prepare(
         tokenizer = _tokenizer_of(source, fingerprint, settings, notice, progress)
     folder = _home(fingerprint, tokenizer, unknown)
     if not _is_prepared(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder.parent)
         with FileLock(folder.with_suffix(".lock")):  # two runs may begin on the same new text at once
             if not _is_prepared(folder):
                 storage.remove_folder(folder)
@@ -150,7 +150,7 @@ def _tokenizer_of(
     if settings.tokenizer == "bpe":
         key |= {"vocab_size": settings.vocab_size, "val_fraction": settings.val_fraction}
     path = storage.cache_folder() / "tokenizers" / f"{_short_hash(key)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path.parent)
     with FileLock(path.with_suffix(".lock")):
         try:
             return Tokenizer.load(path)
@@ -161,7 +161,7 @@ def _tokenizer_of(
 
 
 def _home(fingerprint: str, tokenizer: Tokenizer, unknown: Unknown) -> Path:
-    key = {"version": 2, "text": fingerprint, "tokenizer": tokenizer.fingerprint, "unknown": unknown}
+    key = {"version": 3, "text": fingerprint, "tokenizer": tokenizer.fingerprint, "unknown": unknown}
     return storage.cache_folder() / "tokens" / _short_hash(key)
 
 
@@ -196,26 +196,25 @@ def _tokenize(
             yield chunk
 
     with storage.new_folder(folder, about) as temporary:
-        with (temporary / "tokens.bin").open("wb") as file:
-            for document in source.documents:
-                try:
-                    for ids in tokenizer.encode_chunks(read(document), unknown):
-                        ids.astype(dtype).tofile(file)
-                        n_tokens, n_known = n_tokens + len(ids), n_known + int(tokenizer.sizes[1][ids].sum())
-                        places.append((n_tokens, n_known + n_ends))
-                except UnknownText as error:
-                    raise UnknownText(f"{document.name}: {error}") from None
-                if tokenizer.end_of_text_id is not None:
-                    np.array([tokenizer.end_of_text_id], dtype).tofile(file)
-                    n_tokens, n_ends = n_tokens + 1, n_ends + 1
+        for document in source.documents:
+            try:
+                for ids in tokenizer.encode_chunks(read(document), unknown):
+                    storage.disk.write(temporary / "tokens.bin", ids.astype(dtype).tobytes())
+                    n_tokens, n_known = n_tokens + len(ids), n_known + int(tokenizer.sizes[1][ids].sum())
                     places.append((n_tokens, n_known + n_ends))
-                ends.append(n_tokens)
+            except UnknownText as error:
+                raise UnknownText(f"{document.name}: {error}") from None
+            if tokenizer.end_of_text_id is not None:
+                storage.disk.write(temporary / "tokens.bin", np.array([tokenizer.end_of_text_id], dtype).tobytes())
+                n_tokens, n_ends = n_tokens + 1, n_ends + 1
+                places.append((n_tokens, n_known + n_ends))
+            ends.append(n_tokens)
         if n_characters == 0:
             raise ValueError(f"{source.name} is empty: there is no text in it.")
         if n_known == 0:
             raise ValueError(f"{source.name} has no character that this model knows.")
-        np.array(ends, dtype=np.int64).tofile(temporary / "documents.bin")
-        np.array(places, dtype=np.int64).tofile(temporary / "places.bin")
+        storage.disk.write(temporary / "documents.bin", np.array(ends, dtype=np.int64).tobytes())
+        storage.disk.write(temporary / "places.bin", np.array(places, dtype=np.int64).tobytes())
         tokenizer.save(temporary / "tokenizer.json")
         about |= {
             "fingerprint": fingerprint,

@@ -14,7 +14,7 @@ checkpoints/last.json
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +72,11 @@ class Checkpoints:
                 storage.remove_folder(path)
         if not path.exists():
             with storage.new_folder(path, {"step": state.step}) as temporary:
-                save_file(_plain(model.state_dict()), temporary / "model.safetensors")
-                save_file(_plain(state_tensors(model, optimizer)), temporary / "optimizer.safetensors")
-                storage.write_json(temporary / "state.json", dataclasses.asdict(state))
+                _write_tensors(temporary / "model.safetensors", model.state_dict())
+                _write_tensors(temporary / "optimizer.safetensors", state_tensors(model, optimizer))
+                storage.disk.write(temporary / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
                 for name in ("config.json", "tokenizer.json"):
-                    shutil.copyfile(run_folder / name, temporary / name)
+                    storage.disk.write(temporary / name, (run_folder / name).read_bytes())
         self._point("last", path)
         if state.best_step == state.step:
             self._point("best", path)
@@ -88,12 +88,12 @@ class Checkpoints:
         return path
 
     def _point(self, name: str, path: Path) -> None:
-        storage.write_json(self.folder / f"{name}.json", {"checkpoint": path.name})
+        storage.write_sealed(self.folder / f"{name}.json", {"checkpoint": path.name})
 
     def pointed(self, name: str) -> Path | None:
         """The checkpoint that `best` or `last` names, if it is there."""
         try:
-            target = self.folder / Path(storage.read_json(self.folder / f"{name}.json")["checkpoint"]).name
+            target = self.folder / Path(storage.read_sealed(self.folder / f"{name}.json")["checkpoint"]).name
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         return target if target.is_dir() else None
@@ -146,5 +146,10 @@ def _load_into(model: GPT, tensors: dict[str, torch.Tensor], path: Path) -> None
     model.load_state_dict(tensors)
 
 
-def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises OSError if they cannot be written."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        storage.disk.fill(path, lambda file: save_file(plain, file))
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}.") from None

@@ -166,7 +166,7 @@ def _recall(path: Path) -> Trial | None:
 
 def _remember(path: Path, trial: Trial) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(path.parent)
         storage.write_json(path, asdict(trial))
     except OSError:
         pass  # a cache that cannot be written costs the next run some seconds, and nothing else

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from groundling import storage
@@ -180,27 +179,14 @@ class RunFiles:
     """The subscriber that keeps a run's history: `metrics.jsonl` and `samples.jsonl`, one JSON object a line."""
 
     def __init__(self, folder: Path) -> None:
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8", newline="\n")
-        self._samples = (folder / "samples.jsonl").open("a", encoding="utf-8", newline="\n")
+        self._metrics = folder / "metrics.jsonl"
+        self._samples = folder / "samples.jsonl"
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Sample):
-            self._write(self._samples, event)
+            storage.append_json(self._samples, event.to_dict())
         elif isinstance(event, _KEPT):
-            self._write(self._metrics, event)
-
-    def _write(self, file: Any, event: Event) -> None:
-        file.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
-        file.flush()  # whoever watches the file sees the line now
-
-    def __enter__(self) -> RunFiles:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._metrics.close()
-        self._samples.close()
+            storage.append_json(self._metrics, event.to_dict())
 
 
 def rewind(folder: Path, step: int, evaluated_step: int) -> None:
