@@ -236,8 +236,8 @@ def test_settings_come_back_from_json_as_they_were(config: Config) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"n_layer": 10**9}, "--n-layer must be at most 10,000, and it is 1000000000."),
-        ({"n_head": 10**9}, "--n-head must be at most 10,000"),
+        ({"n_layer": 10**9}, "--n-layer must be at most 1,000, and it is 1000000000."),
+        ({"n_head": 10**9}, "--n-head must be at most 1,000"),
         ({"n_embd": 10**400}, "--n-embd must be at most 1,048,576, and it is 10000000000000000000."),
         ({"block_size": 2**31}, "--block-size must be at most 16,777,216"),
         ({"rope_theta": 1e309}, "--rope-theta must be at most 1,000,000,000,000, and it is inf."),

@@ -50,6 +50,7 @@ from groundling.training.history import History
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
 from groundling.training.samples import Sampler
+from groundling.training.tensors import check_fits, check_memory
 from groundling.training.trackers import Tracked, Tracker, check_trackers, tracking
 
 
@@ -170,14 +171,18 @@ def _train(
     batches = near(_batches(config, text), machine)
     storage.sweep(run.folder)
     storage.sweep(run.checkpoints.folder)
+    notes: list[Event] = []
+    newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
+    run.metrics(), run.samples()  # in order, or nothing begins
+    if newest is not None:
+        check_fits(newest, config.model, text.tokenizer.vocab_size)
+    check_memory(config.model, text.tokenizer.vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
     model.to(machine.device)
     optimizer = new_optimizer(model, settings, machine.dtype)
 
-    notes: list[Event] = []
-    newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
     state = load_training(newest, model, optimizer) if newest else TrainState()
     rewind(run.folder, state.step, state.evaluated_step)
     with ExitStack() as stack:

@@ -23,6 +23,7 @@ from typing import Any
 
 from groundling import storage
 from groundling.config import Config
+from groundling.config.record import check_record
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokenizer import Tokenizer, Unknown
 from groundling.corpus.tokens import Corpus, Tokens, fingerprint_of, prepare, reopen
@@ -41,14 +42,26 @@ from groundling.training.checkpoint import Checkpoints, load_weights, read_state
 from groundling.training.diagnosis import diagnose, standing, verdict
 from groundling.training.history import History
 from groundling.training.plot import plot_curves
+from groundling.training.recorded import read_history, read_result
+from groundling.training.tensors import check_fits, check_memory
+from groundling.untrusted import check_folder
 
 
 class Run:
-    """A trained (or half-trained) model in its folder. Nothing is read before it is needed."""
+    """A trained (or half-trained) model in its folder. Nothing is read before it is needed, and whoever made it:
+    nothing in it runs, and what cannot be is a ValueError that says what is wrong. See SECURITY.md."""
 
     def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
-        """`checkpoint` is the one to use; the best one (else the newest) if None."""
+        """`checkpoint` is the one to use; the best one (else the newest) if None.
+
+        Raises ValueError if something in the folder is a link that leads out of it, or is no file.
+        """
         self.folder = folder
+        if checkpoint is not None:
+            check_folder(checkpoint)
+        if checkpoint is None or self.begun:
+            for part in (folder, folder / "checkpoints", *(folder / "checkpoints").glob("step-*")):
+                check_folder(part)
         self._checkpoint = checkpoint
         self.stopped_by: int | None = None
         """The signal that ended training early, after `train` or `resume` returned; None if it came to the end."""
@@ -65,10 +78,8 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """`config.json`: settings, corpus, versions, machine."""
-        record: dict[str, Any] = storage.read_json((self._checkpoint or self.folder) / "config.json")
-        if not isinstance(record, dict) or not {"settings", "corpus"} <= record.keys():
-            raise ValueError(f"{self.folder / 'config.json'} is not the record of a run.")
-        return record
+        path = (self._checkpoint or self.folder) / "config.json"
+        return check_record(storage.read_json(path), str(path))
 
     @cached_property
     def config(self) -> Config:
@@ -90,7 +101,11 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load((self._checkpoint or self.folder) / "tokenizer.json")
+        path = (self._checkpoint or self.folder) / "tokenizer.json"
+        tokenizer = Tokenizer.load(path)
+        if tokenizer.fingerprint != self.record["corpus"]["tokenizer"]:
+            raise ValueError(f"{path} is not the tokenizer that {self.name} was trained with: its hash is another one.")
+        return tokenizer
 
     @cached_property
     def machine(self) -> Machine:
@@ -100,6 +115,8 @@ class Run:
     def model(self) -> GPT:
         """The model of the checkpoint in use, on its device. Its files are checked against their hashes first."""
         storage.verify(self.checkpoint)
+        check_fits(self.checkpoint, self.config.model, self.tokenizer.vocab_size)
+        check_memory(self.config.model, self.tokenizer.vocab_size)
         model = GPT(self.config.model, self.tokenizer.vocab_size)
         load_weights(self.checkpoint, model)
         return model.to(self.machine.device).eval()
@@ -112,8 +129,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any] | None:
         """How the run ended (the fields of the event `Finished`); None if it has not come to its end."""
-        path = self.folder / "result.json"
-        return dict(storage.read_json(path)) if path.exists() else None
+        return read_result(self.folder / "result.json")
 
     @property
     def begun(self) -> bool:
@@ -126,11 +142,11 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The run's history: the lines of `metrics.jsonl`."""
-        return storage.read_json_lines(self.folder / "metrics.jsonl")
+        return read_history(self.folder / "metrics.jsonl")
 
     def samples(self) -> list[dict[str, Any]]:
         """What the model wrote while it trained: the lines of `samples.jsonl`."""
-        return storage.read_json_lines(self.folder / "samples.jsonl")
+        return read_history(self.folder / "samples.jsonl")
 
     def generate(
         self,

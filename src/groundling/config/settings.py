@@ -103,10 +103,10 @@ class ModelSettings:
     def __post_init__(self) -> None:
         # Beyond what anyone has trained, and small enough that no product of them is absurd.
         _require_at_least(1, self, "block_size", most=2**24)
-        _require_at_least(1, self, "n_layer", "n_head", most=10_000)
+        _require_at_least(1, self, "n_layer", "n_head", most=1000)
         _require_at_least(1, self, "n_embd", most=2**20)
         _require_at_least(1, self, "rope_theta")
-        _require_at_least(0, self, "n_kv_head", most=10_000)
+        _require_at_least(0, self, "n_kv_head", most=1000)
         _require(
             self.n_embd % self.n_head == 0,
             f"--n-embd {self.n_embd} cannot be divided among --n-head {self.n_head} heads: "

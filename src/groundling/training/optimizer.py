@@ -42,6 +42,9 @@ class Optimizers:
         state: dict[str, Any] = self._owners[parameter].state[parameter]
         return state
 
+    def is_muon(self, parameter: torch.nn.Parameter) -> bool:
+        return isinstance(self._owners[parameter], Muon)
+
 
 def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
     """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
@@ -150,6 +153,18 @@ def state_tensors(model: GPT, optimizer: Optimizers) -> dict[str, torch.Tensor]:
         for name, parameter in model.named_parameters()
         for quantity, value in optimizer.state_of(parameter).items()
     }
+
+
+def state_shapes(model: GPT, optimizer: Optimizers) -> dict[str, tuple[int, ...]]:
+    """The shapes of `state_tensors` once a step was done."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in model.named_parameters():
+        if optimizer.is_muon(parameter):
+            shapes[f"{name}/momentum"] = tuple(parameter.shape)
+        else:
+            shapes |= {f"{name}/exp_avg": tuple(parameter.shape), f"{name}/exp_avg_sq": tuple(parameter.shape)}
+            shapes[f"{name}/step"] = ()
+    return shapes
 
 
 def load_state_tensors(model: GPT, optimizer: Optimizers, tensors: dict[str, torch.Tensor]) -> None:
