@@ -14,9 +14,11 @@ import torch
 
 from groundling import storage
 from groundling.catalog import load
+from groundling.claim import accept_changed_text as accept_text
 from groundling.claim import claim, extend, lock, write_record
 from groundling.config import MINUTES_OR_STEPS, Config
 from groundling.corpus.batches import Batches, near
+from groundling.corpus.contents import contents_of
 from groundling.corpus.leakage import WINDOW, shared
 from groundling.corpus.ngrams import milestones, one_gram
 from groundling.corpus.sources import find_source
@@ -38,7 +40,6 @@ from groundling.training.events import (
     Finished,
     Notice,
     Paused,
-    Planned,
     RunFiles,
     Started,
     Subscriber,
@@ -102,14 +103,15 @@ def train(
             notice(f"{error} Training on python-docs instead, the documentation that Python ships.")
             source = find_source("python-docs")
         config = dataclasses.replace(config, corpus=source.address)
-        text = prepare(source, config.text, notice=notice, progress=progress)
+        contents = contents_of(source, progress)
+        text = prepare(source, config.text, fingerprint=contents.fingerprint, notice=notice, progress=progress)
         _batches(config, text)  # refuses a text that is too short before a folder is made
-        run = claim(config, text, name, runs_folder(out).resolve(), notice, stack)
+        run = claim(config, text, source, contents, name, runs_folder(out).resolve(), notice, stack)
         plan = None
         if not run.begun:
             planned, plan = fit_to_machine(config, given, text, machine, time.perf_counter() - began)
-            write_record(run, config, planned, text, machine)
-        return _train(run, text, emit, began, track, plan)
+            write_record(run, config, planned, text, contents, machine)
+        return _train(run, text, emit, began, track, [plan] if plan else [])
 
 
 def resume(
@@ -118,6 +120,7 @@ def resume(
     out: str | os.PathLike[str] | None = None,
     steps: int | None = None,
     minutes: float | None = None,
+    accept_changed_text: bool = False,
     track: Sequence[Tracker] | None = None,
     on_event: Subscriber | None = None,
     elapsed: float = 0.0,
@@ -127,7 +130,8 @@ def resume(
     `steps` or `minutes` (in all, those of the sessions before included) sets a new end, for a run that is finished or
     should go on for longer; the learning rate then follows the schedule of the longer run from here on. A run that
     was given minutes goes on by the clock, and is as long as they last. The trackers of before go on, or those of
-    `track`.
+    `track`. A text that has changed is refused, with what differs, unless `accept_changed_text`: then the run goes on
+    with it, and its record says so.
 
     Raises ValueError if there is nothing to do, or if the text is not the one that the run began with.
     """
@@ -144,10 +148,15 @@ def resume(
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
         lock(run.folder, stack)
-        text = corpus_of(run, *reporters(emit))
+        notes: list[Event] = []
+        notice, progress = reporters(emit)
+        if accept_changed_text:
+            text = accept_text(run, lambda sentence: notes.append(Notice(sentence)), progress)
+        else:
+            text = corpus_of(run, notice, progress)
         if steps is not None or minutes is not None:  # now that nothing stands in the way
             extend(run, steps, minutes)
-        return _train(run, text, emit, began, track)
+        return _train(run, text, emit, began, track, notes)
 
 
 def _batches(config: Config, text: Corpus) -> Batches:
@@ -161,17 +170,16 @@ def _batches(config: Config, text: Corpus) -> Batches:
 
 def _train(
     run: Run, text: Corpus, emit: Subscriber, began: float, track: Sequence[Tracker] | None,
-    plan: Planned | None = None,
+    notes: list[Event],
 ) -> Run:  # fmt: skip
     """Build the parts from the run's folder, train to the end or to a stop, and leave everything saved.
 
-    `began` is when the command was given, by `time.perf_counter()`.
+    `began` is when the command was given, by `time.perf_counter()`, `notes` what is to be told first.
     """
     config, settings, machine = run.config, run.config.training, run.machine
     batches = near(_batches(config, text), machine)
     storage.sweep(run.folder)
     storage.sweep(run.checkpoints.folder)
-    notes: list[Event] = []
     newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
     run.metrics(), run.samples()  # in order, or nothing begins
     if newest is not None:
@@ -182,8 +190,11 @@ def _train(
         model = GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
     model.to(machine.device)
     optimizer = new_optimizer(model, settings, machine.dtype)
+    run.checkpoints.check_room(model, optimizer, settings)
 
     state = load_training(newest, model, optimizer) if newest else TrainState()
+    if 0 < state.best_step <= run.record["corpus"].get("since", 0):  # the best of another text
+        state.best_step, state.best_loss, state.evaluations_since_best = -1, None, 0
     rewind(run.folder, state.step, state.evaluated_step)
     with ExitStack() as stack:
         files, stop = RunFiles(run.folder), stack.enter_context(StopRequest())
@@ -207,11 +218,11 @@ def _train(
         def save() -> Path:
             return run.checkpoints.save(model, optimizer, state, run.folder, settings.keep_checkpoints)
 
-        for event in [plan, *notes] if plan else notes:
+        for event in notes:
             tell(event)
         forward, machine = _compiled(run, model, batches, machine, state, tell)
         tell(_started(run, text, batches, model, machine, state))
-        if not any(line["event"] == "checked" for line in run.metrics()):
+        if sum(line["event"] == "checked" for line in run.metrics()) <= len(run.record.get("former_texts", [])):
             tell(_checked(text))
         state.elapsed += time.perf_counter() - began
         try:
@@ -259,7 +270,7 @@ def _tracking(
 
 def _started(run: Run, text: Corpus, batches: Batches, model: GPT, machine: Machine, state: TrainState) -> Started:
     steps = run.config.training.steps
-    corpus = run.record["corpus"] | {
+    corpus = {key: value for key, value in run.record["corpus"].items() if key != "contents"} | {
         "training_tokens": len(text.train),
         "validation_tokens": len(text.validation),
     }

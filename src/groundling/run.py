@@ -24,9 +24,11 @@ from typing import Any
 from groundling import storage
 from groundling.config import Config
 from groundling.config.record import check_record
+from groundling.corpus.again import find_again
+from groundling.corpus.fitting import Notice, Progress, silent
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokenizer import Tokenizer, Unknown
-from groundling.corpus.tokens import Corpus, Tokens, fingerprint_of, prepare, reopen
+from groundling.corpus.tokens import Corpus, Tokens, prepare
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.losses import TokenLoss, token_losses
 from groundling.evaluation.originality import TrainingText
@@ -299,28 +301,9 @@ def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
     return Path(out or os.environ.get("GROUNDLING_RUNS") or "runs")
 
 
-def corpus_of(
-    run: Run,
-    notice: Callable[[str], None] = lambda sentence: None,
-    progress: Callable[..., None] = lambda *_: None,
-) -> Corpus:
-    """The text that a run was trained on. Raises ValueError if it is gone or has changed."""
-    address, fingerprint, settings = run.config.corpus, run.record["corpus"]["fingerprint"], run.config.text
-    try:
-        source = find_source(address, settings.glob)
-    except (FileNotFoundError, ConnectionError):
-        kept = reopen(fingerprint, run.record["corpus"]["name"], address, run.tokenizer, settings)
-        if kept is None:
-            raise ValueError(f"The text of the run {run.name} is gone: {address} is not there any more.") from None
-        notice(f"{address} is not there any more; its tokens are still in the cache and are used.")
-        return kept
-    if fingerprint_of(source, progress) != fingerprint:
-        raise ValueError(
-            f"The text at {address} is not the one that the run {run.name} was trained on, which had "
-            f"{run.record['corpus']['characters']:,} characters. Put the old text back, or start a new run on the "
-            "new one."
-        )
-    return prepare(source, settings, tokenizer=run.tokenizer, fingerprint=fingerprint, notice=notice, progress=progress)
+def corpus_of(run: Run, notice: Notice = silent, progress: Progress = silent) -> Corpus:
+    """The text that a run was trained on. Raises ValueError if it is gone or has changed, with what differs."""
+    return find_again(run.record["corpus"], run.reference, run.config, run.tokenizer, notice, progress)
 
 
 def _document_names(run: Run) -> list[str]:

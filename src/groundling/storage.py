@@ -11,20 +11,30 @@ process at operation k, or fails there, or records all of them to be replayed as
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from groundling import untrusted
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+WAITS = (1.0, 2.0, 4.0)
+"""Seconds before a fault of the disk is tried again, and again."""
 _TEMPORARY = ".tmp-"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT}
+if os.name == "nt":
+    _PASSING.add(errno.EACCES)  # a virus scanner that holds a new file for a moment
+T = TypeVar("T")
 
 
 class Disk:
@@ -50,6 +60,9 @@ class Disk:
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:
             os.fsync(handle)
+            if hasattr(os, "posix_fadvise") and not path.is_dir():
+                # Forget what memory holds of it: whoever reads it back reads the disk.
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
 
@@ -73,6 +86,56 @@ def cache_folder() -> Path:
     import platformdirs
 
     return Path(os.environ.get("GROUNDLING_CACHE") or platformdirs.user_cache_dir("groundling", appauthor=False))
+
+
+def patiently(path: Path, n_bytes: int, action: Callable[[], T]) -> T:
+    """Do what writes `n_bytes` to `path`. A fault that may pass is waited for: tried again after 1, 2 and 4 seconds.
+
+    Raises OSError with a sentence that says what is needed, what is free and where, and what to do.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except OSError as error:
+            if wait is None or error.errno not in _PASSING:
+                raise _refusal(path, n_bytes, error) from None
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def explained(path: Path, n_bytes: int) -> Iterator[None]:
+    """Turn the error of a full or read-only disk, met while about `n_bytes` are written to `path`, into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise _refusal(path, n_bytes, error) if error.errno in {*_FULL, errno.EROFS} else error from None
+
+
+def _refusal(path: Path, n_bytes: int, error: OSError) -> OSError:
+    """The same as a sentence for the user: what could not be written, what it takes, and what to do."""
+    home = next(folder for folder in path.absolute().parents if folder.exists())
+    sentence = f"{path} cannot be written: {(error.strerror or str(error)).lower()}."
+    if error.errno in _FULL:
+        free = "" if error.errno == errno.EDQUOT else f", and {in_bytes(free_bytes(home))} are free"
+        sentence += (
+            f" It takes {in_bytes(n_bytes)}{free}. Make room on the disk of {home}: delete runs or checkpoints that "
+            f"you do not need, or empty {cache_folder()}."
+        )
+    else:
+        sentence += f" See whether the disk of {home} is healthy and may be written."
+    refusal = OSError(f"{sentence} Whatever was saved before is as it was; the same command goes on from there.")
+    refusal.errno = error.errno
+    return refusal
+
+
+def free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def in_bytes(n: int) -> str:
+    """About how much, in the unit that suits it."""
+    return f"{n / 1e3:,.1f} kB" if n < 1e6 else f"{n / 1e6:,.1f} MB" if n < 1e9 else f"{n / 1e9:,.1f} GB"
 
 
 def make_folder(path: Path) -> None:
@@ -116,10 +179,15 @@ def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content` (text as UTF-8) in one piece: a reader sees the old file or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    patiently(path, len(data), lambda: _replace(path, data))
+
+
+def _replace(path: Path, content: bytes) -> None:
     temporary = _temporary(path)
     _delete(temporary)
     try:
-        disk.write(temporary, content.encode() if isinstance(content, str) else content)
+        disk.write(temporary, content)
         disk.sync(temporary)
         disk.rename(temporary, path)
         disk.sync(path.parent)
@@ -159,7 +227,10 @@ def read_json(path: Path, largest: int = untrusted.LARGEST_JSON) -> Any:
 
 def append_json(path: Path, value: Any) -> None:
     """Add a line to a JSON Lines file. Not flushed to the disk: whoever relies on it says `disk.sync(path)`."""
-    disk.write(path, (json.dumps(value, ensure_ascii=False) + "\n").encode())
+    line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    before = _size(path)
+    # Tried again, it goes on where it was cut off.
+    patiently(path, len(line), lambda: disk.write(path, line[_size(path) - before :]))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -187,6 +258,19 @@ def verify(folder: Path) -> dict[str, Any]:
         if sha256(folder / name) != record["sha256"]:
             raise ValueError(f"{folder / name} is damaged: its content is not what was saved.")
     return dict(manifest["about"])
+
+
+def verify_once(folder: Path) -> dict[str, Any]:
+    """Like `verify`, but files that this process has hashed, and nobody has touched since, are not read again."""
+    stamps = [(p, s.st_ino, s.st_size, s.st_mtime_ns) for p in sorted(folder.glob("*")) for s in [p.stat()]]
+    if _hashed.get(folder) != stamps:
+        _hashed.pop(folder, None)
+        verify(folder)
+        _hashed[folder] = stamps
+    return read_manifest(folder)
+
+
+_hashed: dict[Path, list[tuple[Path, int, int, int]]] = {}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -230,6 +314,10 @@ def sweep(parent: Path, name: str = "") -> None:
     """Delete what a killed process left half-written in `parent`, of all or of what was to be called `name`."""
     for leftover in sorted(parent.glob(f"{_TEMPORARY}{glob.escape(name)}{'-' if name else ''}*")):
         _delete(leftover)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def sha256(path: Path) -> str:

@@ -98,7 +98,8 @@ def _problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     *above, last = [str(each)[:80] for each in problem["loc"]] or ["it"]
     if problem["type"] == "extra_forbidden":
-        known = {"corpus": CorpusFacts, "machine": MachineFacts}.get(above[0] if above else "", Record)
+        parts: dict[str, type[BaseModel]] = {"corpus": CorpusFacts, "machine": MachineFacts}
+        known = parts.get(above[0] if above else "", Record)
         return f"this version knows no entry {last!r}{did_you_mean(last, list(known.model_fields))}"
     if problem["type"] == "json_invalid":
         return "a text in it is not valid Unicode"

@@ -26,8 +26,9 @@ from filelock import FileLock
 
 from groundling import storage
 from groundling.config import CorpusSettings
+from groundling.corpus.contents import contents_of
 from groundling.corpus.fitting import Meter, Notice, Progress, border, fit_tokenizer, once, silent
-from groundling.corpus.sources import Document, Source, find_source, read_bytes, read_text
+from groundling.corpus.sources import Document, Reading, Source, find_source, read_text
 from groundling.corpus.tokenizer import Tokenizer, Unknown, UnknownText
 
 _PIECE = 4 * 2**20  # tokens that are looked through at a time
@@ -102,42 +103,32 @@ def prepare(
 ) -> Corpus:
     """Tokenize `source`, or find it tokenized already. Without a `tokenizer`, it is the one of the settings.
 
-    `fingerprint` is the text's own, where `fingerprint_of` has told it.
+    `fingerprint` is the text's own, where `contents_of` has told it.
     Raises ValueError with a sentence for the user if the text is empty, undecodable or not expressible.
     """
     notice = once(notice)  # the same text may be read several times
     for sentence in source.notices:
         notice(sentence)
-    fingerprint = fingerprint or fingerprint_of(source, progress)
+    fingerprint = fingerprint or contents_of(source, progress).fingerprint
     if tokenizer is None:
         tokenizer = _tokenizer_of(source, fingerprint, settings, notice, progress)
     folder = _home(fingerprint, tokenizer, unknown)
     if not _is_prepared(folder):
         storage.make_folder(folder.parent)
         with FileLock(folder.with_suffix(".lock")):  # two runs may begin on the same new text at once
-            if not _is_prepared(folder):
+            if not _is_prepared(folder, lambda fault: notice(f"{fault} They are prepared anew from the text.")):
                 storage.remove_folder(folder)
                 storage.sweep(folder.parent, folder.name)
                 _tokenize(source, fingerprint, tokenizer, unknown, folder, notice, progress)
     return _open(folder, source.name, source.address, settings)
 
 
-def reopen(fingerprint: str, name: str, address: str, tokenizer: Tokenizer, settings: CorpusSettings) -> Corpus | None:
+def reopen(
+    fingerprint: str, name: str, address: str, tokenizer: Tokenizer, settings: CorpusSettings, notice: Notice = silent
+) -> Corpus | None:
     """A corpus whose text is gone, if it is still in the cache as a run of this tokenizer prepared it."""
     folder = _home(fingerprint, tokenizer, "error")
-    return _open(folder, name, address, settings) if _is_prepared(folder) else None
-
-
-def fingerprint_of(source: Source, progress: Progress = silent) -> str:
-    """SHA-256 of the documents' bytes, whatever the files are called."""
-    meter, whole = Meter(progress, "checking", source.size), hashlib.sha256()
-    for document in source.documents:
-        digest = hashlib.sha256()
-        for chunk in read_bytes(document):
-            digest.update(chunk)
-            meter.add(len(chunk))
-        whole.update(digest.digest())
-    return whole.hexdigest()
+    return _open(folder, name, address, settings) if _is_prepared(folder, notice) else None
 
 
 def _tokenizer_of(
@@ -155,7 +146,9 @@ def _tokenizer_of(
         try:
             return Tokenizer.load(path)
         except (FileNotFoundError, ValueError):
-            tokenizer = fit_tokenizer(source, settings, notice, progress)
+            reading = Reading(source)
+            tokenizer = fit_tokenizer(reading.source, settings, notice, progress)
+            reading.check(fingerprint)
             tokenizer.save(path)
             return tokenizer
 
@@ -169,14 +162,15 @@ def _short_hash(key: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
 
 
-def _is_prepared(folder: Path) -> bool:
-    """Whether it is there and whole. The sizes of its files are checked, not their hashes: they may be large."""
+def _is_prepared(folder: Path, notice: Notice = silent) -> bool:
+    """Whether it is there and whole: its files are hashed, once in each process."""
     try:
-        storage.read_manifest(folder)
-        Tokenizer.load(folder / "tokenizer.json")
-    except ValueError:
-        return False
-    return True
+        if folder.exists():
+            storage.verify_once(folder)
+            return True
+    except (ValueError, OSError) as error:
+        notice(f"Tokens in the cache cannot be used: {error}")
+    return False
 
 
 def _tokenize(
@@ -185,7 +179,7 @@ def _tokenize(
 ) -> None:  # fmt: skip
     """Write the folder described at the top of this file."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    meter, about = Meter(progress, "tokenizing", source.size), dict[str, Any]()
+    meter, about, reading = Meter(progress, "tokenizing", source.size), dict[str, Any](), Reading(source)
     ends, places = list[int](), [(0, 0)]
     n_tokens = n_known = n_ends = n_characters = 0
 
@@ -195,8 +189,9 @@ def _tokenize(
             n_characters += len(chunk)
             yield chunk
 
-    with storage.new_folder(folder, about) as temporary:
-        for document in source.documents:
+    # A character takes as many bytes as a token at most, or little more.
+    with storage.explained(folder, source.size * dtype.itemsize), storage.new_folder(folder, about) as temporary:
+        for document in reading.source.documents:
             try:
                 for ids in tokenizer.encode_chunks(read(document), unknown):
                     storage.disk.write(temporary / "tokens.bin", ids.astype(dtype).tobytes())
@@ -209,6 +204,7 @@ def _tokenize(
                 n_tokens, n_ends = n_tokens + 1, n_ends + 1
                 places.append((n_tokens, n_known + n_ends))
             ends.append(n_tokens)
+        reading.check(fingerprint)
         if n_characters == 0:
             raise ValueError(f"{source.name} is empty: there is no text in it.")
         if n_known == 0:

@@ -15,7 +15,7 @@ def weight_shapes(config: ModelSettings, vocab_size: int) -> dict[str, Shape]:
     C, biases = config.n_embd, config.has_biases
 
     def norm(name: str) -> dict[str, Shape]:
-        return {f"{name}.weight": (C,)} | ({f"{name}.bias": (C,)} if biases else {})
+        return {f"{name}.{part}": (C,) for part in ("weight", "bias")[: 1 + biases]}
 
     def linear(name: str, n_in: int, n_out: int) -> dict[str, Shape]:
         return {f"{name}.weight": (n_out, n_in)} | ({f"{name}.bias": (n_out,)} if biases else {})

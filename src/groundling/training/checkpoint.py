@@ -14,18 +14,25 @@ checkpoints/last.json
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from groundling import storage
+from groundling import __version__, storage
+from groundling.config import TrainingSettings
+from groundling.machine import versions
 from groundling.model.gpt import GPT
 from groundling.training.optimizer import Optimizers, load_state_tensors, state_shapes, state_tensors
 from groundling.training.tensors import read_shapes, read_tensors
@@ -70,30 +77,70 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
     def save(self, model: GPT, optimizer: Optimizers, state: TrainState, run_folder: Path, keep: int) -> Path:
-        """Save, point `last` at it (and `best`, if this is the best step), then delete the oldest beyond `keep`."""
-        path = self.path(state.step)
+        """Save, read it back, point `last` at it and `best` at the best one, then delete the oldest beyond `keep`.
+
+        Two whole checkpoints stand at any time, whatever `keep` says, since one may be damaged while it lies there;
+        0 keeps all. Raises OSError with a sentence if the disk will not have it; those before are then as they were.
+        """
+        path, n_bytes = self.path(state.step), size_of(model, optimizer)
+        # What was logged before this step must not be missing after a power cut: it is not computed again.
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if (file := run_folder / name).exists():
+                storage.patiently(file, 0, partial(storage.disk.sync, file))
+        storage.patiently(path, n_bytes, lambda: self._save(path, model, optimizer, state, run_folder))
+        self._point("last", path)
+        best = self.path(state.best_step)
+        if self.pointed("best") != best and best.exists():
+            self._point("best", best)
+        if keep:
+            self._prune(max(keep, 2), best)
+        return path
+
+    def _save(self, path: Path, model: GPT, optimizer: Optimizers, state: TrainState, run_folder: Path) -> None:
         if path.exists():
             try:
                 # A resumed run comes by a step that was saved before: the same bits, unless they were damaged.
-                storage.verify(path)
+                self.verify(path)
+                return
             except ValueError:
                 storage.remove_folder(path)
-        if not path.exists():
-            with storage.new_folder(path, {"step": state.step}) as temporary:
-                _write_tensors(temporary / "model.safetensors", model.state_dict())
-                _write_tensors(temporary / "optimizer.safetensors", state_tensors(model, optimizer))
-                storage.disk.write(temporary / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
-                for name in ("config.json", "tokenizer.json"):
-                    storage.disk.write(temporary / name, (run_folder / name).read_bytes())
-        self._point("last", path)
-        if state.best_step == state.step:
-            self._point("best", path)
-        if keep:
-            spare = {self.pointed("best"), *(self.path(step) for step in self.steps()[-keep:])}
-            for step in self.steps():
-                if self.path(step) not in spare:
-                    storage.remove_folder(self.path(step))
-        return path
+        files = {name: (run_folder / name).read_bytes() for name in ("config.json", "tokenizer.json")}
+        about = {
+            "step": state.step,
+            "corpus": storage.read_json(run_folder / "config.json").get("corpus", {}).get("fingerprint"),
+            "versions": versions() | {"groundling": __version__},
+        }
+        with storage.new_folder(path, about) as temporary:
+            _write_tensors(temporary / "model.safetensors", model.state_dict())
+            _write_tensors(temporary / "optimizer.safetensors", state_tensors(model, optimizer))
+            storage.disk.write(temporary / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
+            for name, content in files.items():
+                storage.disk.write(temporary / name, content)
+        try:
+            self.verify(path)
+        except ValueError as error:
+            raise OSError(errno.EIO, f"what the disk gives back is not what was saved ({error})") from None
+
+    def verify(self, path: Path, hashed: Callable[[Path], dict[str, Any]] = storage.verify) -> None:
+        """Raise ValueError with a sentence if a checkpoint is not whole, or is not that of the step in its name."""
+        try:
+            step = hashed(path).get("step")
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
+        if path != self.path(step if isinstance(step, int) else -1):
+            raise ValueError(f"{path} is not what its name says: it holds step {step}.")
+
+    def _prune(self, keep: int, best: Path) -> None:
+        """Delete what is older than the newest `keep` whole checkpoints, but not the best."""
+        whole = 0
+        for path in map(self.path, reversed(self.steps())):
+            if whole >= keep and path != best:
+                with suppress(OSError):  # it costs room, and the next save tries again
+                    storage.remove_folder(path)
+            elif whole < keep:
+                with suppress(ValueError):
+                    self.verify(path, storage.verify_once)
+                    whole += 1
 
     def _point(self, name: str, path: Path) -> None:
         storage.write_sealed(self.folder / f"{name}.json", {"checkpoint": path.name})
@@ -110,13 +157,36 @@ class Checkpoints:
 
     def newest(self, notice: Callable[[str], None]) -> Path | None:
         """The newest whole checkpoint; damaged ones are passed over, and said."""
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for path in map(self.path, reversed(steps)):
             try:
-                storage.verify(self.path(step))
-                return self.path(step)
+                self.verify(path)
+                return path
             except ValueError as error:
                 notice(f"{error} The checkpoint before it is used.")
+        if steps:
+            notice("No checkpoint is whole: training begins again at step 0.")
         return None
+
+    def check_room(self, model: GPT, optimizer: Optimizers, settings: TrainingSettings) -> None:
+        """Raise OSError with a sentence if the disk has no room for the checkpoints that will stand at once."""
+        count = max(settings.keep_checkpoints, 2) + 2  # the best one, and the one that is being written
+        if not settings.keep_checkpoints:
+            count = settings.steps // settings.checkpoint_every + 2  # all; those at a new best loss come on top
+        one = size_of(model, optimizer)
+        needed = one * max(count - len(self.steps()), 1)
+        home = next(folder for folder in self.folder.absolute().parents if folder.exists())
+        if needed > (free := storage.free_bytes(home)):
+            raise OSError(
+                f"The checkpoints of this run need {storage.in_bytes(needed)} more ({count} of "
+                f"{storage.in_bytes(one)}), and {storage.in_bytes(free)} are free on the disk of {home}. Delete "
+                "what you do not need there, choose another disk with --out, or a smaller model."
+            )
+
+
+def size_of(model: GPT, optimizer: Optimizers) -> int:
+    """About how many bytes a checkpoint has: weights, the optimizer's state, and some kilobytes beside them."""
+    return 20_000 + sum(p.numel() * p.element_size() * (1 + optimizer.n_moments(p)) for p in model.parameters())
 
 
 def load_weights(path: Path, model: GPT) -> None:
@@ -160,4 +230,7 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     try:
         storage.disk.fill(path, lambda file: save_file(plain, file))
     except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}.") from None
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None

@@ -42,8 +42,9 @@ class Optimizers:
         state: dict[str, Any] = self._owners[parameter].state[parameter]
         return state
 
-    def is_muon(self, parameter: torch.nn.Parameter) -> bool:
-        return isinstance(self._owners[parameter], Muon)
+    def n_moments(self, parameter: torch.nn.Parameter) -> int:
+        """Numbers that are kept for each number of `parameter`: AdamW's two moments, or Muon's momentum."""
+        return 1 if isinstance(self._owners[parameter], Muon) else 2
 
 
 def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
@@ -159,7 +160,7 @@ def state_shapes(model: GPT, optimizer: Optimizers) -> dict[str, tuple[int, ...]
     """The shapes of `state_tensors` once a step was done."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, parameter in model.named_parameters():
-        if optimizer.is_muon(parameter):
+        if optimizer.n_moments(parameter) == 1:
             shapes[f"{name}/momentum"] = tuple(parameter.shape)
         else:
             shapes |= {f"{name}/exp_avg": tuple(parameter.shape), f"{name}/exp_avg_sq": tuple(parameter.shape)}

@@ -1,4 +1,4 @@
-"""Reading safetensors that a stranger may have made: the header first, then, if it is what was expected, the numbers."""
+"""Reading safetensors that a stranger may have made: the header first, then the numbers, if it is as expected."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from groundling.config import ModelSettings
 from groundling.model.shapes import Shape, memory_to_write, weight_shapes
 
 _LARGEST_HEADER = 16 * 2**20  # bytes; ours take a hundred a tensor
-_OTHERS = {
-    b"PK": "a zip file, such as torch.save writes",
-    b"\x80": "a pickle, which could run code",
-    b"\x1f\x8b": "gzip",
-}
+_OTHERS = {b"PK": "a zip file, such as torch.save writes", b"\x80": "a pickle, which could run code"}
 
 
 def read_shapes(path: Path) -> dict[str, Shape]:
@@ -30,7 +26,7 @@ def read_shapes(path: Path) -> dict[str, Shape]:
     try:
         _check_start(path)
         with safe_open(path, "pt") as file:  # checks that header and file fit together
-            slices = {name: file.get_slice(name) for name in file.keys()}
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
             odd = next((name for name, each in slices.items() if each.get_dtype() != "F32"), None)
             if odd is not None:
                 raise ValueError(f"{path} cannot be used: {odd[:80]} is {slices[odd].get_dtype()}, and not float32.")
