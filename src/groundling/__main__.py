@@ -9,6 +9,7 @@ from typing import NoReturn
 from cyclopts import CycloptsError
 
 from groundling.cli import app
+from groundling.untrusted import visible
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -47,7 +48,7 @@ def _told(error: Exception) -> str:
 
 
 def _fail(sentence: str, status: int) -> int:
-    print(f"groundling: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"groundling: {visible(' '.join(sentence.split()))}", file=sys.stderr)
     return status
 
 

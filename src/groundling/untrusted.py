@@ -28,11 +28,18 @@ _CONTROL = (
     | {0x7F: 0x2421}
 )
 
+_ESCAPED = {code: f"\\u{code:04x}" for code in _CONTROL if code >= 0x7F}  # JSON escapes the others in any case
+
 
 def visible(text: str) -> str:
     """`text` with a picture in place of every control character, which a terminal would obey, and U+FFFD for what
     turns the direction of writing; tabs and line ends stay."""
     return text.translate(_CONTROL)
+
+
+def plain_json(text: str) -> str:
+    """JSON in which the characters that `visible` replaces are escaped: it means the same, and no terminal obeys it."""
+    return text.translate(_ESCAPED)
 
 
 def read_bytes(path: Path, largest: int) -> bytes:
