@@ -182,13 +182,7 @@ def _train(
     storage.sweep(run.checkpoints.folder)
     newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
     run.metrics(), run.samples()  # in order, or nothing begins
-    if newest is not None:
-        check_fits(newest, config.model, text.tokenizer.vocab_size)
-    check_memory(config.model, text.tokenizer.vocab_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
-    model.to(machine.device)
+    model = _new_model(config, text.tokenizer.vocab_size, newest).to(machine.device)
     optimizer = new_optimizer(model, settings, machine.dtype)
     run.checkpoints.check_room(model, optimizer, settings)
 
@@ -237,6 +231,16 @@ def _train(
             run.stopped_by = stop.signal
             tell(Paused(state.step, run.reference))
     return Run(run.folder) if run.stopped_by is None else run
+
+
+def _new_model(config: Config, vocab_size: int, newest: Path | None) -> GPT:
+    """With its first weights; those of the checkpoint that goes on, if there is one, are found to fit before."""
+    if newest is not None:
+        check_fits(newest, config.model, vocab_size)
+    check_memory(config.model, vocab_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        return GPT(config.model, vocab_size)  # on the CPU: the same weights on every device
 
 
 def _compiled(
