@@ -148,7 +148,7 @@ class Run:
 
     def samples(self) -> list[dict[str, Any]]:
         """What the model wrote while it trained: the lines of `samples.jsonl`."""
-        return read_history(self.folder / "samples.jsonl")
+        return [line for line in read_history(self.folder / "samples.jsonl") if line["event"] == "sample"]
 
     def generate(
         self,
@@ -326,5 +326,10 @@ def _first(tokens: Tokens, n: int) -> Tokens:
     return dataclasses.replace(tokens, stop=min(tokens.stop, tokens.start + n + 1)) if n else tokens
 
 
+_DEVICES = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?"  # what Windows takes for no file
+
+
 def is_name(text: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", text) is not None and not text.endswith(".")
+    """Whether a run's folder can be called so, on every system."""
+    fits = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", text) is not None and not text.endswith(".")
+    return fits and not re.fullmatch(_DEVICES, text)
