@@ -129,7 +129,10 @@ def test_a_pickle_by_any_name_is_not_opened(folder: Path, name: str, form: str) 
     shutil.rmtree(folder / "checkpoints" / "step-000001")
     said = refusals()
     assert not canary.exists()
-    assert str(folder / name) in said["report" if name == "result.json" else "resume"]
+    if name.startswith("checkpoints"):
+        assert str(folder / name) in said["resume"]
+    else:  # a resume puts it back from the checkpoint, or leaves it out
+        assert any(str(folder / name) in sentence for sentence in said.values())
     if name.endswith("model.safetensors"):
         assert "is no safetensors file but" in said["generate"]
     pickle.loads(pickle.dumps(Canary(canary)))  # it is a real one
@@ -165,8 +168,7 @@ def test_a_link_that_leads_out_is_refused_and_nothing_there_is_touched(folder: P
 def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    told = "There is no run" if name == "config.json" else "is neither a file nor a folder"
-    assert all(told in sentence for sentence in refusals("generate", "plot").values())
+    assert all("is neither a file nor a folder" in sentence for sentence in refusals("generate", "plot").values())
 
 
 ABSURD: dict[str, dict[str, Any]] = {

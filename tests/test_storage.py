@@ -165,13 +165,51 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "file"
     storage.write_file(path, "old")
 
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
+    class Full(storage.Disk):
+        def write(self, path: Path, content: bytes) -> None:
+            super().write(path, content[:1])
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(storage, "disk", Full())
+    monkeypatch.setattr(storage.faults, "WAITS", (0.0,))
+    with pytest.raises(OSError, match=r"cannot be written: no space left on device\. It takes 0\.0 kB, and .* free"):
         storage.write_file(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_line_that_was_cut_off_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuttering(storage.Disk):
+        def write(self, path: Path, content: bytes) -> None:
+            super().write(path, content[:5])
+            if len(content) > 5:
+                raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(storage, "disk", Stuttering())
+    monkeypatch.setattr(storage.faults, "WAITS", (0.0,) * 9)
+    path = tmp_path / "metrics.jsonl"
+    storage.append_json(path, {"step": 1, "loss": 2.5})
+    storage.append_json(path, {"step": 2})
+    assert storage.read_json_lines(path) == [{"step": 1, "loss": 2.5}, {"step": 2}]
+
+
+def test_damaged_lines_are_left_out_where_someone_is_told(tmp_path: Path) -> None:
+    path, said = tmp_path / "metrics.jsonl", list[str]()
+    path.write_bytes(b'{"step": 1}\n\0\0\0{"step": 2}\n5\n{"step": 3}\n')
+    assert storage.read_json_lines(path, said.append) == [{"step": 1}, {"step": 3}]
+    assert ["line 2" in said[0], "line 3" in said[1], len(said)] == [True, True, 2]
+
+
+def test_what_was_verified_is_hashed_again_only_if_it_was_touched(folder: Path) -> None:
+    hashed, real = [], storage.sha256
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "sha256", lambda path: (hashed.append(path.name), real(path))[1])
+        assert storage.verify_once(folder) == storage.verify_once(folder) == ABOUT
+        assert sorted(hashed) == sorted(CONTENT)
+        content = CONTENT["weights.bin"]
+        (folder / "weights.bin").write_bytes(b"\x01" + content[1:])
+        os.utime(folder / "weights.bin", ns=(0, 0))
+        with pytest.raises(ValueError, match="is damaged"):
+            storage.verify_once(folder)
 
 
 def test_json_comes_back_as_it_was(tmp_path: Path) -> None:

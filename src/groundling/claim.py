@@ -22,6 +22,7 @@ from groundling.config import GROUPS, Config, flag
 from groundling.config.record import FORMAT
 from groundling.corpus.again import TextChanged, refuse_change
 from groundling.corpus.contents import Contents, contents_of
+from groundling.corpus.fitting import silent
 from groundling.corpus.sources import Source, find_source
 from groundling.corpus.tokenizer import UnknownText
 from groundling.corpus.tokens import Corpus, prepare
@@ -49,6 +50,7 @@ def claim(
         with ExitStack() as trial:
             try:
                 lock(run.folder, trial)
+                mend(run, notice)
                 if run.begun:
                     _check_continuable(run, config, text, source, contents)
                     notice(
@@ -144,6 +146,41 @@ def accept_changed_text(run: Run, notice: Callable[[str], None], progress: Calla
             "texts."
         )
     return text
+
+
+def mend(run: Run, notice: Callable[[str], None]) -> None:
+    """Put a run's record and tokenizer back from its newest checkpoint, where they are gone or damaged."""
+    for name, is_sound in (("config.json", _has_record), ("tokenizer.json", _has_tokenizer)):
+        if run.checkpoints.steps() and not is_sound(run) and (newest := run.checkpoints.newest(silent)):
+            storage.write_file(run.folder / name, (newest / name).read_bytes())
+            notice(f"{run.folder / name} was gone or damaged, and is put back as it was in {newest.name}.")
+
+
+def _has_record(run: Run) -> bool:
+    try:
+        return bool(run.record)
+    except (ValueError, OSError):
+        return False
+
+
+def _has_tokenizer(run: Run) -> bool:
+    try:
+        return run.tokenizer.fingerprint == run.record["corpus"]["tokenizer"]
+    except (ValueError, OSError):
+        return False
+    finally:
+        run.__dict__.pop("tokenizer", None)  # read anew when it is put back
+
+
+def check_record(run: Run, checkpoint: Path) -> None:
+    """Raise ValueError if a setting in the run's record is not that of its checkpoint: it would be another run."""
+    old, new = Run(run.folder, checkpoint).record["settings"], run.record["settings"]
+    wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g].get(k) and k not in ("steps", "minutes")]
+    if wrong:
+        raise ValueError(
+            f"{run.folder / 'config.json'} says another {', '.join(wrong)} than the checkpoint {checkpoint.name}: it "
+            f"is damaged, or was edited. Copy {checkpoint / 'config.json'} over it to go on."
+        )
 
 
 def write_record(

@@ -15,7 +15,7 @@ import torch
 from groundling import storage
 from groundling.catalog import load
 from groundling.claim import accept_changed_text as accept_text
-from groundling.claim import claim, extend, lock, write_record
+from groundling.claim import check_record, claim, extend, lock, mend, write_record
 from groundling.config import MINUTES_OR_STEPS, Config
 from groundling.corpus.batches import Batches, near
 from groundling.corpus.contents import contents_of
@@ -44,12 +44,12 @@ from groundling.training.events import (
     Started,
     Subscriber,
     reporters,
-    rewind,
 )  # fmt: skip
 from groundling.training.fit import Actions, DivergedError, StopRequest, fit
 from groundling.training.history import History
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
+from groundling.training.recorded import rewind
 from groundling.training.samples import Sampler
 from groundling.training.tensors import check_fits, check_memory
 from groundling.training.trackers import Tracked, Tracker, check_trackers, tracking
@@ -150,8 +150,9 @@ def resume(
         lock(run.folder, stack)
         notes: list[Event] = []
         notice, progress = reporters(emit)
+        mend(run, notice)
         if accept_changed_text:
-            text = accept_text(run, lambda sentence: notes.append(Notice(sentence)), progress)
+            text = accept_text(run, reporters(notes.append)[0], progress)
         else:
             text = corpus_of(run, notice, progress)
         if steps is not None or minutes is not None:  # now that nothing stands in the way
@@ -180,8 +181,10 @@ def _train(
     batches = near(_batches(config, text), machine)
     storage.sweep(run.folder)
     storage.sweep(run.checkpoints.folder)
-    newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
-    run.metrics(), run.samples()  # in order, or nothing begins
+    note, _ = reporters(notes.append)
+    newest = run.checkpoints.newest(note)
+    if newest:
+        check_record(run, newest)
     model = _new_model(config, text.tokenizer.vocab_size, newest).to(machine.device)
     optimizer = new_optimizer(model, settings, machine.dtype)
     run.checkpoints.check_room(model, optimizer, settings)
@@ -189,7 +192,7 @@ def _train(
     state = load_training(newest, model, optimizer) if newest else TrainState()
     if 0 < state.best_step <= run.record["corpus"].get("since", 0):  # the best of another text
         state.best_step, state.best_loss, state.evaluations_since_best = -1, None, 0
-    rewind(run.folder, state.step, state.evaluated_step)
+    rewind(run.folder, state.step, state.evaluated_step, note)
     with ExitStack() as stack:
         files, stop = RunFiles(run.folder), stack.enter_context(StopRequest())
 

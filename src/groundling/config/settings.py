@@ -170,7 +170,7 @@ class TrainingSettings:
     )
     patience: int = setting(0, "Stop after so many evaluations that were no better than the best one; 0 for never.")
     checkpoint_every: int = setting(1000, "Steps between checkpoints; the best and the last are saved in any case.")
-    keep_checkpoints: int = setting(2, "How many of the newest checkpoints stay, beside the best; 0 keeps all.")
+    keep_checkpoints: int = setting(2, "Newest checkpoints that stay, beside the best: two at least; 0 keeps all.")
     sample_every: int | None = setting(None, "Steps between samples; at each evaluation if not given; 0 for none.")
     sample_prompt: str = setting("\n", "What the samples during training begin with.")
     sample_tokens: int = setting(200, "Length of the samples during training, in tokens.")

@@ -137,19 +137,20 @@ def _tokenizer_of(
     """The settings' tokenizer for this text, made once and kept in the cache."""
     if settings.tokenizer not in ("char", "bpe"):
         return fit_tokenizer(source, settings, notice, progress)  # there is nothing to make
-    key: dict[str, Any] = {"version": 1, "text": fingerprint, "tokenizer": settings.tokenizer}
+    key: dict[str, Any] = {"version": 2, "text": fingerprint, "tokenizer": settings.tokenizer}
     if settings.tokenizer == "bpe":
         key |= {"vocab_size": settings.vocab_size, "val_fraction": settings.val_fraction}
     path = storage.cache_folder() / "tokenizers" / f"{_short_hash(key)}.json"
     storage.make_folder(path.parent)
     with FileLock(path.with_suffix(".lock")):
         try:
+            storage.read_sealed(path)
             return Tokenizer.load(path)
         except (FileNotFoundError, ValueError):
             reading = Reading(source)
             tokenizer = fit_tokenizer(reading.source, settings, notice, progress)
             reading.check(fingerprint)
-            tokenizer.save(path)
+            storage.write_sealed(path, tokenizer.to_dict())
             return tokenizer
 
 

@@ -23,7 +23,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -121,10 +120,13 @@ class Checkpoints:
         except ValueError as error:
             raise OSError(errno.EIO, f"what the disk gives back is not what was saved ({error})") from None
 
-    def verify(self, path: Path, hashed: Callable[[Path], dict[str, Any]] = storage.verify) -> None:
-        """Raise ValueError with a sentence if a checkpoint is not whole, or is not that of the step in its name."""
+    def verify(self, path: Path, again: bool = True) -> None:
+        """Raise ValueError with a sentence if a checkpoint is not whole, or is not that of the step in its name.
+
+        Without `again`, what this process has verified, and nobody has touched since, is believed.
+        """
         try:
-            step = hashed(path).get("step")
+            step = (storage.verify(path) if again else storage.verify_once(path)).get("step")
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
         if path != self.path(step if isinstance(step, int) else -1):
@@ -139,7 +141,7 @@ class Checkpoints:
                     storage.remove_folder(path)
             elif whole < keep:
                 with suppress(ValueError):
-                    self.verify(path, storage.verify_once)
+                    self.verify(path, again=False)
                     whole += 1
 
     def _point(self, name: str, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,18 +186,3 @@ class RunFiles:
             storage.append_json(self._samples, event.to_dict())
         elif isinstance(event, _KEPT):
             storage.append_json(self._metrics, event.to_dict())
-
-
-def rewind(folder: Path, step: int, evaluated_step: int) -> None:
-    """Drop from a run's history what happened after the checkpoint from which it continues: it happens again."""
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        lines = storage.read_json_lines(folder / name)
-        kept = [line for line in lines if _precedes(line, step, evaluated_step)]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-        storage.write_file(folder / name, text)
-
-
-def _precedes(line: dict[str, Any], step: int, evaluated_step: int) -> bool:
-    limit = evaluated_step if line["event"] in ("evaluation", "sample") else step
-    # What carries no step (a notice), or tells of a session (started, paused), did happen.
-    return bool(line["event"] in ("started", "notice") or line.get("step", 0) <= limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,34 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def rewind(folder: Path, step: int, evaluated_step: int, notice: Callable[[str], None] = lambda sentence: None) -> None:
+    """Drop from a run's history what happened after the checkpoint from which it continues: it happens again.
+
+    A line that cannot be read, as a power cut leaves them behind the checkpoint, is dropped too, and `notice` told.
+    """
+
+    def left_out(fault: object) -> None:
+        notice(f"{fault} The line is left out.")
+
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        kept = ""
+        for line in storage.read_json_lines(folder / name, left_out):
+            try:
+                _check(line, f"A line of {folder / name}")
+            except ValueError as fault:
+                left_out(fault)
+                continue
+            if _precedes(line, step, evaluated_step):
+                kept += json.dumps(line, ensure_ascii=False) + "\n"
+        storage.write_file(folder / name, kept)
+
+
+def _precedes(line: dict[str, Any], step: int, evaluated_step: int) -> bool:
+    limit = evaluated_step if line["event"] in ("evaluation", "sample") else step
+    # What carries no step (a notice), or tells of a session (started, paused), did happen.
+    return bool(line["event"] in ("started", "notice") or line.get("step", 0) <= limit)
+
+
 def read_result(path: Path) -> dict[str, Any] | None:
     """How a run ended: the fields of `Finished`; None if there is no such file. Raises ValueError if it is damaged."""
     if not path.exists():
@@ -59,6 +88,8 @@ def _check(line: Any, what: str) -> None:
     if not isinstance(line, dict) or not isinstance(line.get("event"), str):
         raise ValueError(f"{what} is damaged: it is not an event of a run.")
     if line["event"] not in _KINDS:
+        if type(line.get("step", 0)) is not int:
+            raise ValueError(f"{what} is damaged: its step is no number.")
         return  # of a newer version; nobody asks for it
     try:
         # Through JSON, where a list is as good as a tuple though everything else is strict.

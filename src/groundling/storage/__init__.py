@@ -11,30 +11,29 @@ process at operation k, or fails there, or records all of them to be replayed as
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import json
 import os
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from groundling.storage.faults import cache_folder, explained, free_bytes, in_bytes, patiently
+
+__all__ = [
+    "FORMAT", "MANIFEST", "Disk", "append_json", "cache_folder", "disk", "explained", "free_bytes", "in_bytes",
+    "make_folder", "new_folder", "patiently", "read_json", "read_json_lines", "read_manifest", "read_sealed",
+    "remove_file", "remove_folder", "sha256", "sweep", "verify", "verify_once", "write_file", "write_json",
+    "write_sealed",
+]  # fmt: skip
 
 from groundling import untrusted
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-WAITS = (1.0, 2.0, 4.0)
-"""Seconds before a fault of the disk is tried again, and again."""
 _TEMPORARY = ".tmp-"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT}
-if os.name == "nt":
-    _PASSING.add(errno.EACCES)  # a virus scanner that holds a new file for a moment
-T = TypeVar("T")
 
 
 class Disk:
@@ -81,69 +80,15 @@ class Disk:
 disk = Disk()
 
 
-def cache_folder() -> Path:
-    """Where downloads, tokens and what was measured are kept: `GROUNDLING_CACHE`, or the user's cache folder."""
-    import platformdirs
-
-    return Path(os.environ.get("GROUNDLING_CACHE") or platformdirs.user_cache_dir("groundling", appauthor=False))
-
-
-def patiently(path: Path, n_bytes: int, action: Callable[[], T]) -> T:
-    """Do what writes `n_bytes` to `path`. A fault that may pass is waited for: tried again after 1, 2 and 4 seconds.
-
-    Raises OSError with a sentence that says what is needed, what is free and where, and what to do.
-    """
-    for wait in (*WAITS, None):
-        try:
-            return action()
-        except OSError as error:
-            if wait is None or error.errno not in _PASSING:
-                raise _refusal(path, n_bytes, error) from None
-            time.sleep(wait)
-    raise AssertionError("unreachable")
-
-
-@contextmanager
-def explained(path: Path, n_bytes: int) -> Iterator[None]:
-    """Turn the error of a full or read-only disk, met while about `n_bytes` are written to `path`, into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise _refusal(path, n_bytes, error) if error.errno in {*_FULL, errno.EROFS} else error from None
-
-
-def _refusal(path: Path, n_bytes: int, error: OSError) -> OSError:
-    """The same as a sentence for the user: what could not be written, what it takes, and what to do."""
-    home = next(folder for folder in path.absolute().parents if folder.exists())
-    sentence = f"{path} cannot be written: {(error.strerror or str(error)).lower()}."
-    if error.errno in _FULL:
-        free = "" if error.errno == errno.EDQUOT else f", and {in_bytes(free_bytes(home))} are free"
-        sentence += (
-            f" It takes {in_bytes(n_bytes)}{free}. Make room on the disk of {home}: delete runs or checkpoints that "
-            f"you do not need, or empty {cache_folder()}."
-        )
-    else:
-        sentence += f" See whether the disk of {home} is healthy and may be written."
-    refusal = OSError(f"{sentence} Whatever was saved before is as it was; the same command goes on from there.")
-    refusal.errno = error.errno
-    return refusal
-
-
-def free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
-
-
-def in_bytes(n: int) -> str:
-    """About how much, in the unit that suits it."""
-    return f"{n / 1e3:,.1f} kB" if n < 1e6 else f"{n / 1e6:,.1f} MB" if n < 1e9 else f"{n / 1e9:,.1f} GB"
-
-
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it that are missing, so that it is still there after a power cut."""
-    if path.is_dir():
-        return
-    make_folder(path.parent)
-    with suppress(FileExistsError):  # another process was faster
+    if not path.is_dir():
+        make_folder(path.parent)
+        patiently(path, 4096, lambda: _make_folder(path))
+
+
+def _make_folder(path: Path) -> None:
+    with suppress(FileExistsError):  # made by another process, or just before the fault after which this is tried again
         disk.make_folder(path)
     disk.sync(path.parent)
 
@@ -233,14 +178,29 @@ def append_json(path: Path, value: Any) -> None:
     patiently(path, len(line), lambda: disk.write(path, line[_size(path) - before :]))
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The lines of a JSON Lines file; a last line that a crash cut short is left out.
 
-    Raises ValueError, naming the file and line, if another line is not JSON.
+    Another line that is no JSON object is left out too if `damaged` is there to be told the sentence, which names
+    file and line; else it is a ValueError.
     """
     if not path.exists():
         return []
-    return [untrusted.parse(line, f"line {number} of {path}") for number, line in untrusted.lines(path) if line.strip()]
+    values = []
+    for number, line in untrusted.lines(path):
+        place = f"line {number} of {path}"
+        try:
+            value = untrusted.parse(line, place) if line.strip() else {}
+            if not isinstance(value, dict):
+                raise ValueError(f"{place} is damaged: it is no object.")
+        except ValueError as error:
+            if damaged is None:
+                raise
+            damaged(str(error))
+            continue
+        if value:
+            values.append(value)
+    return values
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
