@@ -129,7 +129,11 @@ class Tokenizer(ABC):
             path = path / names[0]
         elif not path.exists():
             raise FileNotFoundError(f"There is no tokenizer at {path}.")
-        value = storage.read_json(path, LARGEST_TOKENIZER)
+        return Tokenizer.of(storage.read_json(path, LARGEST_TOKENIZER), path)
+
+    @staticmethod
+    def of(value: Any, path: Path) -> Tokenizer:
+        """The tokenizer that some JSON of the file `path` defines. Raises ValueError if that is none."""
         if not isinstance(value, dict):
             raise ValueError(f"{path} does not hold a tokenizer that this version knows.")
         kind = value.get("kind")

@@ -30,6 +30,7 @@ from groundling.corpus.contents import contents_of
 from groundling.corpus.fitting import Meter, Notice, Progress, border, fit_tokenizer, once, silent
 from groundling.corpus.sources import Document, Reading, Source, find_source, read_text
 from groundling.corpus.tokenizer import Tokenizer, Unknown, UnknownText
+from groundling.untrusted import LARGEST_TOKENIZER
 
 _PIECE = 4 * 2**20  # tokens that are looked through at a time
 
@@ -144,8 +145,7 @@ def _tokenizer_of(
     storage.make_folder(path.parent)
     with FileLock(path.with_suffix(".lock")):
         try:
-            storage.read_sealed(path)
-            return Tokenizer.load(path)
+            return Tokenizer.of(storage.read_sealed(path, LARGEST_TOKENIZER), path)
         except (FileNotFoundError, ValueError):
             reading = Reading(source)
             tokenizer = fit_tokenizer(reading.source, settings, notice, progress)

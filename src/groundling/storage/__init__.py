@@ -155,9 +155,9 @@ def _sealed(value: dict[str, Any]) -> bytes:
     return json.dumps(value | {"sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1).encode() + b"\n"
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, largest: int = untrusted.LARGEST_JSON) -> dict[str, Any]:
     """Raises ValueError, naming the file, if a single bit is not as `write_sealed` wrote it."""
-    value = read_json(path)
+    value = read_json(path, largest)
     if isinstance(value, dict):
         value.pop("sha256", None)
         if path.read_bytes() == _sealed(value):

@@ -83,9 +83,9 @@ def _check_start(path: Path) -> None:
     """The length of the header, before it is read."""
     with path.open("rb") as file:
         start = file.read(8)
-    for sign, kind in _OTHERS.items():
-        if start.startswith(sign):
-            raise ValueError(f"{path} is no safetensors file but {kind}: it is not opened.")
     length = int.from_bytes(start, "little")
     if len(start) < 8 or not 0 < length <= min(_LARGEST_HEADER, os.path.getsize(path) - 8):
+        kind = next((kind for sign, kind in _OTHERS.items() if start.startswith(sign)), None)
+        if kind is not None:
+            raise ValueError(f"{path} is no safetensors file but {kind}: it is not opened.")
         raise ValueError(f"{path} is no safetensors file: its header cannot have {length:,} bytes.")
