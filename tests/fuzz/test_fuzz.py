@@ -108,6 +108,7 @@ def test_one_or_two_changes_of_what_is_sound(name: str, data: st.DataObject) -> 
 @example(harness.config, b'{"a":' * 500 + b"1" + b"}" * 500)
 @example(harness.pointer, b'{"checkpoint": "\\ud800"}')
 @example(harness.weights, struct.pack("<Q", 2**63))
+@example(harness.header, b'{"a": "' + b"a" * 5000 + b'"}')  # was told in full
 def test_any_json_and_any_bytes(read: Callable[[bytes], None], content: bytes) -> None:
     answered(read, content)
 
@@ -132,7 +133,7 @@ shapes = st.builds(
 )  # fmt: skip
 
 
-@tries(12)
+@tries(20)
 @given(
     shapes, st.integers(1, 40), st.sampled_from(["adamw", "muon"]), st.integers(0, 2), st.integers(0, 2**31), st.data()
 )

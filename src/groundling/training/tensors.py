@@ -32,7 +32,7 @@ def read_shapes(path: Path) -> dict[str, Shape]:
                 raise ValueError(f"{path} cannot be used: {odd[:80]} is {slices[odd].get_dtype()}, and not float32.")
             return {name: tuple(each.get_shape()) for name, each in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from None
+        raise ValueError(f"{path} cannot be read: {error!s:.200}.") from None
 
 
 def read_tensors(path: Path, expected: Mapping[str, Shape]) -> dict[str, torch.Tensor]:
@@ -53,7 +53,7 @@ def read_tensors(path: Path, expected: Mapping[str, Shape]) -> dict[str, torch.T
                         "it was saved. Use an earlier checkpoint."
                     )
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from None
+        raise ValueError(f"{path} cannot be read: {error!s:.200}.") from None
     return tensors
 
 
