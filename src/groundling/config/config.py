@@ -103,7 +103,11 @@ def _with_older(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
     older = {
-        name: {f.name: f.metadata["before"] for f in dataclasses.fields(group) if "before" in f.metadata}
+        name: {
+            f.name: value
+            for f in dataclasses.fields(group)
+            if (value := f.metadata["before"]) is not dataclasses.MISSING
+        }
         for name, group in GROUPS.items()
     }
     return {

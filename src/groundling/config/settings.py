@@ -20,13 +20,13 @@ TOKENIZERS = ("char", "byte", "bpe")
 """The kinds of tokenizers that need no file."""
 
 
-def setting(default: T, help: str, **older: T) -> T:
+def setting(default: T, help: str, before: Any = dataclasses.MISSING) -> T:
     """A dataclass field with the sentence that `--help` shows for it.
 
-    A setting that comes to others later says with `before=` what runs did when it was not there: that is its value
+    `before`, which each setting needs that comes to others later, is what runs did when it was not there: its value
     where a config.json does not have it, whatever the default.
     """
-    return field(default=default, metadata={"help": help, **older})
+    return field(default=default, metadata={"help": help, "before": before})
 
 
 def flag(name: str) -> str:
