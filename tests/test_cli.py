@@ -19,7 +19,8 @@ from groundling.cli.copies import show_originality
 from groundling.config import flag, setting_fields
 
 VERBS = [
-    "train", "resume", "sample", "chat", "eval", "runs", "serve", "export", "import", "plot", "doctor", "inspect", "tokenizer",
+    "train", "resume", "sample", "chat", "eval", "runs", "serve", "export", "import", "plot", "doctor", "inspect",
+    "tokenizer",
 ]  # fmt: skip
 COMMAND = [sys.executable, "-m", "groundling"]
 
