@@ -109,7 +109,8 @@ class ModelSettings:
         _require_at_least(1, self, "n_embd", most=2**20)
         _require_at_least(1, self, "rope_theta")
         _require_at_least(0, self, "n_kv_head", most=1000)
-        _require_at_least(0, self, "head_size", "mlp_size", most=2**20)
+        _require_at_least(0, self, "head_size", most=2**16)
+        _require_at_least(0, self, "mlp_size", most=2**22)
         _require(
             self.head_size > 0 or self.n_embd % self.n_head == 0,
             f"--n-embd {self.n_embd} cannot be divided among --n-head {self.n_head} heads: "
@@ -189,6 +190,7 @@ class TrainingSettings:
     seed: int = setting(1337, "Decides initial weights, order of the text and dropout.")
 
     def __post_init__(self) -> None:
+        _require_short(self, "init_from")
         _require_short(self, "sample_prompt", most=100_000)
         _require_at_least(1, self, "steps", "batch_size", "accumulate", "eval_every", "checkpoint_every", "log_every")
         _require_at_least(

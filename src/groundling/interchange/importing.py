@@ -27,6 +27,7 @@ from groundling.model.gpt import GPT
 from groundling.run import Run
 from groundling.training.checkpoint import TrainState
 from groundling.training.optimizer import new_optimizer
+from groundling.training.tensors import check_memory
 
 _LONGEST = 2048  # tokens of context, unless more are asked for: Qwen3's 40,960 would take gigabytes to write with
 
@@ -208,6 +209,7 @@ def _new_run(
     # A tenth of this learning rate is what training further begins with: nanoGPT finetunes GPT-2 with 3e-5.
     training = {"optimizer": "adamw", "learning_rate": PRESETS["gpt2"].training.learning_rate}
     config = Config.build("", "gpt2", **model, **training, tokenizer=str(folder / "tokenizer.json"))
+    check_memory(config.model, tokenizer.vocab_size)
     filled = GPT(config.model, tokenizer.vocab_size)
     with torch.no_grad():
         inward(filled, NAMES[family], tensors)
