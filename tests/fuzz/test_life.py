@@ -32,6 +32,5 @@ def test_whatever_happens_nothing_is_lost() -> None:
 @pytest.mark.timeout(3000)
 def test_whatever_happens_in_long_lives_nothing_is_lost() -> None:
     happened = lived(120, 30)
-    assert (
-        min(happened[kind] for kind in ("killed", "damaged", "pruned", "faults of the disk", "resumed to the end")) > 50
-    )
+    for kind in ("killed", "damaged", "deleted", "faults of the disk", "resumed to the end"):
+        assert happened[kind] > 30
