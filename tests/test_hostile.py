@@ -24,7 +24,7 @@ import groundling
 from groundling import storage
 from groundling.__main__ import main
 from groundling.corpus.sources import find_source, read_bytes
-from groundling.run import is_name
+from groundling.folder import is_name
 
 CHECKPOINT = "checkpoints/step-000002"
 

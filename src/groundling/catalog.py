@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from groundling.config import did_you_mean
-from groundling.run import Run, is_name, runs_folder
+from groundling.folder import is_name, runs_folder
+from groundling.run import Run
 from groundling.training.checkpoint import read_state
 
 
@@ -52,10 +53,12 @@ def _summary(folder: Path) -> dict[str, Any]:
             "preset": run.config.preset,
             "steps": run.config.training.steps,
             "created": run.record.get("created"),
-            "status": "new",
+            "status": "imported" if "imported" in run.record else "new",
         }
         steps = run.checkpoints.steps()
-        if steps:
+        if row["status"] == "imported":
+            row["steps"] = 0
+        elif steps:
             state = read_state(run.checkpoints.path(steps[-1]))
             row |= {
                 "step": state.step,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from groundling.corpus.fitting import silent
 from groundling.corpus.sources import Source, find_source
 from groundling.corpus.tokenizer import UnknownText
 from groundling.corpus.tokens import Corpus, prepare
+from groundling.folder import is_name
 from groundling.machine import Machine, versions
-from groundling.run import Run, is_name
+from groundling.run import Run
 from groundling.training.checkpoint import TrainState, read_state
 from groundling.untrusted import visible
 
@@ -172,10 +174,16 @@ def _has_tokenizer(run: Run) -> bool:
         run.__dict__.pop("tokenizer", None)  # read anew when it is put back
 
 
+_PASSES = {"batch_size", "accumulate"}
+
+
 def check_record(run: Run, checkpoint: Path) -> None:
     """Raise ValueError if a setting in the run's record is not that of its checkpoint: it would be another run."""
     old, new = Run(run.folder, checkpoint).record["settings"], run.record["settings"]
-    wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g].get(k) and k not in ("steps", "minutes")]
+    free = {"steps", "minutes"}
+    if prod(old["training"][k] for k in _PASSES) == prod(new["training"].get(k, 0) for k in _PASSES):
+        free |= _PASSES  # the same windows in passes of another size, which memory may have asked for
+    wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g].get(k) and k not in free]
     if wrong:
         raise ValueError(
             f"{run.folder / 'config.json'} says another {', '.join(wrong)} than the checkpoint {checkpoint.name}: it "

@@ -1,113 +1,51 @@
-"""A run: folder <-> object. launch.py makes them; here they are found, read and used.
-
-runs/<name>/
-  config.json      every setting, the text's fingerprint, versions, machine
-  tokenizer.json
-  metrics.jsonl    what happened, one JSON object a line
-  samples.jsonl    what the model wrote on the way, from one prompt and seed
-  checkpoints/     see training/checkpoint.py
-  loss.png         the curve, drawn at the end
-  report.html      all about it on one page, made at the end
-"""
+"""A run, used: it writes, is scored, explained and put on a page. launch.py makes them; folder.py has their files."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from groundling import storage
-from groundling.config import Config
-from groundling.config.record import check_record
 from groundling.corpus.again import find_again
 from groundling.corpus.fitting import Notice, Progress, silent
 from groundling.corpus.sources import find_source
-from groundling.corpus.tokenizer import Tokenizer, Unknown
-from groundling.corpus.tokens import Corpus, Tokens, prepare
+from groundling.corpus.tokenizer import Unknown
+from groundling.corpus.tokens import Corpus, Tokens, prepare, reopen
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.losses import TokenLoss, token_losses
 from groundling.evaluation.originality import TrainingText
 from groundling.evaluation.page import loss_page
 from groundling.evaluation.score import score
-from groundling.inference.engine import beginning, stream
+from groundling.folder import RunFolder
+from groundling.inference.drafts import Drafts
+from groundling.inference.precision import Precision, with_precision
 from groundling.inference.sampling import Sampling
+from groundling.inference.text import beginning, stream
 from groundling.machine import Machine, choose
 from groundling.model.gpt import GPT
 from groundling.report.facts import Facts
 from groundling.report.page import run_page
-from groundling.training.checkpoint import Checkpoints, load_weights, read_state
+from groundling.training.checkpoint import load_weights
 from groundling.training.diagnosis import diagnose, standing, verdict
 from groundling.training.history import History
 from groundling.training.plot import plot_curves
-from groundling.training.recorded import read_history, read_result
 from groundling.training.tensors import check_fits, check_memory
-from groundling.untrusted import check_folder
+
+_DRAFTED_FROM = 2**18  # tokens: 40 ms to learn from
 
 
-class Run:
-    """A trained (or half-trained) model in its folder. Nothing is read before it is needed, and whoever made it:
-    nothing in it runs, and what cannot be is a ValueError that says what is wrong. See SECURITY.md."""
+class Run(RunFolder):
+    """A trained (or half-trained) model in its folder."""
 
     def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
-        """`checkpoint` is the one to use; the best one (else the newest) if None.
-
-        Raises ValueError if something in the folder is a link that leads out of it, or is no file.
-        """
-        self.folder = folder
-        if checkpoint is not None:
-            check_folder(checkpoint)
-        if checkpoint is None or self.begun:
-            for part in (folder, folder / "checkpoints", *(folder / "checkpoints").glob("step-*")):
-                check_folder(part)
-        self._checkpoint = checkpoint
-        self.stopped_by: int | None = None
-        """The signal that ended training early, after `train` or `resume` returned; None if it came to the end."""
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def reference(self) -> str:
-        """What names this run on the command line from here."""
-        return self.name if self.folder.parent == runs_folder().resolve() else os.path.relpath(self.folder)
-
-    @cached_property
-    def record(self) -> dict[str, Any]:
-        """`config.json`: settings, corpus, versions, machine."""
-        path = (self._checkpoint or self.folder) / "config.json"
-        return check_record(storage.read_json(path), str(path))
-
-    @cached_property
-    def config(self) -> Config:
-        return Config.from_dict(self.record["settings"])
-
-    @cached_property
-    def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.folder / "checkpoints")
-
-    @property
-    def checkpoint(self) -> Path:
-        """The checkpoint in use. Raises ValueError if the run has none yet."""
-        path = self._checkpoint or self.checkpoints.pointed("best") or self.checkpoints.newest(lambda _: None)
-        if path is None:
-            raise ValueError(
-                f"The run {self.name} has no checkpoint yet: continue it with `groundling resume {self.reference}`."
-            )
-        return path
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        path = (self._checkpoint or self.folder) / "tokenizer.json"
-        tokenizer = Tokenizer.load(path)
-        if tokenizer.fingerprint != self.record["corpus"]["tokenizer"]:
-            raise ValueError(f"{path} is not the tokenizer that {self.name} was trained with: its hash is another one.")
-        return tokenizer
+        """`checkpoint` is the one to use; the best one (else the newest) if None."""
+        super().__init__(folder, checkpoint)
+        self._models: dict[Precision, GPT] = {}
 
     @cached_property
     def machine(self) -> Machine:
@@ -123,33 +61,6 @@ class Run:
         load_weights(self.checkpoint, model)
         return model.to(self.machine.device).eval()
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps behind the checkpoint in use."""
-        return read_state(self.checkpoint).step
-
-    @property
-    def result(self) -> dict[str, Any] | None:
-        """How the run ended (the fields of the event `Finished`); None if it has not come to its end."""
-        return read_result(self.folder / "result.json")
-
-    @property
-    def begun(self) -> bool:
-        """Whether the folder holds a run already."""
-        return (self.folder / "config.json").exists()
-
-    @property
-    def finished(self) -> bool:
-        return self.result is not None
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The run's history: the lines of `metrics.jsonl`."""
-        return read_history(self.folder / "metrics.jsonl")
-
-    def samples(self) -> list[dict[str, Any]]:
-        """What the model wrote while it trained: the lines of `samples.jsonl`."""
-        return [line for line in read_history(self.folder / "samples.jsonl") if line["event"] == "sample"]
-
     def generate(
         self,
         prompt: str = "",
@@ -157,17 +68,32 @@ class Run:
         max_new_tokens: int = 300,
         temperature: float = 0.7,
         top_k: int = 50,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         seed: int | None = None,
-        stop: str = "",
+        stop: str | Sequence[str] = (),
+        precision: Precision = "float32",
         unknown: Unknown = "error",
     ) -> str:
         """The text that the model writes after `prompt`. See `Sampling` for the knobs and ValueErrors.
 
-        The same checkpoint, prompt and seed give the same text on a device. A prompt longer than the context
-        keeps its newest part.
+        The same checkpoint, prompt and seed give the same text on a device. Of a prompt longer than the context the
+        newest part is read. `precision` is that of the weights: see inference/precision.py.
         """
-        sampling = Sampling(temperature, top_k, seed)
-        return "".join(self.stream(prompt, sampling, max_new_tokens, stop=stop, unknown=unknown))
+        sampling = Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+        )
+        return "".join(self.stream(prompt, sampling, max_new_tokens, stop=stop, precision=precision, unknown=unknown))
 
     def stream(
         self,
@@ -175,15 +101,35 @@ class Run:
         sampling: Sampling,
         max_new_tokens: int,
         *,
-        stop: str = "",
+        stop: str | Sequence[str] = (),
+        precision: Precision = "float32",
         unknown: Unknown = "error",
     ) -> Iterator[str]:
         """Like `generate`, yielding text as it comes."""
         if max_new_tokens < 0:
             raise ValueError(f"--max-new-tokens must be 0 or more, and it is {max_new_tokens}.")
-        documents = self.record["corpus"]["documents"]
-        ids = self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer, documents)
-        return stream(self.model, self.tokenizer, ids, max_new_tokens, sampling, stop)
+        ids = self.prompt_ids(prompt, unknown)
+        model = self.model_in(precision)
+        return stream(model, self.tokenizer, ids, max_new_tokens, sampling, stop, self.drafts)
+
+    def prompt_ids(self, prompt: str = "", unknown: Unknown = "error") -> list[int]:
+        """The tokens of `prompt`; those that a document begins with if it is empty. At least one."""
+        return self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer, self.record["corpus"]["documents"])
+
+    def model_in(self, precision: Precision) -> GPT:
+        """The model with its weights in that precision, made once. Raises ValueError for an unknown one."""
+        if precision not in self._models:
+            self._models[precision] = with_precision(self.model, precision)
+        return self._models[precision]
+
+    @cached_property
+    def drafts(self) -> Drafts:
+        """What follows what in the text, if its tokens are in the cache. Texts are written faster by it."""
+        drafts, corpus = Drafts(), self.record["corpus"]
+        kept = reopen(corpus["fingerprint"], corpus["name"], self.config.corpus, self.tokenizer, self.config.text)
+        if kept is not None:
+            drafts.show(kept.train.read(max(0, len(kept.train) - _DRAFTED_FROM), len(kept.train)))
+        return drafts
 
     def evaluate(
         self,
@@ -229,6 +175,8 @@ class Run:
     def explain(self) -> dict[str, Any]:
         """What the run's curves say, ready for JSON: `standing`, `findings` (each with kind, evidence and advice), and
         `verdict`, which puts it into a few sentences."""
+        if "imported" in self.record:
+            raise ValueError(f"The run {self.name} was imported: there are no curves of its training to explain.")
         sees_future = bool(self.checkpoints.steps()) and sees_the_future(self.model)
         history = History.read(self.metrics(), self.config, sees_future)
         findings = diagnose(history)
@@ -297,12 +245,13 @@ class Run:
         return f"Run({os.fspath(self.folder)!r})"
 
 
-def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
-    return Path(out or os.environ.get("GROUNDLING_RUNS") or "runs")
-
-
 def corpus_of(run: Run, notice: Notice = silent, progress: Progress = silent) -> Corpus:
     """The text that a run was trained on. Raises ValueError if it is gone or has changed, with what differs."""
+    if "imported" in run.record:
+        raise ValueError(
+            f"The run {run.name} was imported, without a text: name one with --text, or train the model further on "
+            f"one with `groundling train my.txt --init-from {run.reference}`."
+        )
     return find_again(run.record["corpus"], run.reference, run.config, run.tokenizer, notice, progress)
 
 
@@ -324,12 +273,3 @@ def _first(tokens: Tokens, n: int) -> Tokens:
     if n < 0:
         raise ValueError(f"The number of tokens to paint must be 1 or more, or 0 for all, and it is {n}.")
     return dataclasses.replace(tokens, stop=min(tokens.stop, tokens.start + n + 1)) if n else tokens
-
-
-_DEVICES = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?"  # what Windows takes for no file
-
-
-def is_name(text: str) -> bool:
-    """Whether a run's folder can be called so, on every system."""
-    fits = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", text) is not None and not text.endswith(".")
-    return fits and not re.fullmatch(_DEVICES, text)

@@ -16,7 +16,7 @@ from groundling.untrusted import visible
 def runs(*, out: Out = None, json: Json = False) -> None:
     """List the runs."""
     from groundling.catalog import runs
-    from groundling.run import runs_folder
+    from groundling.folder import runs_folder
 
     rows = runs(out)
     if json:

@@ -23,7 +23,7 @@ def weight_shapes(config: ModelSettings, vocab_size: int) -> dict[str, Shape]:
     inner = config.n_hidden
     block = norm("ln_1") | norm("ln_2")
     block |= linear("attn.c_attn", C, (config.n_head + 2 * config.kv_heads) * config.head_dim)
-    block |= linear("attn.c_proj", C, C)
+    block |= linear("attn.c_proj", config.n_head * config.head_dim, C)
     block |= linear("mlp.c_fc", C, 2 * inner if config.mlp == "swiglu" else inner) | linear("mlp.c_proj", inner, C)
     if config.position == "rope":
         block |= {f"attn.turn.{name}.weight": (config.head_dim,) for name in ("q_norm", "k_norm")}

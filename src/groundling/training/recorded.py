@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,27 @@ from groundling.training.events import (
     Checked,
     Diverged,
     Evaluation,
+    Event,
     Finished,
     Notice,
+    OutOfMemory,
     Paused,
     Planned,
+    RolledBack,
     Sample,
     Saved,
+    Skipped,
     Started,
     Step,
 )
 
-_KINDS = {
+_KINDS: dict[str, type[Event]] = {
     kind.__name__.lower(): kind
-    for kind in (Checked, Diverged, Evaluation, Finished, Notice, Paused, Planned, Sample, Saved, Started, Step)
-}
+    for kind in (
+        Checked, Diverged, Evaluation, Finished, Notice, OutOfMemory, Paused, Planned, RolledBack, Sample, Saved,
+        Skipped, Started, Step,
+    )
+}  # fmt: skip
 
 
 class _StartedCorpus(CorpusFacts):
@@ -41,34 +47,6 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         _check(line, f"line {number} of {path}")
     return lines
-
-
-def rewind(folder: Path, step: int, evaluated_step: int, notice: Callable[[str], None] = lambda sentence: None) -> None:
-    """Drop from a run's history what happened after the checkpoint from which it continues: it happens again.
-
-    A line that cannot be read, as a power cut leaves them behind the checkpoint, is dropped too, and `notice` told.
-    """
-
-    def left_out(fault: object) -> None:
-        notice(f"{fault} The line is left out.")
-
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        kept = ""
-        for line in storage.read_json_lines(folder / name, left_out):
-            try:
-                _check(line, f"A line of {folder / name}")
-            except ValueError as fault:
-                left_out(fault)
-                continue
-            if _precedes(line, step, evaluated_step):
-                kept += json.dumps(line, ensure_ascii=False) + "\n"
-        storage.write_file(folder / name, kept)
-
-
-def _precedes(line: dict[str, Any], step: int, evaluated_step: int) -> bool:
-    limit = evaluated_step if line["event"] in ("evaluation", "sample") else step
-    # What carries no step (a notice), or tells of a session (started, paused), did happen.
-    return bool(line["event"] in ("started", "notice") or line.get("step", 0) <= limit)
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
@@ -101,7 +79,7 @@ def _check(line: Any, what: str) -> None:
         where = ".".join(str(each)[:80] for each in problem["loc"])
         raise ValueError(f"{what} is damaged: {where}: {problem['msg'].lower()}.") from None
     numbers = [value for value in line.values() if isinstance(value, int)]
-    if not all(0 <= number < 2**63 for number in numbers):
+    if not all(-1 <= number < 2**63 for number in numbers):
         raise ValueError(f"{what} is damaged: it has a number that cannot be.")
 
 
