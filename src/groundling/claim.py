@@ -19,6 +19,9 @@ from groundling.machine import Machine, versions
 from groundling.run import Run, is_name
 from groundling.training.checkpoint import TrainState, read_state
 
+LOCK = ".lock"
+"""The file in a run's folder that the process which trains it holds."""
+
 
 def claim(
     config: Config, text: Corpus, name: str | None, folder: Path, notice: Callable[[str], None], stack: ExitStack,
@@ -62,7 +65,7 @@ def _check_continuable(run: Run, config: Config, text: Corpus) -> None:
 def lock(folder: Path, stack: ExitStack) -> None:
     """Hold the run until `stack` closes; the lock goes with the process, however it ends."""
     try:
-        stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
+        stack.enter_context(FileLock(folder / LOCK).acquire(timeout=0))
     except Timeout:
         raise ValueError(f"The run {folder.name} is being trained by another process.") from None
 

@@ -1,4 +1,4 @@
-"""What goes on in a model while it reads a text: where it looks, what it would say at each layer, which tokens are alike.
+"""What goes on in a model while it reads a text: where it looks, what it would say at each layer, who is alike.
 
 The model's fused attention never writes its weights out, so they are computed again here, from the residual stream
 that a forward pass leaves behind. The model itself is not touched, and is as fast as without this file.

@@ -1,0 +1,1 @@
+"""Pages and interfaces that a run is used through, over HTTP."""
