@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 from nicegui import ui
 
 from groundling.evaluation.insight import Reading, neighbours
 from groundling.run import Run
-from groundling.web.studio.parts import Cells, Text, frame, heading, shown, told
+from groundling.web.studio.parts import Cells, Slide, Text, frame, heading, shown, told
 from groundling.web.studio.studio import Studio
 from groundling.web.studio.writing import opened, piece
 
@@ -44,8 +46,8 @@ class Inside:
             heading("Where it looks", "A row is a position of the text. Its paint shows how much it takes from each "
                     "position up to its own, in one head of one layer.")  # fmt: skip
             with Text("div", classes="knobs"):
-                self.layer, self.layer_name = pick_one("Layer", self.attention)
-                self.head, self.head_name = pick_one("Head", self.attention)
+                self.layer, self.layer_name = pick_one("Layer", 1, self.attention)
+                self.head, self.head_name = pick_one("Head", 0, self.attention)
             self.looks = Cells("Attention", "square")
             heading("What it would say after each layer", "The output head reads every layer as if it were the last. "
                     "A cell holds the likeliest next token there; the more paint, the surer. Guesses usually become "
@@ -73,10 +75,8 @@ class Inside:
                 notes.append(f"Only the first {len(kept)} of {len(tokens)} tokens are read.")
             self.said.set_text(" ".join(notes))
             settings = model.config.model
-            self.layer.props(f"max={settings.n_layer}")
-            self.head.props(f"max={settings.n_head}")
-            self.layer.value = min(self.layer.value, settings.n_layer)
-            self.head.value = min(self.head.value, settings.n_head)
+            self.layer.place(min(self.layer.value, settings.n_layer), settings.n_layer)
+            self.head.place(min(self.head.value, settings.n_head), settings.n_head)
             self.body.set_visibility(True)
             await self.attention()
             await self.lens()
@@ -136,12 +136,11 @@ class Inside:
         return [shown(piece(self.model.tokenizer, token)) for token in self.reading.tokens]
 
 
-def pick_one(name: str, on_change: object) -> tuple[ui.slider, Text]:
-    """A slider over layers or heads, counted from 1; of heads, 0 is the mean of all."""
+def pick_one(name: str, low: int, on_move: Callable[[], Any]) -> tuple[Slide, Text]:
+    """A slider over layers or heads, counted from 1, and what says where it is."""
     with Text("div", classes="knob"):
         with Text("p"):
             Text("span", name)
             label = Text("b")
-        first = 0 if name == "Head" else 1
-        slider = ui.slider(min=first, max=1, step=1, value=1, on_change=on_change).props(f'aria-label="{name}"')  # type: ignore[arg-type]
-    return slider, label
+        slide = Slide(name, low, 1, 1, 1, on_move)
+    return slide, label

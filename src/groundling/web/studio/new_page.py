@@ -32,7 +32,7 @@ def new_page(studio: Studio) -> None:
                     path.value = str(await asyncio.to_thread(studio.keep_upload, upload.file.name, place))
 
             ui.upload(
-                label="or drop a file here, or choose one with +", on_upload=take, auto_upload=True,
+                label="or a file: drop it here, or press +", on_upload=take, auto_upload=True,
                 max_file_size=MAX_UPLOAD, max_files=1,
                 on_rejected=lambda: ui.notify(f"A text of up to {MAX_UPLOAD // 2**20} MB can be uploaded."),
             ).props("flat bordered")  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 from nicegui import ui
 from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
+from nicegui.events import GenericEventArguments
 
 _PAGES = (("Runs", "/"), ("Playground", "/playground"), ("Inside", "/inside"))
 
@@ -33,6 +34,31 @@ class Plot(Element, component="plot.js"):
     def show(self, chart: dict[str, Any] | None, last: float, axis: str = "step") -> None:
         """Draw `chart`, which reaches to `last`; nothing if it is None."""
         self.props["axis"], self.props["last"], self.props["chart"] = axis, last, chart
+        self.update()
+
+
+class Slide(Element, component="slide.js"):
+    """A slider from `low` to `high`; `on_move` is called when the user has moved it."""
+
+    def __init__(
+        self, label: str, low: float, high: float, step: float, value: float, on_move: Callable[[], Any]
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.props.update(label=label, low=low, high=high, step=step, value=value)
+        self.value = value
+
+        def moved(event: GenericEventArguments) -> Any:
+            self.value = min(max(float(event.args), low), float(self.props["high"]))
+            with self.props.suspend_updates():  # it is where it is already
+                self.props["value"] = self.value
+            return on_move()
+
+        self.on("moved", moved, throttle=0.05)
+
+    def place(self, value: float, high: float) -> None:
+        """Put it somewhere, and its end too."""
+        self.value = value
+        self.props.update(value=value, high=high)
         self.update()
 
 

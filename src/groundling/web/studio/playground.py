@@ -14,7 +14,7 @@ from groundling.inference.engine import beginning
 from groundling.inference.sampling import Sampling
 from groundling.page import visible
 from groundling.run import Run
-from groundling.web.studio.parts import Strip, Text, frame, told
+from groundling.web.studio.parts import Slide, Strip, Text, frame, told
 from groundling.web.studio.studio import Studio
 from groundling.web.studio.writing import Written, opened, training_text, write
 
@@ -40,18 +40,18 @@ class Playground:
         with Text("div", classes="form"):
             self.prompt = ui.textarea("Prompt", value="").props(f"outlined autogrow maxlength={_MOST_PROMPT}")
             with Text("div", classes="knobs"):
-                self.temperature = knob("Temperature", 0.0, 2.0, 0.05, 0.7, "0: the likeliest")
+                self.temperature = knob("Temperature", 0.0, 2.0, 0.05, 0.7, "0: likeliest")
                 self.top_k = knob("Top k", 0, 200, 1, 50, "0: no limit")
-                self.length = knob("Tokens", 10, _MOST_TOKENS, 10, 300, "")
+                self.length = knob("Tokens", 10, _MOST_TOKENS, 10, 300)
                 self.seed = ui.number("Seed (drawn if empty)", min=0, step=1, format="%d").props(
                     "outlined dense hide-bottom-space"
                 )
             with Text("div", classes="bar"):
                 self.go = ui.button("Write", on_click=self.write).props("unelevated no-caps")
                 self.halt = ui.button("Stop", on_click=self.stop).props("outline no-caps")
-                Text("p", "The more paint, the less likely the model found it. Point at a token, or go there with the "
-                     "arrow keys, to see what else it might have written; choose one of those to go on from there. "
-                     "Underlined is what stands in the training text, 30 characters or more.", "soft grow")  # fmt: skip
+            Text("p", "The more paint, the less likely the model found it. Point at a token, or go there with the arrow "
+                 "keys, to see what else it might have written; choose one of those to go on from there. Underlined "
+                 "is what stands in the training text, 30 characters or more.", "soft")  # fmt: skip
         with Text("div", classes="pair"):
             self.columns = [Column(studio, names, first, self), Column(studio, [_NO_RUN, *names], _NO_RUN, self)]
         self.halt.set_visibility(False)
@@ -87,7 +87,7 @@ class Column:
         self.before: list[int] = []
         self.prompt = ""
         second = names[0] == _NO_RUN
-        with Text("section", classes="column"):
+        with Text("section", classes="writer"):
             with Text("div", classes="bar"):
                 self.name = ui.select(
                     list(names), value=chosen, label="Compare with" if second else "Run", on_change=self.list_steps
@@ -212,15 +212,13 @@ def copied_tokens(tokens: Sequence[Written], found: Originality) -> list[int]:
     return marks
 
 
-def knob(name: str, low: float, high: float, step: float, value: float, about: str) -> ui.slider:
+def knob(name: str, low: float, high: float, step: float, value: float, about: str = "") -> Slide:
     """A slider with its name and its value."""
     with Text("div", classes="knob"):
-        with Text("p") as line:
+        with Text("p"):
             Text("span", name)
             shown = Text("b", f"{value:g}")
             if about:
                 Text("span", about, "soft")
-        assert line
-        slider = ui.slider(min=low, max=high, step=step, value=value).props(f'aria-label="{name}"')
-        slider.on_value_change(lambda event: shown.set_text(f"{event.value:g}"))
-    return slider
+        slide = Slide(name, low, high, step, value, lambda: shown.set_text(f"{slide.value:g}"))
+    return slide

@@ -43,7 +43,7 @@ class Processes:
         )
         with (folder / OUTPUT).open("ab") as output:
             self._started[folder] = subprocess.Popen(
-                [sys.executable, "-m", "groundling", *verb],
+                [sys.executable, "-P", "-m", "groundling", *verb],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output, **apart,
             )  # fmt: skip
 

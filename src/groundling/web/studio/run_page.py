@@ -11,7 +11,7 @@ from nicegui import ui
 from groundling.report.facts import Facts
 from groundling.training.console import duration
 from groundling.web.studio.live import Live
-from groundling.web.studio.parts import Plot, Text, frame, heading, told
+from groundling.web.studio.parts import Plot, Slide, Text, frame, heading, told
 from groundling.web.studio.processes import said
 from groundling.web.studio.studio import Studio
 
@@ -170,7 +170,7 @@ class Sample:
     def __init__(self) -> None:
         self.slides: list[dict[str, Any]] = []
         with Text("div", classes="card") as self.card:
-            self.slider = ui.slider(min=0, max=0, value=0, on_change=self.draw).props('aria-label="Training time"')
+            self.slider = Slide("Training time", 0, 0, 1, 0, self.draw)
             self.said = Text("p", "", "soft")
             self.text = Text("div", classes="sample").props("dir=auto")
         self.none = Text("p", "Nothing yet.", "soft")
@@ -182,9 +182,8 @@ class Sample:
         self.card.set_visibility(bool(slides))
         self.none.set_visibility(not slides)
         if slides:
-            self.slider.props(f"max={len(slides) - 1}")
-            if newest:
-                self.slider.value = len(slides) - 1
+            last = len(slides) - 1
+            self.slider.place(last if newest else self.slider.value, last)
             self.draw()
 
     def draw(self) -> None:

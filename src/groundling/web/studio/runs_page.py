@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
-from nicegui import ui
+from nicegui import events, ui
 
 from groundling.report.charts import drawn
 from groundling.web.studio.charts import MEASURES, comparison
@@ -72,13 +73,8 @@ class RunsPage:
             for row in found:
                 name = row["name"]
                 with Text("div", classes="run"):
-                    ui.checkbox(
-                        value=name in self.chosen, on_change=lambda e, name=name: self.choose(name, e.value)
-                    ).props(
-                        f'aria-label="Compare {name}"'
-                        if name.isascii() and name.isprintable() and '"' not in name
-                        else ""
-                    )
+                    tick = ui.checkbox(value=name in self.chosen, on_change=partial(self.choose, name))
+                    tick.props["aria-label"] = f"Compare {name}"
                     ui.link(name, f"/runs/{name}").classes("name")
                     self.rows[name] = {key: Text("span", classes=key) for key in ("about", "loss", "step", "status")}
 
@@ -91,9 +87,9 @@ class RunsPage:
         line["status"].set_text(_STATUS.get(row["status"], row["status"]))
         line["status"].classes(replace=f"status {row['status']}")
 
-    async def choose(self, name: str, chosen: bool) -> None:
+    async def choose(self, name: str, event: events.ValueChangeEventArguments[bool | None]) -> None:
         """Take a run into the comparison, or out of it."""
-        self.chosen = [each for each in self.chosen if each != name] + [name] * chosen
+        self.chosen = [each for each in self.chosen if each != name] + [name] * bool(event.value)
         await self.compare()
 
     async def compare(self) -> None:

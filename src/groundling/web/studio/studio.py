@@ -72,10 +72,12 @@ class Studio:
             if not address or address == "-":
                 raise ValueError("Choose a text: a file to upload, or the path of a file or folder on this machine.")
             address = find_source(address).address
+        if not minutes > 0:  # NaN fails too
+            raise ValueError("Say how many minutes it is to take, 0.2 or more.")
         Config.build(address, preset, minutes=minutes, tokenizer=tokenizer)
         name = name.strip() or self._free_name(Path(address).name.removesuffix(".gz").rsplit(".", 1)[0])
-        if not is_name(name):
-            raise ValueError(f"{name!r} cannot name a run: use letters, digits, '.', '_' and '-'.")
+        if not is_name(name) or name.startswith("-"):
+            raise ValueError(f"{name!r} cannot name a run: use letters, digits, '.', '_' and, within, '-'.")
         folder = self.out / name
         if folder.exists():
             raise ValueError(f"There is a run {name!r} already: choose another name.")
