@@ -7,8 +7,8 @@ from functools import cached_property
 from groundling.config import TrainingSettings
 from groundling.corpus.tokens import Corpus
 from groundling.evaluation.originality import TrainingText
-from groundling.inference.engine import beginning, stream
 from groundling.inference.sampling import Sampling
+from groundling.inference.text import beginning, stream
 from groundling.model.gpt import GPT
 from groundling.training.events import Sample
 
