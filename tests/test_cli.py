@@ -18,7 +18,7 @@ from groundling.__main__ import main
 from groundling.cli.copies import show_originality
 from groundling.config import flag, setting_fields
 
-VERBS = ["train", "resume", "sample", "eval", "runs", "plot", "doctor", "inspect", "tokenizer"]
+VERBS = ["train", "resume", "sample", "eval", "runs", "serve", "plot", "doctor", "inspect", "tokenizer"]
 COMMAND = [sys.executable, "-m", "groundling"]
 
 

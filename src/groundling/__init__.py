@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from groundling.model.gpt import GPT
     from groundling.run import Run
     from groundling.training.advice import inspect
+    from groundling.web.server import serve
 
 __all__ = [
     "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "compare_tokenizers", "inspect", "load",
-    "resume", "runs", "train", "train_tokenizer",
+    "resume", "runs", "serve", "train", "train_tokenizer",
 ]  # fmt: skip
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "load": "groundling.catalog",
     "resume": "groundling.launch",
     "runs": "groundling.catalog",
+    "serve": "groundling.web.server",
     "train": "groundling.launch",
     "train_tokenizer": "groundling.corpus.fitting",
 }

@@ -1,1 +1,1 @@
-"""Pages and interfaces that a run is used through, over HTTP."""
+"""WEIGHTS -> ANYONE WHO ASKS: the API that OpenAI's clients speak, and the studio, a page for people."""
