@@ -20,6 +20,7 @@ import groundling
 from groundling import storage
 from groundling.evaluation.originality import TrainingText
 from groundling.inference.sampling import Sampling
+from tiny import TINY
 
 pytest.importorskip("nicegui", reason="needs the extra studio")
 
@@ -37,8 +38,6 @@ Write = Callable[..., Path]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
     """A folder of runs with one in it, `first`."""
-    from conftest import TINY
-
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROUNDLING_CACHE", str(folder / "cache"))
@@ -144,17 +143,17 @@ def test_a_run_of_a_terminal_is_found_and_paused(holder: subprocess.Popen[str], 
         processes.pause(tmp_path / "run")
 
 
-def test_what_fails_says_why(tmp_path: Path, write: Write) -> None:
+def test_what_fails_says_why(tmp_path: Path) -> None:
     studio = Studio(tmp_path / "runs")
-    name = studio.begin(str(write("a b.txt", "x" * 9)), minutes=1, preset=None, tokenizer="char", name="")
-    assert name == "a-b"
-    folder = studio.folder(name)
+    folder = studio.out / "new"
+    studio.processes.start(folder, ["train", "--minutes", "soon"])
+    assert studio.processes.training(folder) is not None and studio.folder("new") == folder
     for _ in range(600):
         if studio.processes.training(folder) is None:
             break
         time.sleep(0.05)
-    assert "too few to keep a validation part" in (studio.processes.failure(folder) or "")
-    studio.forget_failed(name)
+    assert "soon" in (studio.processes.failure(folder) or "")
+    assert studio._free_name("new") == "new"  # what it left is gone
     assert not folder.exists()
 
 

@@ -47,7 +47,7 @@ class Reading:
         x = block.ln_1(self.streams[layer])[None]
         qkv = block.attn.c_attn(x).view(1, len(self.tokens), -1, hd).transpose(1, 2)
         q, k, _ = qkv.split(heads, dim=1)
-        q, k = block.attn.turn(q, k, 0)
+        q, k = block.attn.turn(q, k, None)
         k = k.repeat_interleave(heads[0] // heads[1], dim=1)  # where queries share one
         scores = (q @ k.mT)[0].float() / math.sqrt(hd)
         future = torch.ones_like(scores, dtype=torch.bool).triu(1)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
-import socket
 import webbrowser
 
+import nicegui
+import torch
 import uvicorn
 from fastapi import FastAPI
 from nicegui import ui
 
 from groundling.run import runs_folder
+from groundling.web.connection import Connection
+from groundling.web.guard import Guard
+from groundling.web.server import bind
 from groundling.web.studio.inside_page import inside_page
 from groundling.web.studio.new_page import new_page
 from groundling.web.studio.parts import Text, frame, style
@@ -18,11 +23,12 @@ from groundling.web.studio.playground import playground
 from groundling.web.studio.policy import Policy
 from groundling.web.studio.run_page import run_page
 from groundling.web.studio.runs_page import runs_page
-from groundling.web.studio.studio import Studio
+from groundling.web.studio.studio import MAX_UPLOAD, Studio
 
 
 def mount(app: FastAPI, studio: Studio, path: str = "/") -> None:
     """Put the studio's pages below `path` of `app`. NiceGUI has one set of pages a process, so this is done once."""
+    nicegui.app.on_shutdown(studio.closing.set)
     ui.add_head_html(f"<style>{style()}</style>", shared=True)
 
     @ui.page("/")
@@ -66,31 +72,36 @@ def serve_studio(
 
     Raises ValueError if `host` is not this machine, OSError if the port is taken.
     """
+    if not _is_here(host):
+        raise ValueError(
+            f"The studio starts programs and reads files, so it listens on this machine alone, and {host} is another "
+            "address. From elsewhere, reach it through `ssh -L 8001:127.0.0.1:8001 THIS-MACHINE`."
+        )
     studio = Studio(runs_folder(out))
+    torch.set_num_threads(1)  # the cores are for training; one text at a time needs no more
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     mount(app, studio)
-    with _listening(host, port) as door:
-        address = f"http://{host}:{door.getsockname()[1]}"
+    guarded = Guard(Policy(app), names=frozenset({"localhost"}), loopback=True, key=None, max_body=MAX_UPLOAD + 2**20)
+    config = uvicorn.Config(
+        guarded, http=Connection, ws_max_size=2**20, log_level="warning", access_log=False, server_header=False,
+        proxy_headers=False, timeout_graceful_shutdown=2,
+    )  # fmt: skip
+    with bind(host, port, None) as listener:
+        listener.listen()
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         print(f"The studio is at {address} (Ctrl-C ends it)", flush=True)
         if open:
             webbrowser.open(address)
-        server = uvicorn.Server(uvicorn.Config(Policy(app), log_level="warning", ws_max_size=2**20,
-                                               timeout_graceful_shutdown=2))  # fmt: skip
         try:
-            server.run(sockets=[door])
-        except KeyboardInterrupt:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn raises the signal again when all is closed
             pass
     for folder, number in studio.processes.all_started().items():
         print(f"{folder.name} goes on training (process {number}): open the studio again to pause it.")
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        raise ValueError(
-            f"The studio starts programs and reads files, so it listens on this machine alone, and {host} is another "
-            "address. From elsewhere, reach it through `ssh -L 8001:127.0.0.1:8001 THIS-MACHINE`."
-        )
+def _is_here(host: str) -> bool:
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise OSError(f"Port {port} cannot be used ({error.strerror}): choose another with --port.") from None
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -10,7 +10,6 @@ from typing import Any
 from nicegui import ui
 
 from groundling.evaluation.originality import Originality
-from groundling.inference.engine import beginning
 from groundling.inference.sampling import Sampling
 from groundling.page import visible
 from groundling.run import Run
@@ -46,11 +45,17 @@ class Playground:
                 self.seed = ui.number("Seed (drawn if empty)", min=0, step=1, format="%d").props(
                     "outlined dense hide-bottom-space"
                 )
+            with ui.expansion("More knobs").props("dense"), Text("div", classes="knobs"):
+                self.top_p = knob("Top p", 0.05, 1.0, 0.05, 1.0, "1: off")
+                self.min_p = knob("Min p", 0.0, 0.5, 0.01, 0.0, "0: off")
+                self.repetition = knob("Repetition penalty", 1.0, 2.0, 0.05, 1.0, "1: off")
+                self.presence = knob("Presence penalty", -2.0, 2.0, 0.1, 0.0, "0: off")
+                self.frequency = knob("Frequency penalty", -2.0, 2.0, 0.1, 0.0, "0: off")
             with Text("div", classes="bar"):
                 self.go = ui.button("Write", on_click=self.write).props("unelevated no-caps")
                 self.halt = ui.button("Stop", on_click=self.stop).props("outline no-caps")
-            Text("p", "The more paint, the less likely the model found it. Point at a token, or go there with the arrow "
-                 "keys, to see what else it might have written; choose one of those to go on from there. Underlined "
+            Text("p", "The more paint, the less likely the model found it. Point at a token, or go there with the "
+                 "arrow keys, to see what else it might have written; choose one of those to go on from there. Underlined "
                  "is what stands in the training text, 30 characters or more.", "soft")  # fmt: skip
         with Text("div", classes="pair"):
             self.columns = [Column(studio, names, first, self), Column(studio, [_NO_RUN, *names], _NO_RUN, self)]
@@ -59,7 +64,11 @@ class Playground:
     def sampling(self) -> Sampling:
         """What the knobs say. Raises ValueError if that is nothing."""
         seed = None if self.seed.value is None else int(self.seed.value)
-        return Sampling(self.temperature.value, int(self.top_k.value), seed)
+        return Sampling(
+            temperature=self.temperature.value, top_k=int(self.top_k.value), top_p=self.top_p.value,
+            min_p=self.min_p.value, repetition_penalty=self.repetition.value, presence_penalty=self.presence.value,
+            frequency_penalty=self.frequency.value, seed=seed,
+        )  # fmt: skip
 
     async def write(self) -> None:
         with told():
@@ -119,8 +128,7 @@ class Column:
         with told():
             self.prompt = (self.desk.prompt.value or "")[:_MOST_PROMPT]
             model = await self.model()
-            documents = model.record["corpus"]["documents"]
-            self.before = model.tokenizer.encode(self.prompt) or beginning(model.tokenizer, documents)
+            self.before = model.prompt_ids(self.prompt)
             await self.go_on(model, [], sampling)
 
     async def branch(self, at: int, choice: int) -> None:
@@ -143,7 +151,7 @@ class Column:
         self.writing = True
         self.desk.busy()
         try:
-            written = Arriving(write(model, before, sampling, left), self.stop)
+            written = Arriving(write(model, before, sampling, left), self.stop, self.studio.closing)
             while not written.ended:
                 await asyncio.sleep(0.05)
                 new = written.take()
@@ -171,16 +179,16 @@ class Column:
 class Arriving:
     """Tokens that a thread of its own draws, to be taken as they come."""
 
-    def __init__(self, tokens: Iterator[Written], stop: threading.Event) -> None:
+    def __init__(self, tokens: Iterator[Written], *stops: threading.Event) -> None:
         self._new: list[Written] = []
         self._lock, self._error = threading.Lock(), None
-        self._task = asyncio.create_task(asyncio.to_thread(self._draw, tokens, stop))
+        self._task = asyncio.create_task(asyncio.to_thread(self._draw, tokens, stops))
 
-    def _draw(self, tokens: Iterator[Written], stop: threading.Event) -> None:
+    def _draw(self, tokens: Iterator[Written], stops: Sequence[threading.Event]) -> None:
         for token in tokens:
             with self._lock:
                 self._new.append(token)
-            if stop.is_set():
+            if any(stop.is_set() for stop in stops):
                 return
 
     @property

@@ -22,6 +22,7 @@ from groundling.claim import LOCK
 OUTPUT = "output.log"
 """What the processes of a run said, in its folder."""
 
+_PAUSED = (128 + signal.SIGINT, -signal.SIGINT)  # as a run ends that was asked to once, or twice
 _FRESH = 2.0  # seconds for which it is remembered who trains what: to look takes some milliseconds a process
 
 
@@ -76,7 +77,7 @@ class Processes:
     def failure(self, folder: Path) -> str | None:
         """The last line that the process said if it was started here and failed; None if it did not."""
         started = self._started.get(folder)
-        if started is None or (status := started.poll()) is None or status in (0, 128 + signal.SIGINT):
+        if started is None or (status := started.poll()) is None or status in (0, *_PAUSED):
             return None
         lines = said(folder)
         return lines[-1].removeprefix("groundling: ") if lines else f"It ended with status {status}."

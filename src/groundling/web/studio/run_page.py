@@ -27,7 +27,7 @@ class RunPage:
     """Looks at the run's files every second, and shows what is new."""
 
     def __init__(self, studio: Studio, live: Live) -> None:
-        self.studio, self.live, self.shown = studio, live, -1
+        self.studio, self.live, self.shown, self.pausing = studio, live, -1, False
         name = live.folder.name
         self.status = Text("p", "", "state").props('role="status"')
         with Text("div", classes="bar"):
@@ -95,7 +95,9 @@ class RunPage:
         else:
             words = (facts.status if facts else "Nothing is logged yet.").capitalize()
         self.status.set_text(words)
+        self.pausing = self.pausing and training
         self.pause.set_visibility(training)
+        self.pause.set_enabled(not self.pausing)  # asked a second time, it would quit at once
         self.resume.set_visibility(not training and live.run.begun)
         self.minutes.set_visibility(not training and finished)
         self.uses.set_visibility(facts is not None)
@@ -152,6 +154,7 @@ class RunPage:
     async def pause_run(self) -> None:
         with told():
             self.studio.processes.pause(self.live.folder)
+            self.pausing = True
             ui.notify("It finishes its step, saves everything, and stops.")
             await self.refresh()
 

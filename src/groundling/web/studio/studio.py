@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from groundling import catalog, storage
+from groundling.claim import LOCK
 from groundling.config import Config
 from groundling.corpus.sources import find_source
 from groundling.run import is_name
@@ -28,6 +30,8 @@ class Studio:
     def __init__(self, out: Path) -> None:
         self.out = out.resolve()
         self.processes = Processes()
+        self.closing = threading.Event()
+        """Set when the server ends: threads of its pages are to end too."""
         self._lives: dict[Path, Live] = {}
 
     def runs(self) -> list[dict[str, Any]]:
@@ -79,6 +83,7 @@ class Studio:
         if not is_name(name) or name.startswith("-"):
             raise ValueError(f"{name!r} cannot name a run: use letters, digits, '.', '_' and, within, '-'.")
         folder = self.out / name
+        self._forget_failed(folder)
         if folder.exists():
             raise ValueError(f"There is a run {name!r} already: choose another name.")
         verb = ["train", address, "--minutes", f"{minutes:g}", "--tokenizer", tokenizer, "--name", name]
@@ -95,11 +100,10 @@ class Studio:
         more = [] if minutes is None else ["--minutes", f"{minutes:g}"]
         self.processes.start(folder, ["resume", name, *more, "--out", str(self.out), "--json"])
 
-    def forget_failed(self, name: str) -> None:
-        """Remove what a run left that failed before it began: the output of its process, and nothing else."""
-        folder = self.out / name
-        if folder.parent == self.out and self.processes.failure(folder) and not (folder / "config.json").exists():
-            for leftover in (OUTPUT, ".lock"):
+    def _forget_failed(self, folder: Path) -> None:
+        """Remove what a run left that failed before it began, so that its name is free: its output, and nothing else."""
+        if self.processes.failure(folder) and not (folder / "config.json").exists():
+            for leftover in (OUTPUT, LOCK):
                 (folder / leftover).unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()
@@ -133,5 +137,9 @@ class Studio:
 
     def _free_name(self, wished: str) -> str:
         base = re.sub(r"[^A-Za-z0-9._-]+", "-", wished).strip("-.") or "run"
-        names = (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
-        return next(name for name in names if not (self.out / name).exists())
+        for number in itertools.count(1):
+            folder = self.out / (base if number == 1 else f"{base}-{number}")
+            self._forget_failed(folder)
+            if not folder.exists():
+                return folder.name
+        raise AssertionError("unreachable")

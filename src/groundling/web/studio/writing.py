@@ -6,14 +6,13 @@ import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import exp
 from pathlib import Path
-
-import torch
 
 from groundling.corpus.tokenizer import END_OF_TEXT, Tokenizer
 from groundling.evaluation.originality import TrainingText
-from groundling.inference.engine import prefill
-from groundling.inference.sampling import Sampling, pick
+from groundling.inference.engine import Engine, Request
+from groundling.inference.sampling import Sampling
 from groundling.run import Run
 
 CHOICES = 10
@@ -42,33 +41,21 @@ class Written:
     choices: tuple[Choice, ...]
 
 
-@torch.inference_mode()
 def write(run: Run, before: Sequence[int], sampling: Sampling, max_new_tokens: int) -> Iterator[Written]:
     """Continue the tokens `before` until the end of a document, or for `max_new_tokens`."""
-    model, tokenizer = run.model, run.tokenizer
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    generator, cache, capacity = sampling.generator(), model.new_cache(), model.config.block_size
-    window = list(before)[-capacity:]
-    logits = prefill(model, window, cache)
-    for _ in range(max_new_tokens):
-        token = int(pick(logits, sampling, generator))
-        probabilities = logits[0].float().softmax(-1).cpu()
-        likeliest = probabilities.topk(min(CHOICES, len(probabilities)))
-        choices = tuple(
-            Choice(i, piece(tokenizer, i), p)
-            for i, p in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-        )
-        if token == tokenizer.end_of_text_id:
-            yield Written(token, END_OF_TEXT, float(probabilities[token]), choices)
-            return
-        yield Written(token, decoder.decode(tokenizer.decode_bytes([token])), float(probabilities[token]), choices)
-        window.append(token)
-        if cache.length < capacity:
-            logits = model(torch.tensor([[token]], device=model.device), cache)[:, -1]
-        else:
-            window = window[-max(capacity // 2, 1) :]
-            cache.reset()
-            logits = prefill(model, window, cache)
+    if max_new_tokens < 1:
+        return
+    tokenizer = run.tokenizer
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # keeps the beginning of a character to itself
+    engine = Engine(run.model)
+    engine.add(Request(before, max_new_tokens, sampling, tokenizer.end_of_text_id, logprobs=CHOICES))
+    while engine.free_slots == 0:
+        for item in engine.step():
+            assert item.logprob is not None
+            ended = item.token == tokenizer.end_of_text_id
+            text = END_OF_TEXT if ended else decoder.decode(tokenizer.decode_bytes([item.token]))
+            choices = tuple(Choice(token, piece(tokenizer, token), exp(logprob)) for token, logprob in item.top)
+            yield Written(item.token, text, exp(item.logprob), choices)
 
 
 def piece(tokenizer: Tokenizer, token: int) -> str:
