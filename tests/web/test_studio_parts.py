@@ -65,6 +65,10 @@ def test_a_file_that_was_replaced_is_read_anew(write: Write) -> None:
     tail.read()
     storage.write_file(path, '{"a": 1}\n{"a": 7}\n{"a": 8}\n{"a": 9}\n')
     assert tail.read() and [line["a"] for line in tail.lines] == [1, 7, 8, 9]
+    with path.open("a") as file:
+        file.write("no JSON\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl is damaged"):
+        tail.read()
     assert not Tail(path.with_name("not there")).read()
 
 

@@ -25,6 +25,12 @@ from groundling.web.studio.run_page import run_page
 from groundling.web.studio.runs_page import runs_page
 from groundling.web.studio.studio import MAX_UPLOAD, Studio
 
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#2f6f4f"/>'
+    '<path d="M6 24h20M8 20c4-1 4-10 8-10s4 9 8 10" fill="none" stroke="#fff" stroke-width="3" stroke-linecap="round"/>'
+    "</svg>"
+)
+
 
 def mount(app: FastAPI, studio: Studio, path: str = "/") -> None:
     """Put the studio's pages below `path` of `app`. NiceGUI has one set of pages a process, so this is done once."""
@@ -55,7 +61,7 @@ def mount(app: FastAPI, studio: Studio, path: str = "/") -> None:
     def _inside(run: str = "") -> None:
         inside_page(studio, run)
 
-    ui.run_with(app, mount_path=path, title="groundling", dark=None, tailwind=False, show_welcome_message=False,
+    ui.run_with(app, mount_path=path, title="groundling", favicon=_ICON, dark=None, tailwind=False, show_welcome_message=False,
                 reconnect_timeout=30, gzip_middleware_factory=None)  # fmt: skip
 
 

@@ -20,7 +20,7 @@ _MOST = 64  # tokens of the prompt: more make a table that nobody reads
 def inside_page(studio: Studio, name: str = "") -> None:
     """Attention, the layers' own guesses, and neighbours; of the run `name`, or the newest."""
     with frame("Inside", "Inside"):
-        names = [row["name"] for row in studio.runs() if row["status"] in ("finished", "unfinished", "training")]
+        names = studio.writers()
         if not names:
             Text("p", "There is no model to look into yet: start a run first.", "soft")
             return

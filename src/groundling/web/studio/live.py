@@ -21,7 +21,10 @@ class Tail:
 
     def read(self) -> bool:
         """Read on; whether anything was new. A file that was replaced (a run that resumes drops what happens again) is
-        read from its beginning. A line that is still being written is left for the next time."""
+        read from its beginning. A line that is still being written is left for the next time.
+
+        Raises ValueError, naming the file, if a line is not JSON.
+        """
         try:
             file = self._path.open("rb")
         except OSError:
@@ -36,7 +39,10 @@ class Tail:
             file.seek(self._offset)
             whole = file.read().rpartition(b"\n")
         self._offset += len(whole[0]) + len(whole[1])
-        self.lines += [json.loads(line) for line in whole[0].split(b"\n") if line.strip()]
+        try:
+            self.lines += [json.loads(line) for line in whole[0].split(b"\n") if line.strip()]
+        except ValueError as error:
+            raise ValueError(f"{self._path} is damaged: a line is not readable as JSON ({error}).") from None
         return bool(whole[0]) or replaced
 
 

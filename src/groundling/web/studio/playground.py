@@ -25,7 +25,7 @@ _NO_RUN = "none"
 def playground(studio: Studio, name: str = "") -> None:
     """A prompt, the knobs, and one or two models; `name` is the run that stands first."""
     with frame("Playground", "Playground"):
-        names = [row["name"] for row in studio.runs() if row["status"] in ("finished", "unfinished", "training")]
+        names = studio.writers()
         if not names:
             Text("p", "No model can write yet: start a run first.", "soft")
             return
@@ -55,8 +55,8 @@ class Playground:
                 self.go = ui.button("Write", on_click=self.write).props("unelevated no-caps")
                 self.halt = ui.button("Stop", on_click=self.stop).props("outline no-caps")
             Text("p", "The more paint, the less likely the model found it. Point at a token, or go there with the "
-                 "arrow keys, to see what else it might have written; choose one of those to go on from there. Underlined "
-                 "is what stands in the training text, 30 characters or more.", "soft")  # fmt: skip
+                 "arrow keys, to see what else it might have written; choose one of those to go on from there. What "
+                 "stands in the training text, 30 characters or more of it, is underlined.", "soft")  # fmt: skip
         with Text("div", classes="pair"):
             self.columns = [Column(studio, names, first, self), Column(studio, [_NO_RUN, *names], _NO_RUN, self)]
         self.halt.set_visibility(False)

@@ -63,21 +63,24 @@ class RunPage:
 
     async def refresh(self) -> None:
         """Show what is new since the last time."""
-        with told():
+        try:
             await asyncio.to_thread(self.live.refresh)
-            process = await asyncio.to_thread(self.studio.processes.training, self.live.folder)
-            self.state(process)
-            await self.resources(process)
-            if self.live.version == self.shown:
-                return
-            self.shown = self.live.version
-            facts = self.live.facts
-            if facts is not None:
-                self.curves(facts.charts, facts.last_step)
-                self.say(facts)
-                self.sample.show(facts.slides)
-                fill(self.figures, facts.figures)
-                self.ladder.set_visibility(bool(facts.ladder))
+        except ValueError as error:
+            self.status.set_text(str(error))
+            return
+        process = await asyncio.to_thread(self.studio.processes.training, self.live.folder)
+        self.state(process)
+        self.resources(process)
+        if self.live.version == self.shown:
+            return
+        self.shown = self.live.version
+        facts = self.live.facts
+        if facts is not None:
+            self.curves(facts.charts, facts.last_step)
+            self.say(facts)
+            self.sample.show(facts.slides)
+            fill(self.figures, facts.figures)
+            self.ladder.set_visibility(bool(facts.ladder))
 
     def state(self, process: psutil.Process | None) -> None:
         """Where it is, in words, and what can be done about it."""
@@ -100,8 +103,9 @@ class RunPage:
         self.pause.set_enabled(not self.pausing)  # asked a second time, it would quit at once
         self.resume.set_visibility(not training and live.run.begun)
         self.minutes.set_visibility(not training and finished)
-        self.uses.set_visibility(facts is not None)
+        self.uses.set_visibility(bool(live.run.checkpoints.steps()))
         self.progress.set_visibility(training)
+        self.progress.props["indeterminate"] = facts is None
         self.progress.value = self.share(finished)
         self.body.set_visibility(facts is not None)
         lines = said(live.folder) if facts is None else []
@@ -134,7 +138,7 @@ class RunPage:
                 verdict = facts.verdict if self.live.run.finished else ""
                 Text("p", f"Nothing is wrong. {verdict}".strip() if facts.evaluations else "It is too early to say.")
 
-    async def resources(self, process: psutil.Process | None) -> None:
+    def resources(self, process: psutil.Process | None) -> None:
         """What the run, and all of the machine, uses just now."""
         memory = psutil.virtual_memory()
         rows = list[tuple[str, str]]()

@@ -50,6 +50,7 @@ class RunsPage:
         """Show the runs as they are now."""
         with told():
             rows = await asyncio.to_thread(self.studio.runs)
+            self.chosen = [name for name in self.chosen if any(row["name"] == name for row in rows)]
             wanted = (self.search.value or "").lower().split()
             found = [
                 row

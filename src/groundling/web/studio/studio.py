@@ -37,7 +37,7 @@ class Studio:
     def runs(self) -> list[dict[str, Any]]:
         """As `groundling runs` has them, the newest first, and with the status `training`, where a run is; those that
         have just been started among them."""
-        rows = [row for row in catalog.runs(self.out) if row["name"]]
+        rows = catalog.runs(self.out)
         known = {row["name"] for row in rows}
         for folder in self.processes.all_started():
             if folder.name not in known:
@@ -54,6 +54,10 @@ class Studio:
                     if live.facts is not None and live.facts.best is not None:
                         row["best_validation_loss"] = live.facts.best["validation_loss"]
         return rows[::-1]
+
+    def writers(self) -> list[str]:
+        """The runs that have a checkpoint, and can write, the newest first."""
+        return [row["name"] for row in catalog.runs(self.out)[::-1] if row["status"] in ("finished", "unfinished")]
 
     def folder(self, name: str) -> Path:
         """The folder of a run that is in this folder of runs. Raises ValueError if there is none of that name."""
@@ -101,7 +105,7 @@ class Studio:
         self.processes.start(folder, ["resume", name, *more, "--out", str(self.out), "--json"])
 
     def _forget_failed(self, folder: Path) -> None:
-        """Remove what a run left that failed before it began, so that its name is free: its output, and nothing else."""
+        """Remove what a run left that failed before it began, to free its name: its output, and nothing else."""
         if self.processes.failure(folder) and not (folder / "config.json").exists():
             for leftover in (OUTPUT, LOCK):
                 (folder / leftover).unlink(missing_ok=True)
