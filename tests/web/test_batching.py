@@ -21,7 +21,7 @@ from groundling.web.errors import ApiError
 from groundling.web.metrics import Metrics
 from groundling.web.served import Served
 
-LONG = 10_000  # tokens: longer than any test
+LONG = 8_000  # tokens: longer than any test
 
 
 def text(tokens: int = LONG, seed: int = 0) -> Request:
@@ -172,9 +172,10 @@ def test_closing_tells_those_who_wait(models: list[Served]) -> None:
 
 
 def test_a_dead_engine_is_not_healthy(models: list[Served], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Batcher, "_admit", lambda self: 1 / 0)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     with serving(models[:1]) as broken:
         assert broken.ask("GET", "/health").status == 200
-        assert broken.post("/v1/completions", {"prompt": "The "}).status == 503
+        for method in ("step", "__init__"):  # it fails, and a new one cannot be made
+            monkeypatch.setattr(Engine, method, lambda *_: 1 / 0)
+        assert broken.post("/v1/completions", {"prompt": "The "}).status == 500
         wait_for(lambda: broken.ask("GET", "/health").status == 503)

@@ -165,7 +165,7 @@ def test_a_signal_lets_answers_end_and_the_run_may_be_gone(trained: list[Run], t
         answer.readline()
         child.send_signal(number)
         rest = answer.read()
-    assert rest.endswith(b"data: [DONE]\n\n") and rest.count(b'"text"') == 299
+    assert rest.endswith(b"data: [DONE]\n\n") and b"length" in rest
     _, errors = child.communicate(timeout=60)
     assert errors == ""
     assert child.returncode == (0 if number == signal.SIGINT else -signal.SIGTERM)

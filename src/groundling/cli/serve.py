@@ -16,6 +16,7 @@ def serve(
     port: int = 8000,
     api_key: Annotated[str | None, Parameter(show_default=False)] = None,
     slots: Annotated[int | None, Parameter(show_default=False)] = None,
+    precision: Literal["float32", "bfloat16", "int8"] = "float32",
     unknown: Literal["error", "skip"] = "error",
     out: Out = None,
 ) -> None:
@@ -31,6 +32,8 @@ def serve(
         What clients must send; GROUNDLING_API_KEY if not given, which other users of the machine cannot read.
     slots
         How many texts a model writes at a time; as many as memory has room for, up to 64, if not given.
+    precision
+        Of the weights: fewer bits are read faster, and round the model.
     unknown
         What to do with characters of a prompt that a model never saw.
     """
@@ -39,4 +42,4 @@ def serve(
     except ModuleNotFoundError as error:
         raise ValueError(f'Serving needs {error.name}: pip install "groundling[serve]".') from None
 
-    serve(*runs, host=host, port=port, api_key=api_key, slots=slots, unknown=unknown, out=out)
+    serve(*runs, host=host, port=port, api_key=api_key, slots=slots, precision=precision, unknown=unknown, out=out)

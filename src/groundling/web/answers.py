@@ -134,7 +134,7 @@ async def streamed(form: Form, pieces: AsyncIterator[Pieces], include_usage: boo
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value).encode() + b"\n\n"
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _finite(logprob: float | None) -> float:

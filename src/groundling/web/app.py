@@ -21,7 +21,9 @@ from groundling.web.batching import Batcher, Order
 from groundling.web.errors import ApiError, ErrorBody
 from groundling.web.metrics import CONTENT_TYPE_LATEST, Metrics
 from groundling.web.schemas import (
+    MAX_ECHO,
     MAX_SEQUENCES,
+    MAX_WRITTEN,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -114,6 +116,8 @@ class Api:
             raise ApiError(400, f"At most {MAX_SEQUENCES} texts a request (prompts times n).", param="n")
         ids = await asyncio.to_thread(lambda: [model.prompt(prompt) for prompt in prompts])
         echo = [_text_of(model, prompt) if body.echo else "" for prompt in prompts for _ in range(body.n)]
+        if sum(map(len, echo)) > MAX_ECHO:
+            raise ApiError(400, f"At most {MAX_ECHO:,} characters a request are repeated.", param="echo")
         form = Form(False, model.name, model.tokenizer, sum(map(len, ids)), body.logprobs is not None, echo)
         return await self.answer(body, model, ids, body.max_tokens, body.logprobs, form, http)
 
@@ -133,6 +137,12 @@ class Api:
         http: HttpRequest,
     ) -> Response:  # fmt: skip
         """Order the texts, and answer with them, whole or as they come. Raises ApiError (429) for a full queue."""
+        entries = len(prompts) * body.n * max_tokens * (1 + (top or 0))
+        if entries > MAX_WRITTEN:
+            raise ApiError(
+                400, f"That asks for {entries:,} tokens and log probabilities, and a request gets at most "
+                f"{MAX_WRITTEN:,}: lower max_tokens, n or logprobs.", param="max_tokens",
+            )  # fmt: skip
         sampling = [_sampling(body, model, choice) for choice in range(body.n)]
         # What the engine would not read is not kept while it waits.
         prompts = [ids[window_start(len(ids) - 1, model.context) :] for ids in prompts]

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
@@ -128,21 +128,17 @@ class Batcher:
     def _run(self) -> None:
         try:
             while self._wait():
-                self._drop()
-                self._admit()
                 try:
+                    self._drop()
+                    self._admit()
                     self._step()
-                except Exception:  # such as too little memory; the next order may fit
-                    _log.exception("Generating failed; %d texts are lost.", len(self._running))
-                    self._fail(ApiError(500, "Generating failed; the server's log says why."), self._running.values())
-                    self._running.clear()
+                except Exception:  # such as too little memory; what is ordered next may fit
+                    _log.exception("Generating failed, and what was ordered is given up.")
+                    self._give_up(ApiError(500, "Generating failed; the server's log says why."))
                     self._engine = Engine(self._model.model, self._slots)
         finally:
-            with self._changed:
-                self._closing = True
-                self._fail(ApiError(503, "The server is stopping."), [*self._running.values(), *self._waiting])
-                self._waiting.clear()
-                self._running.clear()
+            self._closing = True
+            self._give_up(ApiError(503, "The server is stopping."))
 
     def _wait(self) -> bool:
         """Sleep until there is work; whether to go on."""
@@ -166,8 +162,9 @@ class Batcher:
         """Give free slots to those who came first."""
         with self._changed:
             while self._waiting and self._engine.free_slots:
-                place = self._waiting.popleft()
+                place = self._waiting[0]
                 self._running[self._engine.add(place.order.texts[place.index])] = place
+                self._waiting.popleft()
             waiting = len(self._waiting)
         self._metrics.waiting.labels(self._model.name).set(waiting)
 
@@ -205,7 +202,12 @@ class Batcher:
             return Piece(text, [] if ended_document else [written], "stop" if place.writer.stopped else reason)
         return Piece(text, [written])
 
-    def _fail(self, error: ApiError, places: Iterable[_Place]) -> None:
+    def _give_up(self, error: ApiError) -> None:
+        """Tell everyone who runs or waits why nothing comes any more."""
+        with self._changed:
+            places = [*self._running.values(), *self._waiting]
+            self._running.clear()
+            self._waiting.clear()
         self._send(dict.fromkeys((place.order for place in places), error))
 
     def _send(self, news: Mapping[Order, Pieces | ApiError]) -> None:

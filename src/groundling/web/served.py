@@ -11,6 +11,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from groundling.corpus.tokenizer import END_OF_TEXT, Tokenizer, Unknown, UnknownText
+from groundling.inference.precision import Precision, with_precision
 from groundling.inference.text import beginning
 from groundling.model.gpt import GPT
 from groundling.run import Run
@@ -28,9 +29,10 @@ NOT_FOR_CHAT = (
 class Served:
     """Everything is read when it is made: the run's files may change or go afterwards."""
 
-    def __init__(self, run: Run, name: str, unknown: Unknown = "error") -> None:
+    def __init__(self, run: Run, name: str, precision: Precision, unknown: Unknown) -> None:
         self.name = name
-        self.model: GPT = run.model
+        self.model: GPT = with_precision(run.model, precision)
+        self.parameters = sum(parameter.numel() for parameter in run.model.parameters())
         self.tokenizer: Tokenizer = run.tokenizer
         self.step = run.step
         self.created = _seconds(run.record.get("created"))
@@ -42,10 +44,6 @@ class Served:
     def context(self) -> int:
         """How many tokens it looks back at."""
         return self.model.config.block_size
-
-    @property
-    def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def bytes_a_text(self) -> int:
@@ -95,25 +93,25 @@ class Served:
         return self.encode(text, "messages") or beginning(self.tokenizer, self._documents)
 
 
-def open_run(run: Run, name: str | None = None, unknown: Unknown = "error") -> Served:
-    """Read a run into memory. A run in training may delete the checkpoint that is being read: then the next is read."""
+def _open_run(run: Run, name: str, precision: Precision, unknown: Unknown) -> Served:
+    """Read a run into memory. One in training may delete the checkpoint that is being read: then the next is read."""
     for attempt in range(3):
         checkpoint = run.checkpoint
         try:
-            return Served(Run(run.folder, checkpoint), name or _name(run), unknown)
+            return Served(Run(run.folder, checkpoint), name, precision, unknown)
         except (OSError, ValueError):
             if attempt == 2 or checkpoint == run.checkpoint:
                 raise
     raise AssertionError
 
 
-def open_runs(runs: Sequence[Run], unknown: Unknown = "error") -> list[Served]:
-    """All of them. Raises ValueError where two would have one name."""
+def open_runs(runs: Sequence[Run], precision: Precision = "float32", unknown: Unknown = "error") -> list[Served]:
+    """Read runs into memory. Raises ValueError where two would have one name, or for one without a checkpoint."""
     names = [_name(run) for run in runs]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"Two of the models would be called {name!r}: serve them at two ports.")
-    return [open_run(run, name, unknown) for run, name in zip(runs, names, strict=True)]
+    return [_open_run(run, name, precision, unknown) for run, name in zip(runs, names, strict=True)]
 
 
 def _name(run: Run) -> str:

@@ -13,6 +13,7 @@ import uvicorn
 
 from groundling.catalog import load
 from groundling.corpus.tokenizer import Unknown
+from groundling.inference.precision import Precision
 from groundling.web.app import Api, create_app
 from groundling.web.connection import Connection
 from groundling.web.guard import Guard
@@ -34,16 +35,18 @@ def serve(
     port: int = 8000,
     api_key: str | None = None,
     slots: int | None = None,
+    precision: Precision = "float32",
     unknown: Unknown = "error",
     out: str | os.PathLike[str] | None = None,
     notice: Callable[[str], None] = _say,
 ) -> None:
     """Answer OpenAI's clients with these runs (names, or paths to runs or checkpoints), until SIGINT or SIGTERM.
 
-    Each model is read into memory once, so that its run may go on training, and generates up to `slots` texts at a time
-    (as many as memory has room for, up to 64, if None). `api_key` (else the environment's GROUNDLING_API_KEY) is what
-    clients have to send; without one the server listens to this machine only. Port 0 takes a free one. `unknown` says
-    what happens to characters of a prompt that a model never saw: an error, or they are left out.
+    Each model is read into memory once, with weights of that `precision`, so that its run may go on training. It
+    generates up to `slots` texts at a time: as many as memory has room for, up to 64, if None. `api_key` (else the
+    environment's GROUNDLING_API_KEY) is what clients have to send; without one the server listens to this machine only.
+    Port 0 takes a free one. `unknown` says what happens to characters of a prompt that a model never saw: an error, or
+    they are left out. `notice` is told where it listens. docs/server.md has the rest.
 
     Raises ValueError where that cannot be, FileNotFoundError for a run that is not there, OSError for a port in use.
     """
@@ -55,7 +58,7 @@ def serve(
     if not runs:
         raise ValueError("Which run? `groundling runs` shows them.")
     with bind(host, port, key) as listener:
-        models = open_runs([load(run, out=out) for run in runs], unknown)
+        models = open_runs([load(run, out=out) for run in runs], precision, unknown)
         listener.listen(2048)  # from here on nobody is turned away
         address, bound_port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
@@ -95,7 +98,7 @@ def make_server(
     return _Server(
         api,
         uvicorn.Config(
-            counted(app, metrics), http=Connection, log_level="warning", access_log=False, server_header=False,
+            counted(app, metrics), http=Connection, log_level="error", access_log=False, server_header=False,
             proxy_headers=False, timeout_graceful_shutdown=2 * FAREWELL_SECONDS,
         ),
     )  # fmt: skip
