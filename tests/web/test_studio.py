@@ -173,6 +173,9 @@ def test_it_writes_and_branches(open_page: Open, server: Server) -> None:
     choices = page.locator(".choices button")
     assert choices.count() == 10
     assert page.locator(".choices .taken").count() <= 1
+    tokens.nth(10).click()
+    page.locator("h1").click()
+    assert choices.count() == 0
     # The same by keyboard: along the tokens, into the choices, and one of them taken.
     tokens.nth(0).focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowDown", "ArrowDown"):

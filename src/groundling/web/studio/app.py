@@ -61,8 +61,10 @@ def mount(app: FastAPI, studio: Studio, path: str = "/") -> None:
     def _inside(run: str = "") -> None:
         inside_page(studio, run)
 
-    ui.run_with(app, mount_path=path, title="groundling", favicon=_ICON, dark=None, tailwind=False, show_welcome_message=False,
-                reconnect_timeout=30, gzip_middleware_factory=None)  # fmt: skip
+    ui.run_with(
+        app, mount_path=path, title="groundling", favicon=_ICON, dark=None, tailwind=False, reconnect_timeout=30,
+        show_welcome_message=False, gzip_middleware_factory=None,
+    )  # fmt: skip
 
 
 def serve_studio(

@@ -42,8 +42,6 @@ def comparison(
     ends = [float(np.nanmin(curve.y)) for curve in curves]
     high = max(ends) + 2.0 * max(max(ends) - min(ends), 0.25 * max(ends))
     every = max(float(np.nanmax(curve.y)) for curve in curves)
-    return (
-        Chart("compared", measure.capitalize(), _UNITS[key], curves, said, "{:.4g}".format, high=min(high, every)),
-        last,
-        missing,
-    )
+    unit = f"{_UNITS[key]}, over {axis}s"
+    chart = Chart("compared", measure.capitalize(), unit, curves, said, "{:.4g}".format, high=min(high, every))
+    return chart, last, missing

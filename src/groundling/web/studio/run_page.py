@@ -48,7 +48,7 @@ class RunPage:
         self.figures = Text("div", classes="figures")
         self.log = Text("pre", "", "log")
         with Text("section") as self.body:
-            self.loss = Plot(classes="tall")
+            self.loss = Plot(classes="tall levels")
             self.ladder = Text("p", "Dashed lines are what models that only count reach on the validation part, from "
                                "chance to the best n-gram model.", "soft")  # fmt: skip
             with Text("div", classes="pair"):

@@ -1,6 +1,6 @@
 // What a model wrote, token by token. One token can be reached with Tab, the others with the arrow keys; the one that
 // is pointed at or has the focus shows what might have stood there instead.
-const percent = (share) => share >= 0.0995 ? Math.round(100 * share) + " %" : (100 * share).toPrecision(2) + " %";
+const percent = (share) => share < 0.001 ? "< 0.1 %" : (100 * share).toFixed(share < 0.0995 ? 1 : 0) + " %";
 const seen = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "…";
 
 export default {
@@ -8,7 +8,7 @@ export default {
   emits: ["branch"],
   data: () => ({ prompt: "", tokens: [], copied: [], at: null, held: false, home: 0, left: 0, top: 0 }),
   template: `
-<div class="strip-box" @keydown.esc="close" @pointerleave="leave">
+<div class="strip-box" @keydown.esc="close" @pointerleave="leave" @focusout="left_by">
   <div class="strip" role="group" :aria-label="label" dir="auto" @keydown="move"><span class="prompt">{{ prompt }}</span><span
     v-for="(token, i) in tokens" :key="i" class="token" :class="{ copied: copied[i] === 1, again: copied[i] === 2, on: i === at }"
     role="button" :tabindex="i === home ? 0 : -1" :data-i="i" :aria-label="said(i)" :aria-expanded="i === at"
@@ -23,7 +23,12 @@ export default {
       class="share">{{ percent(choice[1]) }}</span></button>
   </div>
 </div>`,
+  mounted() { document.addEventListener("pointerdown", this.elsewhere); },
+  unmounted() { document.removeEventListener("pointerdown", this.elsewhere); },
   methods: {
+    elsewhere(event) { if (!event.target.closest?.(".token, .choices")) this.forget(); },
+    left_by(event) { if (event.relatedTarget && !this.$el.contains(event.relatedTarget)) this.forget(); },
+    forget() { Object.assign(this, { held: false, at: null }); },
     percent, see: seen,
     begin(prompt, tokens) {
       Object.assign(this, { prompt, tokens, copied: [], at: null, held: false, home: 0 });
@@ -46,12 +51,8 @@ export default {
     hold(i, event) { this.held = true; this.home = i; this.place(i, event.currentTarget); },
     leave() { if (!this.held) this.at = null; },
     close() {
-      const i = this.at;
-      this.held = false;
-      this.at = null;
-      if (i !== null && this.$refs.choices?.contains(document.activeElement)) this.token(i).focus({ preventScroll: true });
-      this.held = false;
-      this.at = null;
+      if (this.$refs.choices?.contains(document.activeElement)) this.token(this.at).focus({ preventScroll: true });
+      this.forget();
     },
     token(i) { return this.$el.querySelector(`[data-i="${i}"]`); },
     move(event) {
