@@ -24,7 +24,7 @@ def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = No
     for path in candidates:
         if (path / "model.safetensors").is_file():
             return Run(path.resolve().parent.parent, path.resolve())
-        if (path / "config.json").is_file():
+        if (path / "config.json").is_file() or (path / "checkpoints").is_dir():  # without the first, it can be mended
             return Run(path.resolve())
     known = [path.name for path in _run_folders(folder)]
     hint = did_you_mean(reference, known) or (f"; there are {', '.join(known[-5:])}" if known else "")
@@ -52,10 +52,12 @@ def _summary(folder: Path) -> dict[str, Any]:
             "preset": run.config.preset,
             "steps": run.config.training.steps,
             "created": run.record.get("created"),
-            "status": "new",
+            "status": "imported" if "imported" in run.record else "new",
         }
         steps = run.checkpoints.steps()
-        if steps:
+        if row["status"] == "imported":
+            row["steps"] = 0
+        elif steps:
             state = read_state(run.checkpoints.path(steps[-1]))
             row |= {
                 "step": state.step,

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from groundling import __version__, storage
 from groundling.config import GROUPS, Config, flag
+from groundling.corpus.fitting import silent
 from groundling.corpus.tokens import Corpus
 from groundling.machine import Machine, versions
 from groundling.run import Run, is_name
@@ -32,10 +33,11 @@ def claim(
     base = name or re.sub(r"[^A-Za-z0-9._-]+", "-", text.name).strip("-.") or "run"
     for number in itertools.count(1):
         run = Run(folder / (base if number == 1 else f"{base}-{number}"))
-        run.folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(run.folder)
         with ExitStack() as trial:
             try:
                 lock(run.folder, trial)
+                mend(run, notice)
                 if run.begun:
                     _check_continuable(run, config, text)
                     notice(
@@ -68,6 +70,41 @@ def lock(folder: Path, stack: ExitStack) -> None:
         stack.enter_context(FileLock(folder / LOCK).acquire(timeout=0))
     except Timeout:
         raise ValueError(f"The run {folder.name} is being trained by another process.") from None
+
+
+def mend(run: Run, notice: Callable[[str], None]) -> None:
+    """Put a run's record and tokenizer back from its newest checkpoint, where they are gone or damaged."""
+    for name, is_sound in (("config.json", _has_record), ("tokenizer.json", _has_tokenizer)):
+        if run.checkpoints.steps() and not is_sound(run) and (newest := run.checkpoints.newest(silent)):
+            storage.write_file(run.folder / name, (newest / name).read_bytes())
+            notice(f"{run.folder / name} was gone or damaged, and is put back as it was in {newest.name}.")
+
+
+def _has_record(run: Run) -> bool:
+    try:
+        return bool(run.record)
+    except (ValueError, OSError):
+        return False
+
+
+def _has_tokenizer(run: Run) -> bool:
+    try:
+        return run.tokenizer.fingerprint == run.record["corpus"]["tokenizer"]
+    except (ValueError, OSError):
+        return False
+    finally:
+        run.__dict__.pop("tokenizer", None)  # read anew when it is put back
+
+
+def check_record(run: Run, checkpoint: Path) -> None:
+    """Raise ValueError if a setting in the run's record is not that of its checkpoint: it would be another run."""
+    old, new = storage.read_json(checkpoint / "config.json")["settings"], run.record["settings"]
+    wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g].get(k) and k not in ("steps", "minutes")]
+    if wrong:
+        raise ValueError(
+            f"{run.folder / 'config.json'} says another {', '.join(wrong)} than the checkpoint {checkpoint.name}: it "
+            f"is damaged, or was edited. Copy {checkpoint / 'config.json'} over it to go on."
+        )
 
 
 def write_record(run: Run, requested: Config, config: Config, text: Corpus, machine: Machine) -> None:
@@ -107,6 +144,6 @@ def extend(run: Run, steps: int | None, minutes: float | None) -> None:
         guess = round(60 * minutes * state.step / state.elapsed) if state.step else run.config.training.steps
         training = dataclasses.replace(run.config.training, steps=max(guess, state.step + 1), minutes=float(minutes))
     run.record["settings"] = dataclasses.replace(run.config, training=training).to_dict()
-    (run.folder / "result.json").unlink(missing_ok=True)  # it is not finished any more
+    storage.remove_file(run.folder / "result.json")  # it is not finished any more
     storage.write_json(run.folder / "config.json", run.record)
     del run.config

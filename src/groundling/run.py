@@ -200,7 +200,7 @@ class Run:
 
     @cached_property
     def drafts(self) -> Drafts:
-        """What follows what in the text, if its tokens are in the cache: it makes generation quicker, never different."""
+        """What follows what in the text, if its tokens are in the cache: it saves time and changes nothing."""
         drafts, corpus = Drafts(), self.record["corpus"]
         kept = reopen(corpus["fingerprint"], corpus["name"], self.config.corpus, self.tokenizer, self.config.text)
         if kept is not None:
@@ -251,6 +251,8 @@ class Run:
     def explain(self) -> dict[str, Any]:
         """What the run's curves say, ready for JSON: `standing`, `findings` (each with kind, evidence and advice), and
         `verdict`, which puts it into a few sentences."""
+        if "imported" in self.record:
+            raise ValueError(f"The run {self.name} was imported: there are no curves of its training to explain.")
         sees_future = bool(self.checkpoints.steps()) and sees_the_future(self.model)
         history = History.read(self.metrics(), self.config, sees_future)
         findings = diagnose(history)
@@ -329,11 +331,16 @@ def corpus_of(
     progress: Callable[..., None] = lambda *_: None,
 ) -> Corpus:
     """The text that a run was trained on. Raises ValueError if it is gone or has changed."""
+    if "imported" in run.record:
+        raise ValueError(
+            f"The run {run.name} was imported, without a text: name one with --text, or train the model further on "
+            f"one with `groundling train my.txt --init-from {run.reference}`."
+        )
     address, fingerprint, settings = run.config.corpus, run.record["corpus"]["fingerprint"], run.config.text
     try:
         source = find_source(address, settings.glob)
     except (FileNotFoundError, ConnectionError):
-        kept = reopen(fingerprint, run.record["corpus"]["name"], address, run.tokenizer, settings)
+        kept = reopen(fingerprint, run.record["corpus"]["name"], address, run.tokenizer, settings, notice)
         if kept is None:
             raise ValueError(f"The text of the run {run.name} is gone: {address} is not there any more.") from None
         notice(f"{address} is not there any more; its tokens are still in the cache and are used.")

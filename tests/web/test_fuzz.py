@@ -15,7 +15,7 @@ from schemathesis import GenerationMode
 
 from conftest import Server
 
-FEW, MANY = 30, 1_000
+FEW, MANY = 24, 1_000
 
 
 def short(body: Any) -> None:

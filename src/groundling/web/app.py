@@ -18,7 +18,7 @@ from groundling.inference.sampling import Sampling
 from groundling.web import errors
 from groundling.web.answers import Form, streamed, whole
 from groundling.web.batching import Batcher, Order
-from groundling.web.errors import ApiError, ErrorBody
+from groundling.web.errors import ApiError, ErrorBody, client_left
 from groundling.web.metrics import CONTENT_TYPE_LATEST, Metrics
 from groundling.web.schemas import (
     MAX_ECHO,
@@ -32,8 +32,6 @@ from groundling.web.schemas import (
     TokenizeRequest,
 )
 from groundling.web.served import Served
-
-CLIENT_LEFT = 499  # nginx's number for it; nobody is there to read it
 
 
 def create_app(api: Api) -> FastAPI:
@@ -191,7 +189,7 @@ async def _unless_gone(http: HttpRequest, work: Coroutine[Any, Any, dict[str, An
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(CLIENT_LEFT, "The client has left.")
+            raise client_left()
         return task.result()
     finally:
         task.cancel()

@@ -28,6 +28,11 @@ class ApiError(Exception):
         return JSONResponse(error_body(self.status, self.message, self.param, self.code), self.status, self.headers)
 
 
+def client_left() -> ApiError:
+    """499 is nginx's number for it; nobody is there to read it."""
+    return ApiError(499, "The client has left.")
+
+
 class ErrorDetail(BaseModel):
     message: str
     type: str

@@ -17,7 +17,7 @@ import re
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from groundling.web.errors import ApiError
+from groundling.web.errors import ApiError, client_left
 
 MAX_BODY = 1 << 20
 MAX_HEADERS = 32 << 10
@@ -115,7 +115,7 @@ async def _whole_body(headers: Headers, receive: Receive, max_body: int) -> Rece
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    break
+                    raise client_left()
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
                 if len(body) > max_body:

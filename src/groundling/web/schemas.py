@@ -20,8 +20,8 @@ MAX_SEQUENCES = 64
 """Of prompts times `n`."""
 MAX_TOKENS = 16_384
 MAX_WRITTEN = 2**16
-"""Tokens and log probabilities of a request: sequences times `max_tokens`, times one more than `logprobs` asks for. They
-are held until the client has read them."""
+"""Tokens and log probabilities of a request: sequences times `max_tokens`, times one more than `logprobs` asks for.
+They are held until the client has read them."""
 MAX_ECHO = 1 << 20
 """Characters that a request may have repeated to it."""
 MAX_STOPS = 8
