@@ -64,6 +64,11 @@ class Processes:
         """Those that were started here and are training: the run's folder, and the process's number."""
         return {folder: process.pid for folder, process in self._started.items() if process.poll() is None}
 
+    def ended(self, folder: Path) -> bool:
+        """Whether it was started here, and is not training any more."""
+        started = self._started.get(folder)
+        return started is not None and started.poll() is not None
+
     def pause(self, folder: Path) -> None:
         """Ask for a stop, as Ctrl-C does: the step is finished and everything is saved. Asked twice, it quits at once.
 

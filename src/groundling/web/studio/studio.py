@@ -87,7 +87,7 @@ class Studio:
         if not is_name(name) or name.startswith("-"):
             raise ValueError(f"{name!r} cannot name a run: use letters, digits, '.', '_' and, within, '-'.")
         folder = self.out / name
-        self._forget_failed(folder)
+        self._forget_unbegun(folder)
         if folder.exists():
             raise ValueError(f"There is a run {name!r} already: choose another name.")
         verb = ["train", address, "--minutes", f"{minutes:g}", "--tokenizer", tokenizer, "--name", name]
@@ -104,9 +104,9 @@ class Studio:
         more = [] if minutes is None else ["--minutes", f"{minutes:g}"]
         self.processes.start(folder, ["resume", name, *more, "--out", str(self.out), "--json"])
 
-    def _forget_failed(self, folder: Path) -> None:
-        """Remove what a run left that failed before it began, to free its name: its output, and nothing else."""
-        if self.processes.failure(folder) and not (folder / "config.json").exists():
+    def _forget_unbegun(self, folder: Path) -> None:
+        """Remove what a run left that ended before it began, to free its name: its output, and nothing else."""
+        if self.processes.ended(folder) and not (folder / "config.json").exists():
             for leftover in (OUTPUT, LOCK):
                 (folder / leftover).unlink(missing_ok=True)
             with suppress(OSError):
@@ -143,7 +143,7 @@ class Studio:
         base = re.sub(r"[^A-Za-z0-9._-]+", "-", wished).strip("-.") or "run"
         for number in itertools.count(1):
             folder = self.out / (base if number == 1 else f"{base}-{number}")
-            self._forget_failed(folder)
+            self._forget_unbegun(folder)
             if not folder.exists():
                 return folder.name
         raise AssertionError("unreachable")
