@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import torch
 
 import groundling
 from groundling import storage
+from groundling.__main__ import main
 from groundling.evaluation.originality import TrainingText
 from groundling.inference.sampling import Sampling
 from tiny import TINY
@@ -67,8 +69,9 @@ def test_a_file_that_was_replaced_is_read_anew(write: Write) -> None:
     assert tail.read() and [line["a"] for line in tail.lines] == [1, 7, 8, 9]
     with path.open("a") as file:
         file.write("no JSON\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl is damaged"):
-        tail.read()
+    for _ in range(2):  # it does not pass by itself
+        with pytest.raises(ValueError, match=r"metrics.jsonl is damaged"):
+            tail.read()
     assert not Tail(path.with_name("not there")).read()
 
 
@@ -94,6 +97,17 @@ def test_a_run_is_seen_as_it_grows(trained: Path, tmp_path: Path) -> None:
     assert live.facts.history.validation.tolist() == [
         line["validation_loss"] for line in whole.metrics() if line["event"] == "evaluation"
     ]
+
+
+def test_a_run_of_another_version_is_told_each_time(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "first", tmp_path / "run")
+    record = storage.read_json(tmp_path / "run" / "config.json")
+    del record["settings"]["model"]["n_layer"]
+    storage.write_json(tmp_path / "run" / "config.json", record)
+    live = Live(tmp_path / "run")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="n_layer"):
+            live.refresh()
 
 
 def test_runs_are_compared(trained: Path) -> None:
@@ -271,3 +285,21 @@ def test_a_page_may_run_its_own_scripts_and_no_others() -> None:
     assert told.count("sha256-") == 2
     assert "'unsafe-inline'" not in told.split("style-src")[0]
     assert "default-src 'none'" in told and "connect-src 'self'" in told and "http" not in told
+
+
+# The verb.
+
+
+def test_where_nicegui_is_missing_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "nicegui", None)
+    monkeypatch.delitem(sys.modules, "groundling.web.studio.app", raising=False)
+    with pytest.raises(SystemExit, match="1"):
+        main(["studio", "--port", "0"])
+    assert capsys.readouterr().err == 'groundling: The studio needs nicegui: pip install "groundling[studio]".\n'
+
+
+def test_it_listens_on_this_machine_alone(capsys: Any) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        main(["studio", "--host", "0.0.0.0"])
+    said = capsys.readouterr().err
+    assert "listens on this machine alone" in said and len(said.splitlines()) == 1

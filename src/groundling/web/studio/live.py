@@ -38,11 +38,11 @@ class Tail:
                 return False
             file.seek(self._offset)
             whole = file.read().rpartition(b"\n")
-        self._offset += len(whole[0]) + len(whole[1])
         try:
             self.lines += [json.loads(line) for line in whole[0].split(b"\n") if line.strip()]
         except ValueError as error:
             raise ValueError(f"{self._path} is damaged: a line is not readable as JSON ({error}).") from None
+        self._offset += len(whole[0]) + len(whole[1])
         return bool(whole[0]) or replaced
 
 
@@ -52,7 +52,7 @@ class Live:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._metrics, self._samples = Tail(folder / "metrics.jsonl"), Tail(folder / "samples.jsonl")
-        self._record = 0
+        self._record, self._outdated = 0, False
         self.run = Run(folder)
         self.facts: Facts | None = None
         """None until a step has been logged."""
@@ -70,12 +70,14 @@ class Live:
             self._record, self.run = record, Run(self.folder)
         changed |= self._metrics.read()
         changed |= self._samples.read()
-        if not changed:
+        if not changed and not self._outdated:
             return
-        self.version += 1
+        self._outdated = True  # until all is read: what is damaged is told each time
         if any(line["event"] in ("step", "evaluation") for line in self._metrics.lines):
             run = self.run
             self.facts = Facts(run.name, run.record, run.config, self._metrics.lines, self._samples.lines, run.result)
+        self._outdated = False
+        self.version += 1
 
     @property
     def last(self) -> dict[str, Any] | None:
