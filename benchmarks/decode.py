@@ -210,8 +210,10 @@ def main() -> None:
         parser.error(f"--nanogpt {arguments.nanogpt}: there is no model.py in it.")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    threads = torch.get_num_threads()
     warnings.simplefilter("ignore")
     chosen, began = list(variants(arguments)), time.perf_counter()
+    torch.set_num_threads(threads)  # loading a run sets them as it was trained
     for number in range(arguments.rounds):
         for i, variant in enumerate(chosen):
             measure(variant)

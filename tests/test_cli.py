@@ -18,7 +18,10 @@ from groundling.__main__ import main
 from groundling.cli.copies import show_originality
 from groundling.config import flag, setting_fields
 
-VERBS = ["train", "resume", "sample", "eval", "runs", "serve", "plot", "doctor", "inspect", "tokenizer"]
+VERBS = [
+    "train", "resume", "sample", "chat", "eval", "runs", "serve", "export", "import", "plot", "doctor", "inspect",
+    "tokenizer",
+]  # fmt: skip
 COMMAND = [sys.executable, "-m", "groundling"]
 
 

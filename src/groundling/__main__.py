@@ -7,6 +7,7 @@ import sys
 from typing import NoReturn
 
 from groundling.training.stopping import ended_by_signals
+from groundling.untrusted import visible
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -53,7 +54,7 @@ def _told(error: Exception) -> str:
 
 
 def _fail(sentence: str, status: int) -> int:
-    print(f"groundling: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"groundling: {visible(' '.join(sentence.split()))}", file=sys.stderr)
     return status
 
 

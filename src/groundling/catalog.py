@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from groundling.config import did_you_mean
-from groundling.run import Run, is_name, runs_folder
+from groundling.folder import is_name, runs_folder
+from groundling.run import Run
 from groundling.training.checkpoint import read_state
 
 
@@ -41,12 +42,12 @@ def _run_folders(folder: Path) -> list[Path]:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    run = Run(folder.resolve())
     row: dict[str, Any] = {
-        "name": run.name, "status": "unreadable", "step": 0, "steps": None, "best_step": None,
+        "name": folder.name, "status": "unreadable", "step": 0, "steps": None, "best_step": None,
         "best_validation_loss": None, "corpus": None, "preset": None, "created": None, "folder": str(folder),
     }  # fmt: skip
     try:
+        run = Run(folder.resolve())
         row |= {
             "corpus": run.record["corpus"]["name"],
             "preset": run.config.preset,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from disks import HALVES, Killing, Logging
 from safetensors.torch import load_file
@@ -31,10 +32,11 @@ from groundling.evaluation.score import score
 from groundling.machine import choose
 from groundling.model.gpt import GPT
 from groundling.training.checkpoint import Checkpoints, TrainState, load_training
-from groundling.training.events import RunFiles, Sample, rewind
+from groundling.training.events import Sample
 from groundling.training.fit import Actions, fit
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
+from groundling.training.recorded import RunFiles, rewind
 
 TEXT = "".join(f"{n} is {n % 7} sevens and {n * n} squared.\n" for n in range(60))
 STEPS = 3
@@ -70,6 +72,8 @@ def train(folder: Path) -> str:
         evaluate=lambda: score(model, corpus.validation, corpus.tokenizer, machine, max_tokens=32),
         sample=lambda step: Sample(step, "", "some text"),
         save=lambda: checkpoints.save(model, optimizer, state, run, settings.keep_checkpoints),
+        restore=lambda: pytest.fail("nothing is to be gone back from"),
+        shrink=lambda doing: pytest.fail("there is memory enough"),
         stopped=lambda: False,
         emit=RunFiles(run),
     )

@@ -146,12 +146,13 @@ def check_twice(phase: str, numbers: list[signal.Signals], text: Path) -> None:
 
 @pytest.mark.parametrize(
     ("phase", "number"),
-    [("start", 15), ("compiling", 2), ("between passes", 1), ("sampling", 2), ("finishing", 15)],
+    [("start", 15), ("between passes", 1)],
 )
 def test_the_first_signal_saves_and_says_how_to_continue(phase: str, number: int, text_file: Path) -> None:
     check_once(phase, signal.Signals(number), text_file)
 
 
+@pytest.mark.slow
 def test_the_second_signal_ends_it_at_once(text_file: Path) -> None:
     check_twice("saving", [signal.SIGINT, signal.SIGTERM], text_file)
 

@@ -158,14 +158,17 @@ def process(run: Run, *arguments: str) -> tuple[subprocess.Popen[str], str]:
 def test_a_signal_lets_answers_end_and_the_run_may_be_gone(trained: list[Run], tmp_path: Path, number: int) -> None:
     run = Run(Path(shutil.copytree(trained[0].folder, tmp_path / "runs" / "letters")))
     child, url = process(run)
-    shutil.rmtree(run.folder)
-    body = json.dumps({"prompt": "The ", "max_tokens": 300, "stream": True}).encode()
-    request = urllib.request.Request(f"{url}/completions", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        answer.readline()
-        child.send_signal(number)
-        rest = answer.read()
-    assert rest.endswith(b"data: [DONE]\n\n") and b"length" in rest
-    _, errors = child.communicate(timeout=60)
-    assert errors == ""
-    assert child.returncode == (0 if number == signal.SIGINT else -signal.SIGTERM)
+    try:
+        shutil.rmtree(run.folder)
+        body = json.dumps({"prompt": "The ", "max_tokens": 300, "stream": True}).encode()
+        request = urllib.request.Request(f"{url}/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answer.readline()
+            child.send_signal(number)
+            rest = answer.read()
+        assert rest.endswith(b"data: [DONE]\n\n") and b"length" in rest
+        _, errors = child.communicate(timeout=60)
+        assert errors == ""
+        assert child.returncode == (0 if number == signal.SIGINT else -signal.SIGTERM)
+    finally:
+        child.kill()

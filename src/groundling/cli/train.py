@@ -70,6 +70,9 @@ def resume(
     *,
     steps: Annotated[int | None, Parameter(help="A new end, in steps.", show_default=False)] = None,
     minutes: Annotated[float | None, Parameter(help="A new end, in minutes in all.", show_default=False)] = None,
+    accept_changed_text: Annotated[
+        bool, Parameter(negative="", help="Go on with a text that is not the one the run began with; that is recorded.")
+    ] = False,
     out: Out = None,
     track: Track = None,
     json: Json = False,
@@ -79,7 +82,10 @@ def resume(
     def start(tell: Callable[[Any], None], age: float) -> Any:
         from groundling.launch import resume
 
-        return resume(run, steps=steps, minutes=minutes, out=out, track=track, on_event=tell, elapsed=age)
+        return resume(
+            run, steps=steps, minutes=minutes, accept_changed_text=accept_changed_text, out=out, track=track,
+            on_event=tell, elapsed=age,
+        )  # fmt: skip
 
     return _train(json, start)
 

@@ -27,6 +27,7 @@ SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/da
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 CHUNK = 4 * 2**20  # bytes read at once: memory does not grow with the corpus
+_MOST_UNPACKED = 200  # times; text shrinks to a tenth at best, and what is made to fill a disk to a thousandth
 _SNIFF = 8192  # a NUL byte this early means that a file is not UTF-8 text
 
 _BOMS = (
@@ -199,9 +200,16 @@ _NAMED: dict[str, Callable[[], Source]] = {"shakespeare": _shakespeare, "python-
 
 def read_bytes(document: Document) -> Iterator[bytes]:
     """The document's bytes in chunks. Raises OSError with a sentence if they cannot be read to the end."""
+    n_bytes = 0
     try:
         with document.open() as file:
             while chunk := file.read(CHUNK):
+                n_bytes += len(chunk)
+                if n_bytes > _MOST_UNPACKED * max(document.size, 2**20):
+                    raise OSError(
+                        f"{document.name} grows to more than {_MOST_UNPACKED} times its size when it is unpacked, "
+                        "which no text does: it is not read. If it is meant, unpack it first."
+                    )
                 yield chunk
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise OSError(f"{document.name} is damaged: it is not a whole gzip file.") from None

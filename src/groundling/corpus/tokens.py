@@ -26,9 +26,11 @@ from filelock import FileLock
 
 from groundling import storage
 from groundling.config import CorpusSettings
+from groundling.corpus.contents import contents_of
 from groundling.corpus.fitting import Meter, Notice, Progress, border, fit_tokenizer, once, silent
-from groundling.corpus.sources import Document, Reading, Source, find_source, read_bytes, read_text
+from groundling.corpus.sources import Document, Reading, Source, find_source, read_text
 from groundling.corpus.tokenizer import Tokenizer, Unknown, UnknownText
+from groundling.untrusted import LARGEST_TOKENIZER
 
 _PIECE = 4 * 2**20  # tokens that are looked through at a time
 
@@ -102,13 +104,13 @@ def prepare(
 ) -> Corpus:
     """Tokenize `source`, or find it tokenized already. Without a `tokenizer`, it is the one of the settings.
 
-    `fingerprint` is the text's own, where `fingerprint_of` has told it.
+    `fingerprint` is the text's own, where `contents_of` has told it.
     Raises ValueError with a sentence for the user if the text is empty, undecodable or not expressible.
     """
     notice = once(notice)  # the same text may be read several times
     for sentence in source.notices:
         notice(sentence)
-    fingerprint = fingerprint or fingerprint_of(source, progress)
+    fingerprint = fingerprint or contents_of(source, progress).fingerprint
     if tokenizer is None:
         tokenizer = _tokenizer_of(source, fingerprint, settings, notice, progress)
     folder = _home(fingerprint, tokenizer, unknown)
@@ -130,15 +132,6 @@ def reopen(
     return _open(folder, name, address, settings) if _is_prepared(folder, notice) else None
 
 
-def fingerprint_of(source: Source, progress: Progress = silent) -> str:
-    """SHA-256 of the documents' bytes, whatever the files are called."""
-    meter, reading = Meter(progress, "checking", source.size), Reading(source)
-    for document in reading.source.documents:
-        for chunk in read_bytes(document):
-            meter.add(len(chunk))
-    return reading.fingerprint
-
-
 def _tokenizer_of(
     source: Source, fingerprint: str, settings: CorpusSettings, notice: Notice, progress: Progress
 ) -> Tokenizer:
@@ -152,12 +145,12 @@ def _tokenizer_of(
     storage.make_folder(path.parent)
     with FileLock(path.with_suffix(".lock")):
         try:
-            storage.read_sealed(path)
-            return Tokenizer.load(path)
+            return Tokenizer.of(storage.read_sealed(path, LARGEST_TOKENIZER), path)
         except (FileNotFoundError, ValueError):
             reading = Reading(source)
             tokenizer = fit_tokenizer(reading.source, settings, notice, progress)
             reading.check(fingerprint)
+            storage.sweep(path.parent, path.name)
             storage.write_sealed(path, tokenizer.to_dict())
             return tokenizer
 
@@ -232,7 +225,7 @@ def _tokenize(
 
 
 def _open(folder: Path, name: str, address: str, settings: CorpusSettings) -> Corpus:
-    about = storage.read_manifest(folder)
+    about = _about(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     whole = Tokens(folder / "tokens.bin", about["dtype"], 0, about["tokens"])
     cut = _cut(folder, whole, tokenizer, settings.val_fraction)
@@ -248,11 +241,36 @@ def _open(folder: Path, name: str, address: str, settings: CorpusSettings) -> Co
     )
 
 
+def _about(folder: Path) -> dict[str, Any]:
+    """What the manifest says of a prepared corpus. Raises ValueError if that is not what its files hold."""
+    about = storage.read_manifest(folder)
+    counts: list[Any] = [about.get(name) for name in ("tokens", "documents", "characters")]
+    files = {name: (folder / f"{name}.bin") for name in ("tokens", "documents", "places")}
+    if (
+        about.get("dtype") not in ("uint16", "uint32")
+        or not all(type(count) is int and count > 0 for count in counts)
+        or not isinstance(about.get("fingerprint"), str)
+        or not all(file.is_file() for file in files.values())
+        or files["tokens"].stat().st_size != counts[0] * np.dtype(about["dtype"]).itemsize
+        or files["documents"].stat().st_size != 8 * counts[1]
+        or files["places"].stat().st_size % 16
+    ):
+        raise ValueError(f"{folder} is damaged: its manifest does not say what its files hold.")
+    return about
+
+
+def _rises(numbers: npt.NDArray[np.int64], end: int | None = None) -> bool:
+    rises = len(numbers) > 0 and numbers[0] >= 0 and bool((np.diff(numbers) >= 0).all())
+    return rises and end in (None, int(numbers[-1]))
+
+
 def _cut(folder: Path, whole: Tokens, tokenizer: Tokenizer, val_fraction: float) -> int:
     """The token that the validation part begins with: it begins at the same character whatever the tokenizer, or at
     the first token behind that, so that figures of several tokenizers are about the same text."""
     ends = np.memmap(folder / "documents.bin", dtype=np.int64, mode="r")
     tokens, units = np.fromfile(folder / "places.bin", dtype=np.int64).reshape(-1, 2).T
+    if not (_rises(ends, len(whole)) and _rises(tokens, len(whole)) and _rises(units)):
+        raise ValueError(f"{folder} is damaged: its places are not those of its tokens.")
     wanted = border(units[np.searchsorted(tokens, ends)], int(units[-1]), val_fraction)
     before = int(np.searchsorted(units, wanted, side="right")) - 1
     cut, missing = int(tokens[before]), wanted - int(units[before])
@@ -261,6 +279,8 @@ def _cut(folder: Path, whole: Tokens, tokenizer: Tokenizer, val_fraction: float)
     continues = np.array([b"\x80" <= piece[:1] < b"\xc0" for piece in tokenizer.pieces])  # a character begun before
     while cut < len(whole):
         ids = whole.read(cut, min(cut + _PIECE, len(whole)))
+        if ids.max() >= tokenizer.vocab_size:
+            raise ValueError(f"{folder} is damaged: it has tokens that its tokenizer has not.")
         characters = tokenizer.sizes[1][ids]
         begun = characters.cumsum()
         free = (begun - characters >= missing) & ~continues[ids]

@@ -18,6 +18,7 @@ al., "Fast inference from transformers via speculative decoding", 2023).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,14 +27,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from groundling.inference.drafts import Drafts
+from groundling.inference.drafts import Drafts, Pace
 from groundling.inference.sampling import Sampler, Sampling, choose, log_probabilities
 from groundling.model.gpt import GPT
 
 _CHUNK = 128  # tokens of a prompt that are read between two steps of the others
 _AHEAD = 16  # tokens read at once for the window after this one
 _DRAFTED = 3  # tokens guessed at once
-_MOST_DRAFTING = 2  # rows: with more, reading guesses costs more than it saves
+_MOST_DRAFTING = 8  # rows: with more, reading guesses has never paid
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ class Engine:
     """
 
     def __init__(self, model: GPT, slots: int = 1, drafts: Drafts | None = None) -> None:
-        """`drafts` guess tokens ahead where few texts are written at once; they learn from what is written."""
+        """`drafts` guess tokens ahead where few texts are written at once and it pays; they learn from the texts."""
         if slots < 1:
             raise ValueError(f"An engine needs at least 1 slot, and {slots} were asked for.")
-        self._model, self._drafts = model.eval(), drafts
+        self._model, self._drafts, self._pace = model.eval(), drafts, Pace()
         N = model.config.block_size
         self._block_size, self._stride = N, N - N // 2
         self._cache = model.new_cache(slots)
@@ -187,9 +188,12 @@ class Engine:
 
     def _decode(self) -> list[Written]:
         """Read the newest token of each row that is ready, with the drafts after it, and choose what comes next."""
+        began = time.perf_counter()
         rows, cache = self._rows, self._cache[: len(self._rows)]
         room = self._block_size - 1 - int(cache.lengths.max())
-        drafts = [self._draft(row, room) for row in rows]
+        may_draft = self._drafts is not None and len(rows) <= _MOST_DRAFTING
+        drafted = may_draft and self._pace.drafting(len(rows))
+        drafts = [self._draft(row, room) if drafted and row.ready else [] for row in rows]
         T = 1 + max(map(len, drafts))
         tokens = [
             [row.tokens[-1], *draft, *[0] * (T - 1 - len(draft))] for row, draft in zip(rows, drafts, strict=True)
@@ -210,11 +214,12 @@ class Engine:
             if not right:
                 break
             going_on = right
+        if may_draft:
+            self._pace.record(len(rows), drafted, time.perf_counter() - began, len(written))
         return written
 
     def _draft(self, row: _Row, room: int) -> list[int]:
-        if self._drafts is None or len(self._rows) > _MOST_DRAFTING or not row.ready:
-            return []
+        assert self._drafts is not None
         return self._drafts.draft(row.tokens, min(_DRAFTED, room, row.left - 1))
 
     def _append(self, row: _Row, token: int, logits: npt.NDArray[np.float32]) -> Written:

@@ -19,11 +19,12 @@ from groundling.claim import lock
 from groundling.config import PRESETS, Config
 from groundling.corpus.bpe import BpeTokenizer
 from groundling.corpus.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
+from groundling.folder import is_name, runs_folder
 from groundling.interchange.huggingface import ARCHITECTURES, NAMES, turned
 from groundling.interchange.names import Family, inward
-from groundling.machine import versions
+from groundling.machine import choose, versions
 from groundling.model.gpt import GPT
-from groundling.run import Run, is_name, runs_folder
+from groundling.run import Run
 from groundling.training.checkpoint import TrainState
 from groundling.training.optimizer import new_optimizer
 
@@ -221,11 +222,13 @@ def _new_run(
             "format": 1,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "imported": imported,
+            "requested": config.to_dict(),
             "settings": config.to_dict(),
             "corpus": {
-                "name": imported["name"], "fingerprint": None, "documents": 2, "characters": 0,
+                "name": imported["name"], "fingerprint": "", "documents": 2, "characters": 0,
                 "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.fingerprint,
             },
+            "machine": choose(config.machine).describe(),
             "versions": versions() | {"groundling": __version__},
         }  # fmt: skip
         storage.write_json(folder / "config.json", record)

@@ -29,6 +29,8 @@ __all__ = [
     "write_sealed",
 ]  # fmt: skip
 
+from groundling import untrusted
+
 MANIFEST = "manifest.json"
 FORMAT = 1
 _TEMPORARY = ".tmp-"
@@ -153,9 +155,9 @@ def _sealed(value: dict[str, Any]) -> bytes:
     return json.dumps(value | {"sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1).encode() + b"\n"
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, largest: int = untrusted.LARGEST_JSON) -> dict[str, Any]:
     """Raises ValueError, naming the file, if a single bit is not as `write_sealed` wrote it."""
-    value = read_json(path)
+    value = read_json(path, largest)
     if isinstance(value, dict):
         value.pop("sha256", None)
         if path.read_bytes() == _sealed(value):
@@ -163,12 +165,9 @@ def read_sealed(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is damaged: its content is not what was saved.")
 
 
-def read_json(path: Path) -> Any:
-    """Raises ValueError, naming the file, if it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: it is not readable as JSON ({error}).") from None
+def read_json(path: Path, largest: int = untrusted.LARGEST_JSON) -> Any:
+    """Raises ValueError, naming the file, if it is not JSON or has more bytes than `largest`."""
+    return untrusted.parse(untrusted.read_bytes(path, largest), str(path))
 
 
 def append_json(path: Path, value: Any) -> None:
@@ -188,15 +187,19 @@ def read_json_lines(path: Path, damaged: Callable[[str], None] | None = None) ->
     if not path.exists():
         return []
     values = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in untrusted.lines(path):
+        place = f"line {number} of {path}"
         try:
-            if line.strip():
-                values.append(dict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError) as error:
-            sentence = f"{path} is damaged: line {number} is not readable as JSON ({error})."
+            value = untrusted.parse(line, place) if line.strip() else {}
+            if not isinstance(value, dict):
+                raise ValueError(f"{place} is damaged: it is no object.")
+        except ValueError as error:
             if damaged is None:
-                raise ValueError(sentence) from None
-            damaged(sentence)
+                raise
+            damaged(str(error))
+            continue
+        if value:
+            values.append(value)
     return values
 
 

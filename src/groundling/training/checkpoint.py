@@ -23,23 +23,26 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from groundling import __version__, storage
 from groundling.config import TrainingSettings
 from groundling.machine import versions
 from groundling.model.gpt import GPT
-from groundling.training.optimizer import Optimizers, load_state_tensors, state_tensors
+from groundling.training.optimizer import Optimizers, load_state_tensors, state_shapes, state_tensors
+from groundling.training.tensors import read_shapes, read_tensors
 
 
 @dataclass
 class TrainState:
     """Where training stands. With the weights and the optimizer's state, it is all that a resume needs:
     the order of the text and dropout are functions of the seed and the step."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # for those read from a file
 
     step: int = 0
     tokens: int = 0
@@ -61,6 +64,10 @@ class TrainState:
     passed_over: list[int] = field(default_factory=list)  # steps that are not made any more
 
 
+_NAME = re.compile("step-[0-9]{6,18}")  # of a checkpoint's folder
+_STATE = TypeAdapter(TrainState)
+
+
 class Checkpoints:
     """The checkpoints of a run, in `folder`."""
 
@@ -69,8 +76,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, rising; whole or not."""
-        names = [p.name.removeprefix("step-") for p in self.folder.glob("step-*") if p.is_dir()]
-        return sorted(int(name) for name in names if name.isdigit())
+        names = [path.name for path in self.folder.glob("step-*") if path.is_dir() and _NAME.fullmatch(path.name)]
+        return sorted(int(name.removeprefix("step-")) for name in names)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
@@ -150,10 +157,12 @@ class Checkpoints:
     def pointed(self, name: str) -> Path | None:
         """The checkpoint that `best` or `last` names, if it is there."""
         try:
-            target = self.folder / Path(storage.read_sealed(self.folder / f"{name}.json")["checkpoint"]).name
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            target = storage.read_sealed(self.folder / f"{name}.json").get("checkpoint")
+        except (OSError, ValueError):
             return None
-        return target if target.is_dir() else None
+        if not isinstance(target, str) or not _NAME.fullmatch(target):  # whatever it is, it leads nowhere else
+            return None
+        return self.folder / target if (self.folder / target).is_dir() else None
 
     def newest(self, notice: Callable[[str], None]) -> Path | None:
         """The newest whole checkpoint; damaged ones are passed over, and said."""
@@ -190,40 +199,38 @@ def size_of(model: GPT, optimizer: Optimizers) -> int:
 
 
 def load_weights(path: Path, model: GPT) -> None:
-    """Fill `model` from a checkpoint. Raises ValueError if the weights do not fit it."""
-    _load_into(model, _read_tensors(path / "model.safetensors"), path)
+    """Fill `model` from a checkpoint. Raises ValueError if the weights do not fit it, or are not all numbers."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(read_tensors(path / "model.safetensors", expected))
 
 
 def load_training(path: Path, model: GPT, optimizer: Optimizers) -> TrainState:
-    """Fill `model` and `optimizer` from a checkpoint and return where training stood."""
+    """Fill `model` and `optimizer` from a checkpoint and return where training stood.
+
+    Raises ValueError if one of them does not fit it, or is not all numbers.
+    """
     load_weights(path, model)
-    load_state_tensors(model, optimizer, _read_tensors(path / "optimizer.safetensors"))
+    file = path / "optimizer.safetensors"
+    if read_shapes(file):  # else no step was done
+        load_state_tensors(model, optimizer, read_tensors(file, state_shapes(model, optimizer)))
     return read_state(path)
 
 
 def read_state(path: Path) -> TrainState:
-    values: dict[str, Any] = storage.read_json(path / "state.json")
+    """Where training stood; what was added to it later has its default in older ones. Raises ValueError if the file is
+    damaged, or of a newer version."""
+    file = path / "state.json"
     try:
-        return TrainState(**values)
-    except TypeError:
-        raise ValueError(f"{path / 'state.json'} is not the state of a training run of this version.") from None
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from None
-
-
-def _load_into(model: GPT, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    own = model.state_dict()
-    wrong = own.keys() ^ tensors.keys() or {n for n in own if own[n].shape != tensors[n].shape}
-    if wrong:
+        state = _STATE.validate_json(json.dumps(storage.read_json(file)))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(each)[:80] for each in problem["loc"])
         raise ValueError(
-            f"The weights in {path} do not fit the model in its config.json: {', '.join(sorted(wrong)[:3])}."
-        )
-    model.load_state_dict(tensors)
+            f"{file} is not a training state of this version: {where}: {problem['msg'].lower()}."
+        ) from None
+    if not all(-1 <= number < 2**63 for number in vars(state).values() if isinstance(number, int)):
+        raise ValueError(f"{file} is damaged: it has a number that cannot be.")
+    return state
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -30,6 +30,7 @@ from groundling.training.events import (
     Started,
     Step,
 )  # fmt: skip
+from groundling.untrusted import visible
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -66,7 +67,7 @@ class Console:
             case Preparing():
                 self._preparing(event)
             case Notice():
-                self.out.print(f"[yellow]note:[/] {escape(event.sentence)}")
+                self.out.print(f"[yellow]note:[/] {escape(visible(event.sentence))}")
             case Planned():
                 self._planned(event)
             case Started():
@@ -141,7 +142,7 @@ class Console:
         self.out.print(table)
         corpus, machine = event.corpus, event.machine
         self.out.print(
-            f"corpus  {escape(corpus['name'])}: {corpus['characters']:,} characters, vocabulary of "
+            f"corpus  {escape(visible(corpus['name']))}: {corpus['characters']:,} characters, vocabulary of "
             f"{corpus['vocab_size']:,}; {corpus['training_tokens']:,} tokens to train on, "
             f"{corpus['validation_tokens']:,} to validate"
         )
@@ -236,4 +237,4 @@ def duration(seconds: float) -> str:
 
 
 def _indent(text: str) -> str:
-    return "\n".join("    " + line for line in text.strip("\n").splitlines())
+    return "\n".join("    " + line for line in visible(text).strip("\n").split("\n"))

@@ -203,7 +203,7 @@ def _is_stuck(h: History) -> bool:
 
 def _rate_too_high(h: History) -> Iterator[Finding]:
     """It had to go back; or spikes, or a training loss that rises again while the rate is up."""
-    if h.rolled_back and h.diverged is None:
+    if h.rolled_back and h.diverged is None and not _is_stuck(h):
         last = h.rolled_back[-1]
         yield Finding(
             "rate too high",

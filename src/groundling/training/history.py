@@ -53,7 +53,7 @@ class History:
         steps = [line for line in lines if line["event"] == "step"]
         points = [line for line in lines if line["event"] == "evaluation"]
         started = next((line for line in lines if line["event"] == "started"), None)
-        checked = next((line for line in lines if line["event"] == "checked"), {})
+        checked: Mapping[str, Any] = next((line for line in reversed(lines) if line["event"] == "checked"), {})
         diverged: Mapping[str, Any] = next((line for line in reversed(lines) if line["event"] == "diverged"), {})
         corpus = started["corpus"] if started else {}
         return History(

@@ -161,6 +161,18 @@ def state_tensors(model: GPT, optimizer: Optimizers) -> dict[str, torch.Tensor]:
     }
 
 
+def state_shapes(model: GPT, optimizer: Optimizers) -> dict[str, tuple[int, ...]]:
+    """The shapes of `state_tensors` once a step was done."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in model.named_parameters():
+        if optimizer.n_moments(parameter) == 1:
+            shapes[f"{name}/momentum"] = tuple(parameter.shape)
+        else:
+            shapes |= {f"{name}/exp_avg": tuple(parameter.shape), f"{name}/exp_avg_sq": tuple(parameter.shape)}
+            shapes[f"{name}/step"] = ()
+    return shapes
+
+
 def load_state_tensors(model: GPT, optimizer: Optimizers, tensors: dict[str, torch.Tensor]) -> None:
     """The inverse of `state_tensors`. Raises ValueError if the tensors do not belong to this model."""
     parameters = dict(model.named_parameters())
