@@ -51,28 +51,39 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
 # Files that grow.
 
 
+def noted(*sentences: object) -> str:
+    return "".join(json.dumps({"event": "notice", "sentence": str(each)}) + "\n" for each in sentences)
+
+
+def read(tail: Tail) -> list[str]:
+    return [line["sentence"] for line in tail.lines]
+
+
 def test_a_file_is_read_on_as_it_grows(write: Write) -> None:
-    path = write("metrics.jsonl", '{"a": 1}\n{"a": 2}\n{"a"')
+    path = write("metrics.jsonl", noted(1, 2) + noted(3)[:9])
     tail = Tail(path)
-    assert tail.read() and [line["a"] for line in tail.lines] == [1, 2]
+    assert tail.read() and read(tail) == ["1", "2"]
     assert not tail.read()
     with path.open("a") as file:
-        file.write(": 3}\n")
-    assert tail.read() and [line["a"] for line in tail.lines] == [1, 2, 3]
+        file.write(noted(3)[9:])
+    assert tail.read() and read(tail) == ["1", "2", "3"]
 
 
 def test_a_file_that_was_replaced_is_read_anew(write: Write) -> None:
-    path = write("metrics.jsonl", '{"a": 1}\n{"a": 2}\n{"a": 3}\n')
+    path = write("metrics.jsonl", noted(1, 2, 3))
     tail = Tail(path)
     tail.read()
-    storage.write_file(path, '{"a": 1}\n{"a": 7}\n{"a": 8}\n{"a": 9}\n')
-    assert tail.read() and [line["a"] for line in tail.lines] == [1, 7, 8, 9]
-    with path.open("a") as file:
-        file.write("no JSON\n")
+    storage.write_file(path, noted(1, 7, 8, 9))
+    assert tail.read() and read(tail) == ["1", "7", "8", "9"]
+    assert not Tail(path.with_name("not there")).read()
+
+
+@pytest.mark.parametrize("line", ["no JSON", "[" * 100, '{"event": "step"}', "7"])
+def test_a_line_that_is_no_event_is_told_each_time(write: Write, line: str) -> None:
+    tail = Tail(write("metrics.jsonl", noted(1) + line + "\n"))
     for _ in range(2):  # it does not pass by itself
         with pytest.raises(ValueError, match=r"metrics.jsonl is damaged"):
             tail.read()
-    assert not Tail(path.with_name("not there")).read()
 
 
 def test_a_run_is_seen_as_it_grows(trained: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from nicegui import ui
 
-from groundling.run import runs_folder
+from groundling.folder import runs_folder
 from groundling.web.connection import Connection
 from groundling.web.guard import Guard
 from groundling.web.server import bind

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from groundling.report.facts import Facts
 from groundling.run import Run
+from groundling.training.recorded import read_line
+
+_PIECE = 2**25  # bytes that are read at a time
 
 
 class Tail:
@@ -23,7 +25,7 @@ class Tail:
         """Read on; whether anything was new. A file that was replaced (a run that resumes drops what happens again) is
         read from its beginning. A line that is still being written is left for the next time.
 
-        Raises ValueError, naming the file, if a line is not JSON.
+        Raises ValueError, naming the file, if a line is no event.
         """
         try:
             file = self._path.open("rb")
@@ -37,11 +39,11 @@ class Tail:
             elif now.st_size == self._offset:
                 return False
             file.seek(self._offset)
-            whole = file.read().rpartition(b"\n")
-        try:
-            self.lines += [json.loads(line) for line in whole[0].split(b"\n") if line.strip()]
-        except ValueError as error:
-            raise ValueError(f"{self._path} is damaged: a line is not readable as JSON ({error}).") from None
+            content = file.read(_PIECE)
+        whole = content.rpartition(b"\n")
+        if len(content) == _PIECE and not whole[1]:
+            raise ValueError(f"{self._path} is damaged: a line of it has more than {_PIECE:,} bytes.")
+        self.lines += [read_line(line, f"A line of {self._path}") for line in whole[0].split(b"\n") if line.strip()]
         self._offset += len(whole[0]) + len(whole[1])
         return bool(whole[0]) or replaced
 
@@ -75,7 +77,8 @@ class Live:
         self._outdated = True  # until all is read: what is damaged is told each time
         if any(line["event"] in ("step", "evaluation") for line in self._metrics.lines):
             run = self.run
-            self.facts = Facts(run.name, run.record, run.config, self._metrics.lines, self._samples.lines, run.result)
+            samples = [line for line in self._samples.lines if line["event"] == "sample"]
+            self.facts = Facts(run.name, run.record, run.config, self._metrics.lines, samples, run.result)
         self._outdated = False
         self.version += 1
 

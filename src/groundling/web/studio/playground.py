@@ -11,8 +11,8 @@ from nicegui import ui
 
 from groundling.evaluation.originality import Originality
 from groundling.inference.sampling import Sampling
-from groundling.page import visible
 from groundling.run import Run
+from groundling.untrusted import visible
 from groundling.web.studio.parts import Slide, Strip, Text, frame, told
 from groundling.web.studio.studio import Studio
 from groundling.web.studio.writing import Written, opened, training_text, write

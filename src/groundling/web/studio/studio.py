@@ -14,7 +14,7 @@ from groundling import catalog, storage
 from groundling.claim import LOCK
 from groundling.config import Config
 from groundling.corpus.sources import find_source
-from groundling.run import is_name
+from groundling.folder import is_name
 from groundling.web.studio.live import Live
 from groundling.web.studio.processes import OUTPUT, Processes
 
@@ -46,18 +46,26 @@ class Studio:
             folder = self.out / row["name"]
             if self.processes.training(folder) is not None:
                 row["status"] = "training"
-                live = self.live(row["name"])
-                with suppress(ValueError):
-                    live.refresh()
-                if live.last is not None:
-                    row["step"] = live.last["step"]
-                    if live.facts is not None and live.facts.best is not None:
-                        row["best_validation_loss"] = live.facts.best["validation_loss"]
+                with suppress(ValueError):  # damaged: its page says so
+                    self._bring_up_to_date(row)
         return rows[::-1]
+
+    def _bring_up_to_date(self, row: dict[str, Any]) -> None:
+        """Put into a summary what has been logged since the last checkpoint."""
+        live = self.live(row["name"])
+        live.refresh()
+        if live.last is not None:
+            row["step"] = live.last["step"]
+        if live.facts is not None and live.facts.best is not None:
+            row["best_validation_loss"] = live.facts.best["validation_loss"]
 
     def writers(self) -> list[str]:
         """The runs that have a checkpoint, and can write, the newest first."""
-        return [row["name"] for row in catalog.runs(self.out)[::-1] if row["status"] in ("finished", "unfinished")]
+        return [
+            row["name"]
+            for row in catalog.runs(self.out)[::-1]
+            if row["status"] in ("finished", "unfinished", "imported")
+        ]
 
     def folder(self, name: str) -> Path:
         """The folder of a run that is in this folder of runs. Raises ValueError if there is none of that name."""
@@ -71,7 +79,9 @@ class Studio:
     def live(self, name: str) -> Live:
         """What is known of a run; one for all pages that watch it."""
         folder = self.folder(name)
-        return self._lives.setdefault(folder, Live(folder))
+        if folder not in self._lives:
+            self._lives[folder] = Live(folder)
+        return self._lives[folder]
 
     def begin(self, corpus: str, *, minutes: float, preset: str | None, tokenizer: str, name: str) -> str:
         """Start a run on a text, and return its name. Raises ValueError or OSError with what is wrong, if anything."""
