@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -41,13 +42,6 @@ def text_file(prose: str, tmp_path: Path) -> Path:
     path = tmp_path / "prose.txt"
     path.write_text(prose, encoding="utf-8", newline="")
     return path
-
-
-TINY: dict[str, Any] = {
-    "preset": "nano", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "steps": 40,
-    "eval_every": 10, "eval_tokens": 1024, "checkpoint_every": 10, "sample_tokens": 12, "learning_rate": 3e-3,
-    "warmup_steps": 5, "device": "cpu", "dtype": "float32",
-}  # fmt: skip
 
 
 @pytest.fixture

@@ -33,6 +33,9 @@ from groundling.run import Run
 from groundling.training.checkpoint import TrainState, read_state
 from groundling.untrusted import visible
 
+LOCK = ".lock"
+"""The file in a run's folder that the process which trains it holds."""
+
 
 def claim(
     config: Config, text: Corpus, source: Source, contents: Contents, name: str | None, folder: Path,
@@ -88,7 +91,7 @@ def lock(folder: Path, stack: ExitStack) -> None:
     """
     holder = folder / "holder.json"
     try:
-        stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
+        stack.enter_context(FileLock(folder / LOCK).acquire(timeout=0))
     except Timeout:
         raise ValueError(
             f"The run {folder.name} is being trained by another process{_told(holder)}. Wait for it, or stop it first."

@@ -27,6 +27,7 @@ from groundling.training.events import (
     Started,
     Step,
 )
+from groundling.untrusted import parse
 
 _KEPT = (
     Notice, Planned, Started, Checked, Step, Skipped, RolledBack, OutOfMemory, Evaluation, Saved, Diverged, Paused,
@@ -46,6 +47,13 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         _check(line, f"line {number} of {path}")
     return lines
+
+
+def read_line(content: bytes, what: str) -> dict[str, Any]:
+    """A single line of a history. Raises ValueError, naming `what` it is, if it is no event."""
+    line: dict[str, Any] = parse(content, what)
+    _check(line, what)
+    return line
 
 
 class RunFiles:
