@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from groundling.corpus.fitting import train_tokenizer
     from groundling.corpus.tokenizer import Tokenizer
     from groundling.corpus.tokens import Corpus
+    from groundling.endurance.selftest import selftest
     from groundling.evaluation.originality import TrainingText
     from groundling.launch import resume, train
     from groundling.model.gpt import GPT
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "compare_tokenizers", "inspect", "load",
-    "resume", "runs", "train", "train_tokenizer",
+    "resume", "runs", "selftest", "train", "train_tokenizer",
 ]  # fmt: skip
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "load": "groundling.catalog",
     "resume": "groundling.launch",
     "runs": "groundling.catalog",
+    "selftest": "groundling.endurance.selftest",
     "train": "groundling.launch",
     "train_tokenizer": "groundling.corpus.fitting",
 }
