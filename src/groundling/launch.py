@@ -23,7 +23,7 @@ from groundling.corpus.sources import find_source
 from groundling.corpus.tokens import Corpus, prepare
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.score import Score, score
-from groundling.machine import Machine, choose, peak_memory
+from groundling.machine import Machine, bits, choose, peak_memory
 from groundling.model.gpt import GPT
 from groundling.run import Run, corpus_of, runs_folder
 from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine, judge
@@ -210,6 +210,7 @@ def _train(
         for event in [plan, *notes] if plan else notes:
             tell(event)
         forward, machine = _compiled(run, model, batches, machine, state, tell)
+        _note_bits(run, newest, machine, tell)
         tell(_started(run, text, batches, model, machine, state))
         if not any(line["event"] == "checked" for line in run.metrics()):
             tell(_checked(text))
@@ -243,6 +244,19 @@ def _compiled(
         storage.write_json(run.folder / "config.json", run.record)
     reasons = (*machine.reasons, reason) if reason else machine.reasons
     return forward, dataclasses.replace(machine, compile="on" if is_compiled else "off", reasons=reasons)
+
+
+def _note_bits(run: Run, newest: Path | None, machine: Machine, tell: Subscriber) -> None:
+    """Say where a session cannot continue a checkpoint to the bit. The record, and with it each checkpoint, keeps what
+    decides the bits now: it is said once."""
+    now = bits(machine)
+    was = storage.read_json(newest / "config.json").get("bits", now) if newest else now
+    changes = ", ".join(f"{name} {was.get(name)} → {now[name]}" for name in now if was.get(name) != now[name])
+    if changes:
+        tell(Notice(f"not bit-exact: {changes}. The run goes on, with other last digits than without this change."))
+    if run.record.get("bits") != now:
+        run.record["bits"] = now
+        storage.write_json(run.folder / "config.json", run.record)
 
 
 def _tracking(

@@ -14,7 +14,6 @@ the last one is still at work.
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -36,7 +35,7 @@ from typing import Any
 
 from groundling import storage
 from groundling.endurance.difference import first_difference, history, tensors
-from groundling.endurance.session import IMPORTS, SETTINGS, run_session
+from groundling.endurance.session import SETTINGS, import_all, run_session
 
 PHASES = ("start", "steps", "evaluation", "saving", "pruning", "end")
 _ONCE = ("start", "end")  # in a session
@@ -158,8 +157,7 @@ class _Conductor:
         (folder / "words.txt").write_text(_words(), encoding="utf-8")
         self.ready = self._start()  # a new interpreter, which imports at the same time
         if _FORKS:
-            for name in IMPORTS:
-                importlib.import_module(name)
+            import_all()
 
     def first_difference(self) -> str | None:
         whole, found = self._session("whole", {}), self.found

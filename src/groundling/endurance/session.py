@@ -23,16 +23,22 @@ SETTINGS: Final[dict[str, Any]] = {
     "batch_size": 4, "accumulate": 2, "dropout": 0.1, "optimizer": "muon", "eval_tokens": 512, "sample_tokens": 8,
     "device": "cpu", "compile": "off",
 }  # fmt: skip
-IMPORTS = (
-    "groundling.launch", "jinja2.loaders", "matplotlib.backends.backend_agg", "matplotlib.figure", "numpy.random",
-    "platformdirs", "pydantic", "torch._dynamo",
-)  # fmt: skip
-"""What takes a session its first seconds."""
-
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # the latter is TerminateProcess on Windows
 _PARTS = {"write": ("before", "half", "after"), "fill": ("before", "half", "after")}
 
 Tell = Callable[[str, object], None]
+
+
+def import_all() -> None:
+    """Import what takes a session its first seconds, and do nothing else."""
+    import jinja2.loaders  # noqa: F401
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    import numpy.random  # noqa: F401
+    import pydantic.dataclasses  # noqa: F401
+    import torch._dynamo  # noqa: F401  (the optimizers' need)
+
+    import groundling.launch  # noqa: F401
 
 
 def run_session(pipe: Connection) -> None:
