@@ -18,7 +18,7 @@ from groundling.__main__ import main
 from groundling.cli.copies import show_originality
 from groundling.config import flag, setting_fields
 
-VERBS = ["train", "resume", "sample", "eval", "runs", "plot", "doctor", "inspect", "tokenizer"]
+VERBS = ["train", "resume", "sample", "eval", "runs", "plot", "doctor", "inspect", "tokenizer", "chat"]
 COMMAND = [sys.executable, "-m", "groundling"]
 
 
@@ -122,7 +122,7 @@ def test_a_prompt_from_a_file_longer_than_the_context(call: Any, first: None, pr
     Path("prompt.txt").write_text(prose[:500], encoding="utf-8", newline="")
     done = call("sample", "first", "--prompt-file", "prompt.txt", "--seed", "1", "--max-new-tokens", "5")
     assert done.status == 0
-    assert "500 tokens and the context 32: the newest are kept" in done.err
+    assert "500 tokens and the context 32: the newest 20 are read" in done.err
     assert done.out.startswith(prose[:500])
 
 

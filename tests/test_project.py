@@ -29,7 +29,7 @@ README = ROOT / "README.md"
 
 READING_ORDER = [
     "config", "storage", "machine", "page", "corpus", "model", "inference", "evaluation", "training", "report", "run",
-    "catalog", "claim", "launch", "endurance", "comparison", "interchange", "web", "flags", "cli", "__main__",
+    "catalog", "claim", "room", "launch", "endurance", "comparison", "interchange", "web", "flags", "cli", "__main__",
 ]  # fmt: skip
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
 

@@ -52,10 +52,12 @@ def _summary(folder: Path) -> dict[str, Any]:
             "preset": run.config.preset,
             "steps": run.config.training.steps,
             "created": run.record.get("created"),
-            "status": "new",
+            "status": "imported" if "imported" in run.record else "new",
         }
         steps = run.checkpoints.steps()
-        if steps:
+        if row["status"] == "imported":
+            row["steps"] = 0
+        elif steps:
             state = read_state(run.checkpoints.path(steps[-1]))
             row |= {
                 "step": state.step,

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,7 +17,7 @@ from groundling import __version__, storage
 from groundling.config import GROUPS, Config, flag
 from groundling.corpus.fitting import silent
 from groundling.corpus.tokens import Corpus
-from groundling.machine import Machine, versions
+from groundling.machine import Machine, bits, versions
 from groundling.run import Run, is_name
 from groundling.training.checkpoint import TrainState, read_state
 
@@ -93,10 +94,16 @@ def _has_tokenizer(run: Run) -> bool:
         run.__dict__.pop("tokenizer", None)  # read anew when it is put back
 
 
+_PASSES = {"batch_size", "accumulate"}
+
+
 def check_record(run: Run, checkpoint: Path) -> None:
     """Raise ValueError if a setting in the run's record is not that of its checkpoint: it would be another run."""
     old, new = storage.read_json(checkpoint / "config.json")["settings"], run.record["settings"]
-    wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g].get(k) and k not in ("steps", "minutes")]
+    free = {"steps", "minutes"}
+    if prod(old["training"][k] for k in _PASSES) == prod(new["training"].get(k, 0) for k in _PASSES):
+        free |= _PASSES  # the same windows in passes of another size, which memory may have asked for
+    wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g].get(k) and k not in free]
     if wrong:
         raise ValueError(
             f"{run.folder / 'config.json'} says another {', '.join(wrong)} than the checkpoint {checkpoint.name}: it "
@@ -124,6 +131,21 @@ def write_record(run: Run, requested: Config, config: Config, text: Corpus, mach
         "versions": versions() | {"groundling": __version__},
     }
     storage.write_json(run.folder / "config.json", record)
+
+
+def note_bits(run: Run, checkpoint: Path | None, machine: Machine, notice: Callable[[str], None]) -> None:
+    """Keep in the record, and with it in each checkpoint from now on, what decides the last bits of all results.
+
+    What of it is not as it was when `checkpoint` was saved is said: that is once.
+    """
+    now = bits(machine)
+    was = storage.read_json(checkpoint / "config.json").get("bits", now) if checkpoint else now
+    changes = ", ".join(f"{name} {was.get(name)} → {now[name]}" for name in now if was.get(name) != now[name])
+    if changes:
+        notice(f"not bit-exact: {changes}. The run goes on, with other last digits than without this change.")
+    if run.record.get("bits") != now:
+        run.record["bits"] = now
+        storage.write_json(run.folder / "config.json", run.record)
 
 
 def extend(run: Run, steps: int | None, minutes: float | None) -> None:

@@ -14,21 +14,20 @@ import torch
 
 from groundling import storage
 from groundling.catalog import load
-from groundling.claim import check_record, claim, extend, lock, mend, write_record
-from groundling.config import MINUTES_OR_STEPS, Config
+from groundling.claim import check_record, claim, extend, lock, mend, note_bits, write_record
+from groundling.config import MINUTES_OR_STEPS, Config, flag
 from groundling.corpus.batches import Batches, near
 from groundling.corpus.leakage import WINDOW, shared
 from groundling.corpus.ngrams import milestones, one_gram
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokens import Corpus, prepare
 from groundling.evaluation.causality import sees_the_future
-from groundling.evaluation.score import Score, score
-from groundling.machine import Machine, bits, choose, peak_memory
+from groundling.machine import Machine, choose, peak_memory
 from groundling.model.gpt import GPT
+from groundling.room import Room
 from groundling.run import Run, corpus_of, runs_folder
 from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine, judge
-from groundling.training.checkpoint import TrainState, load_training
-from groundling.training.compiling import choose_forward
+from groundling.training.checkpoint import TrainState, load_training, load_weights
 from groundling.training.console import Console
 from groundling.training.diagnosis import verdict
 from groundling.training.events import (
@@ -45,11 +44,13 @@ from groundling.training.events import (
     reporters,
     rewind,
 )  # fmt: skip
-from groundling.training.fit import Actions, DivergedError, StopRequest, fit
+from groundling.training.fit import Actions, fit
 from groundling.training.history import History
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
+from groundling.training.rescue import DivergedError, restore
 from groundling.training.samples import Sampler
+from groundling.training.stopping import StopRequest
 from groundling.training.trackers import Tracked, Tracker, check_trackers, tracking
 
 
@@ -80,11 +81,13 @@ def train(
         elapsed: seconds of the time that are used up before this call, such as those it takes to start Python.
         settings: any field of the settings in `groundling.config`, laid over the preset.
 
-    Raises ValueError, OSError or FloatingPointError with a sentence for the user.
+    Raises ValueError, OSError, FloatingPointError or MemoryError with a sentence for the user.
     """
     began = time.perf_counter() - elapsed
     check_trackers(track or ())
     address = os.fspath(corpus) if corpus is not None else "shakespeare"
+    if settings.get("init_from"):
+        settings = _inherited(load(settings["init_from"], out=out), settings, preset)
     if preset is None and not {"steps", "minutes"} & settings.keys():
         settings["minutes"] = DEFAULT_MINUTES
     config = Config.build(address, preset, **settings)
@@ -150,6 +153,24 @@ def resume(
         return _train(run, text, emit, began, track)
 
 
+def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dict[str, Any]:
+    """The settings of a run that begins with another's weights, its model and tokenizer. Where nothing else is given,
+    the optimizer is its own too, with a tenth of the learning rates, and a step has about 8,192 tokens."""
+    storage.verify(source.checkpoint)
+    t = source.config.training
+    rates = {"learning_rate": t.learning_rate / 10, "matrix_learning_rate": t.matrix_learning_rate / 10}
+    model = dataclasses.asdict(source.config.model)
+    kept = {name: model[name] for name in model if name != "dropout"}
+    kept["tokenizer"] = str(source.checkpoint / "tokenizer.json")
+    differing = [flag(name) for name in kept if settings.get(name, kept[name]) != kept[name]]
+    if differing:
+        raise ValueError(f"{' and '.join(differing)} cannot be given with --init-from: the run {source.name} decides.")
+    wanted = rates | {"optimizer": t.optimizer, "dropout": model["dropout"]}
+    if preset is None and not {"batch_size", "accumulate"} & settings.keys():
+        wanted |= {"batch_size": max(1, 4096 // model["block_size"]), "accumulate": 2}
+    return wanted | settings | kept | {"init_from": str(source.checkpoint)}
+
+
 def _batches(config: Config, text: Corpus) -> Batches:
     if len(text.validation) < 2:
         raise ValueError(
@@ -168,25 +189,20 @@ def _train(
     `began` is when the command was given, by `time.perf_counter()`.
     """
     config, settings, machine = run.config, run.config.training, run.machine
-    batches = near(_batches(config, text), machine)
     storage.sweep(run.folder)
     storage.sweep(run.checkpoints.folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
-    model.to(machine.device)
-    optimizer = new_optimizer(model, settings, machine.dtype)
-    run.checkpoints.check_room(model, optimizer, settings)
-
     notes: list[Event] = []
     note, _ = reporters(notes.append)
     newest = run.checkpoints.newest(note)
+    model = (_untrained if newest else _beginning)(config, text).to(machine.device)
+    optimizer = new_optimizer(model, settings, machine.dtype)
+    run.checkpoints.check_room(model, optimizer, settings)
     if newest:
         check_record(run, newest)
     state = load_training(newest, model, optimizer) if newest else TrainState()
-    rewind(run.folder, state.step, state.evaluated_step, note)
+    rewind(run.folder, state.step, state.evaluated_step, state.rollbacks, note)
     with ExitStack() as stack:
-        files, stop = RunFiles(run.folder), stack.enter_context(StopRequest())
+        files, stop = RunFiles(run.folder), StopRequest()
 
         def show(event: Event) -> None:
             files(event)
@@ -198,28 +214,36 @@ def _train(
             show(event)
             tell_trackers(event)
 
-        def evaluate() -> Score:
-            return score(
-                model, text.validation, text.tokenizer, machine,
-                max_tokens=settings.eval_tokens, stopped=stop,
-            )  # fmt: skip
+        room = Room(run, near(_batches(config, text), machine), model, state, tell)
 
         def save() -> Path:
             return run.checkpoints.save(model, optimizer, state, run.folder, settings.keep_checkpoints)
 
         for event in [plan, *notes] if plan else notes:
             tell(event)
-        forward, machine = _compiled(run, model, batches, machine, state, tell)
-        _note_bits(run, newest, machine, tell)
-        tell(_started(run, text, batches, model, machine, state))
+        forward = room.choose_forward(next_token)
+        settings, machine = room.settings, room.machine
+        note_bits(run, newest, machine, reporters(tell)[0])
+        tell(_started(run, text, room.batches, model, machine, state))
         if not any(line["event"] == "checked" for line in run.metrics()):
             tell(_checked(text))
+        actions = Actions(
+            evaluate=lambda: room.evaluate(text, stop),
+            sample=Sampler(model, text, settings, stop),
+            save=save,
+            restore=lambda: restore(
+                run.checkpoints, state, model, optimizer, lambda: _beginning(config, text).state_dict()
+            ),
+            shrink=room.shrink,
+            stopped=stop,
+            emit=tell,
+        )
+        stack.enter_context(stop)  # before, there was nothing to save
         state.elapsed += time.perf_counter() - began
         try:
-            finished = fit(model, forward, next_token, batches, optimizer, state, settings, machine,
-                           Actions(evaluate, Sampler(model, text, settings), save, stop, tell))  # fmt: skip
+            finished = fit(model, forward, next_token, room.batches, optimizer, state, settings, machine, actions)
         except DivergedError as error:
-            tell(Diverged(error.step))
+            tell(Diverged(error.step, error.cause))
             raise
         if finished:
             _finish(run, model, state, tell)
@@ -229,34 +253,18 @@ def _train(
     return Run(run.folder) if run.stopped_by is None else run
 
 
-def _compiled(
-    run: Run, model: GPT, batches: Batches, machine: Machine, state: TrainState, tell: Subscriber
-) -> tuple[Callable[..., torch.Tensor], Machine]:
-    """The model, compiled if that is worth it. What was decided stands in the run's record: a resume does the same."""
-    settings = run.config.training
-    batch = tuple(part.to(machine.device) for part in batches(state.step))
-    passes = (settings.steps - state.step) * settings.accumulate
-    forward, is_compiled, reason = choose_forward(model, next_token, batch, machine, passes, settings.accumulate)
-    if machine.compile == "on" and not is_compiled:
-        tell(Notice(f"Training runs uncompiled: {reason}."))
-    if machine.compile == "auto":
-        run.record["machine"]["compile"] = "on" if is_compiled else "off"
-        storage.write_json(run.folder / "config.json", run.record)
-    reasons = (*machine.reasons, reason) if reason else machine.reasons
-    return forward, dataclasses.replace(machine, compile="on" if is_compiled else "off", reasons=reasons)
+def _untrained(config: Config, text: Corpus) -> GPT:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        return GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
 
 
-def _note_bits(run: Run, newest: Path | None, machine: Machine, tell: Subscriber) -> None:
-    """Say where a session cannot continue a checkpoint to the bit. The record, and with it each checkpoint, keeps what
-    decides the bits now: it is said once."""
-    now = bits(machine)
-    was = storage.read_json(newest / "config.json").get("bits", now) if newest else now
-    changes = ", ".join(f"{name} {was.get(name)} → {now[name]}" for name in now if was.get(name) != now[name])
-    if changes:
-        tell(Notice(f"not bit-exact: {changes}. The run goes on, with other last digits than without this change."))
-    if run.record.get("bits") != now:
-        run.record["bits"] = now
-        storage.write_json(run.folder / "config.json", run.record)
+def _beginning(config: Config, text: Corpus) -> GPT:
+    """The model before its first step: untrained, or with the weights that it begins with."""
+    model = _untrained(config, text)
+    if config.training.init_from:
+        load_weights(load(config.training.init_from).checkpoint, model)
+    return model
 
 
 def _tracking(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +31,10 @@ from groundling.evaluation.losses import TokenLoss, token_losses
 from groundling.evaluation.originality import TrainingText
 from groundling.evaluation.page import loss_page
 from groundling.evaluation.score import score
-from groundling.inference.engine import beginning, stream
+from groundling.inference.drafts import Drafts
+from groundling.inference.precision import Precision, with_precision
 from groundling.inference.sampling import Sampling
+from groundling.inference.text import beginning, stream
 from groundling.machine import Machine, choose
 from groundling.model.gpt import GPT
 from groundling.report.facts import Facts
@@ -42,6 +44,8 @@ from groundling.training.diagnosis import diagnose, standing, verdict
 from groundling.training.history import History
 from groundling.training.plot import plot_curves
 
+_DRAFTED_FROM = 2**18  # tokens: 40 ms to learn from
+
 
 class Run:
     """A trained (or half-trained) model in its folder. Nothing is read before it is needed."""
@@ -50,6 +54,7 @@ class Run:
         """`checkpoint` is the one to use; the best one (else the newest) if None."""
         self.folder = folder
         self._checkpoint = checkpoint
+        self._models: dict[Precision, GPT] = {}
         self.stopped_by: int | None = None
         """The signal that ended training early, after `train` or `resume` returned; None if it came to the end."""
 
@@ -139,17 +144,32 @@ class Run:
         max_new_tokens: int = 300,
         temperature: float = 0.7,
         top_k: int = 50,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         seed: int | None = None,
-        stop: str = "",
+        stop: str | Sequence[str] = (),
+        precision: Precision = "float32",
         unknown: Unknown = "error",
     ) -> str:
         """The text that the model writes after `prompt`. See `Sampling` for the knobs and ValueErrors.
 
-        The same checkpoint, prompt and seed give the same text on a device. A prompt longer than the context
-        keeps its newest part.
+        The same checkpoint, prompt and seed give the same text on a device. Of a prompt longer than the context the
+        newest part is read. `precision` is that of the weights: see inference/precision.py.
         """
-        sampling = Sampling(temperature, top_k, seed)
-        return "".join(self.stream(prompt, sampling, max_new_tokens, stop=stop, unknown=unknown))
+        sampling = Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+        )
+        return "".join(self.stream(prompt, sampling, max_new_tokens, stop=stop, precision=precision, unknown=unknown))
 
     def stream(
         self,
@@ -157,15 +177,35 @@ class Run:
         sampling: Sampling,
         max_new_tokens: int,
         *,
-        stop: str = "",
+        stop: str | Sequence[str] = (),
+        precision: Precision = "float32",
         unknown: Unknown = "error",
     ) -> Iterator[str]:
         """Like `generate`, yielding text as it comes."""
         if max_new_tokens < 0:
             raise ValueError(f"--max-new-tokens must be 0 or more, and it is {max_new_tokens}.")
-        documents = self.record["corpus"]["documents"]
-        ids = self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer, documents)
-        return stream(self.model, self.tokenizer, ids, max_new_tokens, sampling, stop)
+        ids = self.prompt_ids(prompt, unknown)
+        model = self.model_in(precision)
+        return stream(model, self.tokenizer, ids, max_new_tokens, sampling, stop, self.drafts)
+
+    def prompt_ids(self, prompt: str = "", unknown: Unknown = "error") -> list[int]:
+        """The tokens of `prompt`; those that a document begins with if it is empty. At least one."""
+        return self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer, self.record["corpus"]["documents"])
+
+    def model_in(self, precision: Precision) -> GPT:
+        """The model with its weights in that precision, made once. Raises ValueError for an unknown one."""
+        if precision not in self._models:
+            self._models[precision] = with_precision(self.model, precision)
+        return self._models[precision]
+
+    @cached_property
+    def drafts(self) -> Drafts:
+        """What follows what in the text, if its tokens are in the cache. Texts are written faster by it."""
+        drafts, corpus = Drafts(), self.record["corpus"]
+        kept = reopen(corpus["fingerprint"], corpus["name"], self.config.corpus, self.tokenizer, self.config.text)
+        if kept is not None:
+            drafts.show(kept.train.read(max(0, len(kept.train) - _DRAFTED_FROM), len(kept.train)))
+        return drafts
 
     def evaluate(
         self,
@@ -211,6 +251,8 @@ class Run:
     def explain(self) -> dict[str, Any]:
         """What the run's curves say, ready for JSON: `standing`, `findings` (each with kind, evidence and advice), and
         `verdict`, which puts it into a few sentences."""
+        if "imported" in self.record:
+            raise ValueError(f"The run {self.name} was imported: there are no curves of its training to explain.")
         sees_future = bool(self.checkpoints.steps()) and sees_the_future(self.model)
         history = History.read(self.metrics(), self.config, sees_future)
         findings = diagnose(history)
@@ -289,6 +331,11 @@ def corpus_of(
     progress: Callable[..., None] = lambda *_: None,
 ) -> Corpus:
     """The text that a run was trained on. Raises ValueError if it is gone or has changed."""
+    if "imported" in run.record:
+        raise ValueError(
+            f"The run {run.name} was imported, without a text: name one with --text, or train the model further on "
+            f"one with `groundling train my.txt --init-from {run.reference}`."
+        )
     address, fingerprint, settings = run.config.corpus, run.record["corpus"]["fingerprint"], run.config.text
     try:
         source = find_source(address, settings.glob)

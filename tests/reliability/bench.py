@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from disks import HALVES, Killing, Logging
 from safetensors.torch import load_file
@@ -70,6 +71,8 @@ def train(folder: Path) -> str:
         evaluate=lambda: score(model, corpus.validation, corpus.tokenizer, machine, max_tokens=32),
         sample=lambda step: Sample(step, "", "some text"),
         save=lambda: checkpoints.save(model, optimizer, state, run, settings.keep_checkpoints),
+        restore=lambda: pytest.fail("nothing is to be gone back from"),
+        shrink=lambda doing: pytest.fail("there is memory enough"),
         stopped=lambda: False,
         emit=RunFiles(run),
     )

@@ -28,7 +28,13 @@ def sample(
     greedy: Annotated[bool, Parameter(negative="")] = False,
     seed: Annotated[int | None, Parameter(show_default=False)] = None,
     num_samples: int = 1,
-    stop: Annotated[str, Text] = "",
+    top_p: Annotated[float, Parameter(allow_leading_hyphen=True)] = 1.0,
+    min_p: Annotated[float, Parameter(allow_leading_hyphen=True)] = 0.0,
+    repetition_penalty: Annotated[float, Parameter(allow_leading_hyphen=True)] = 1.0,
+    presence_penalty: Annotated[float, Parameter(allow_leading_hyphen=True)] = 0.0,
+    frequency_penalty: Annotated[float, Parameter(allow_leading_hyphen=True)] = 0.0,
+    stop: Annotated[tuple[str, ...], Text] = (),
+    precision: Literal["float32", "bfloat16", "int8"] = "float32",
     originality: Annotated[bool, Parameter(negative="")] = False,
     unknown: Literal["error", "skip"] = "error",
     out: Out = None,
@@ -54,16 +60,28 @@ def sample(
         Repeats a sample; drawn and shown if not given.
     num_samples
         How many; each with the next seed.
+    top_p
+        Draw among the likeliest tokens that together have this probability; 1 for no limit.
+    min_p
+        Draw among tokens at least this share as likely as the likeliest; 0 for no limit.
+    repetition_penalty
+        Above 1: tokens that stand in the prompt or were written become less likely.
+    presence_penalty
+        Above 0: tokens that were written become less likely.
+    frequency_penalty
+        Above 0: tokens become less likely each time that they are written.
     stop
-        End where this text appears.
+        End where this text appears; may be given several times.
+    precision
+        Of the weights: fewer bits are read faster, and round the model.
     originality
         Tell what of it stands verbatim in the training text, and show the copied spans.
     unknown
         What to do with characters that the model never saw.
     """
     from groundling.catalog import load
-    from groundling.inference.engine import PromptTruncated
     from groundling.inference.sampling import Sampling
+    from groundling.inference.text import PromptTruncated
 
     if num_samples < 1:
         raise ValueError(f"--num-samples must be 1 or more, and it is {num_samples}.")
@@ -71,7 +89,16 @@ def sample(
         if prompt:
             raise ValueError("--prompt and --prompt-file exclude each other.")
         prompt = _read(prompt_file)
-    first = Sampling(0.0 if greedy else temperature, top_k, seed)
+    first = Sampling(
+        temperature=0.0 if greedy else temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+    )
     assert first.seed is not None
     loaded = load(run, out=out)
     training_text = loaded.training_text(indexing()) if originality else None
@@ -80,7 +107,7 @@ def sample(
         sampling = dataclasses.replace(first, seed=first.seed + i)
         with warnings.catch_warnings(record=True, category=PromptTruncated) as caught:
             warnings.simplefilter("always", PromptTruncated)
-            pieces = loaded.stream(prompt, sampling, max_new_tokens, stop=stop, unknown=unknown)
+            pieces = loaded.stream(prompt, sampling, max_new_tokens, stop=stop, precision=precision, unknown=unknown)
         if i == 0:
             for warning in caught:
                 note(str(warning.message))

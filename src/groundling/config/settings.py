@@ -79,9 +79,11 @@ class ModelSettings:
 
     block_size: int = setting(256, "Context: how many tokens the model sees at once.")
     n_layer: int = setting(6, "Transformer blocks.")
-    n_head: int = setting(6, "Attention heads in a block; must divide --n-embd.")
+    n_head: int = setting(6, "Attention heads in a block; must divide --n-embd, but for a --head-size of its own.")
     n_kv_head: int = setting(0, "Key and value heads, shared among the attention heads; 0 for as many as those.")
     n_embd: int = setting(384, "Width: the size of the vector that stands for a token.")
+    head_size: int = setting(0, "Size of a head; 0 for the width shared out among the heads.")
+    mlp_size: int = setting(0, "Width of the feed-forward part; 0 for what --mlp says.")
     norm: Literal["layernorm", "rmsnorm"] = setting("layernorm", "Normalization; rmsnorm goes without any biases.")
     position: Literal["learned", "rope"] = setting(
         "learned", "Where a token stands: a learned vector, or rotations of normalized queries and keys."
@@ -93,9 +95,9 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _require_at_least(1, self, "block_size", "n_layer", "n_head", "n_embd", "rope_theta")
-        _require_at_least(0, self, "n_kv_head")
+        _require_at_least(0, self, "n_kv_head", "head_size", "mlp_size")
         _require(
-            self.n_embd % self.n_head == 0,
+            self.head_size > 0 or self.n_embd % self.n_head == 0,
             f"--n-embd {self.n_embd} cannot be divided among --n-head {self.n_head} heads: "
             f"choose a multiple of {self.n_head}.",
         )
@@ -112,7 +114,7 @@ class ModelSettings:
 
     @property
     def head_dim(self) -> int:
-        return self.n_embd // self.n_head
+        return self.head_size or self.n_embd // self.n_head
 
     @property
     def kv_heads(self) -> int:
@@ -126,6 +128,8 @@ class ModelSettings:
     def n_hidden(self) -> int:
         """Width of the feed-forward part. A gated one has three matrices and not two: 8/3 keeps its size, rounded up
         to a multiple of 64 for the matrix units."""
+        if self.mlp_size:
+            return self.mlp_size
         return 4 * self.n_embd if self.mlp == "gelu" else -(-8 * self.n_embd // 3 // 64) * 64
 
 
@@ -133,6 +137,11 @@ class ModelSettings:
 class TrainingSettings:
     """How the weights are learned. `step` always means an optimizer step."""
 
+    init_from: str | None = setting(
+        None,
+        "A run, or a checkpoint, whose model and tokenizer to train further on this text; learning rates are then a "
+        "tenth of its own.",
+    )
     steps: int = setting(2000, "Optimizer steps in all.")
     minutes: float = setting(
         0.0,

@@ -158,6 +158,7 @@ def _tokenizer_of(
             reading = Reading(source)
             tokenizer = fit_tokenizer(reading.source, settings, notice, progress)
             reading.check(fingerprint)
+            storage.sweep(path.parent, path.name)
             storage.write_sealed(path, tokenizer.to_dict())
             return tokenizer
 

@@ -1,107 +1,254 @@
-"""Generation: prefill the prompt, then decode token by token, and stream text as it becomes certain."""
+"""Generation: many texts at once in one batch, each at its own place, joining and leaving as they like.
+
+**Past the context.** A model of context N was trained on windows of N tokens, so a window is what it gets. In a text
+of any length, windows begin at tokens 0, S, 2S, ... with S = N - N // 2, and a token is read in the oldest window that
+still has room for it. Thus each next token is predicted from N // 2 + 1 to N tokens, at positions from 0 on, whether
+positions are learned or rotary, and whether the tokens before it were given or written. `window_start` says it in one
+line; a full forward pass over `tokens[window_start(...):]` gives the same logits. The half of a window that the next
+one repeats is read for that one while the old one is still in use, a few tokens at a time: there is no pause when a
+window is full. (To slide by single tokens would mean to read all N again for each, with learned positions; and to keep
+old keys under rotary ones would give the model what it never saw in training: keys that know of tokens long gone.)
+
+**Drafts.** If the model reads a token and some guesses of what follows it in one pass, it learns what it would have
+said after each. What it draws after a token is kept; while it is what was guessed, the draw after it is kept as well.
+Each draw takes one random number, in the order of the text, so that the text is the same as without drafts, greedy or
+sampled. For guesses that are certain of themselves this is the acceptance rule of speculative sampling (Leviathan et
+al., "Fast inference from transformers via speculative decoding", 2023).
+"""
 
 from __future__ import annotations
 
-import codecs
-import warnings
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from groundling.corpus.tokenizer import Tokenizer
-from groundling.inference.sampling import Sampling, pick
-from groundling.model.cache import KVCache
+from groundling.inference.drafts import Drafts, Pace
+from groundling.inference.sampling import Sampler, Sampling, choose, log_probabilities
 from groundling.model.gpt import GPT
 
+_CHUNK = 128  # tokens of a prompt that are read between two steps of the others
+_AHEAD = 16  # tokens read at once for the window after this one
+_DRAFTED = 3  # tokens guessed at once
+_MOST_DRAFTING = 8  # rows: with more, reading guesses has never paid
 
-class PromptTruncated(UserWarning):
-    """The prompt is longer than the context, and only its newest part is read."""
 
+@dataclass(frozen=True)
+class Request:
+    """A text to write. `prompt` is at least one token id.
 
-@torch.inference_mode()
-def generate(model: GPT, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling) -> Iterator[int]:
-    """Yield up to `max_new_tokens` token ids that continue `prompt` (at least one id).
-
-    Past the context the window rolls: when it is full, the older half is dropped and the newer half read
-    again, so that a token sees between half a context and a whole one. The same happens to a prompt that
-    does not fit: its newest part is kept.
+    It ends after `max_new_tokens`, or with the token `end_id`. `logprobs` asks for the log probability of each token
+    and of so many of the likeliest ones.
     """
-    if not prompt:
-        raise ValueError("Generation needs at least one token to begin with.")
-    model.eval()
-    capacity = model.config.block_size
-    generator, cache = sampling.generator(), model.new_cache()
-    window = list(prompt)[-capacity:]
-    logits = prefill(model, window, cache)
-    for _ in range(max_new_tokens):
-        token = int(pick(logits, sampling, generator))
-        yield token
-        window.append(token)
-        if cache.length < capacity:
-            logits = model(torch.tensor([[token]], device=model.device), cache)[:, -1]
-        else:
-            window = window[-max(capacity // 2, 1) :]
-            cache.reset()
-            logits = prefill(model, window, cache)
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    sampling: Sampling
+    end_id: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("Generation needs at least one token to begin with.")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"A text to write has at least 1 token, and {self.max_new_tokens} were asked for.")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise ValueError(f"logprobs must be 0 or more, and it is {self.logprobs}.")
 
 
-def prefill(model: GPT, tokens: Sequence[int], cache: KVCache) -> torch.Tensor:
-    """Read `tokens` into the cache at once; logits (1, V) for what comes next."""
-    return model(torch.tensor([tokens], device=model.device), cache)[:, -1]
+@dataclass(frozen=True)
+class Written:
+    """A token that was written in `slot`. `finish` says why it is the last one there, if it is.
 
-
-def stream(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop: str = "",
-) -> Iterator[str]:
-    """Yield the continuation of `prompt` as text, piece by piece.
-
-    It ends after `max_new_tokens`, at the end of a document, or where `stop` appears (which is not shown). A
-    character that is spread over several tokens is shown when its last one has come, and not if that never comes.
-    Warns with PromptTruncated where the prompt does not fit into the context.
+    `logprob` is its log probability in nats, by the model itself (before temperature, penalties and limits), and `top`
+    are the likeliest tokens with theirs, the likeliest first: where they were asked for.
     """
-    if len(prompt) > model.config.block_size:
-        warnings.warn(
-            f"The prompt has {len(prompt)} tokens and the context {model.config.block_size}: the newest are kept.",
-            PromptTruncated, stacklevel=3,
-        )  # fmt: skip
-    return _stream(model, tokenizer, prompt, max_new_tokens, sampling, stop)
+
+    slot: int
+    token: int
+    finish: Literal["", "length", "end"] = ""
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
-def _stream(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop: str,
-) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # keeps the beginning of a character to itself
-    held = ""  # text that may yet turn out to be the beginning of `stop`
-    for token in generate(model, prompt, max_new_tokens, sampling):
-        if token == tokenizer.end_of_text_id:
-            break
-        held += decoder.decode(tokenizer.decode_bytes([token]))
-        if stop and stop in held:
-            yield held[: held.index(stop)]
-            return
-        keep = next((n for n in range(min(len(stop) - 1, len(held)), 0, -1) if held.endswith(stop[:n])), 0)
-        if len(held) > keep:
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held:
-        yield held
+def window_start(n: int, block_size: int) -> int:
+    """The first token of the window in which token `n` of a text is read, both counted from 0."""
+    stride = block_size - block_size // 2
+    return max(0, -((block_size - 1 - n) // stride)) * stride
 
 
-def beginning(tokenizer: Tokenizer, n_documents: int = 2) -> list[int]:
-    """What to begin with where there is no prompt: the end of the document before, else a line break, else token 0.
+class _Row:
+    """A text in the making, in one row of the caches."""
 
-    A model of a single document (`n_documents` 1) has never seen how one ends.
+    def __init__(self, slot: int, request: Request, model: GPT) -> None:
+        self.slot, self.request = slot, request
+        self.tokens = list(request.prompt)
+        self.left = request.max_new_tokens
+        self.start = window_start(len(self.tokens) - 1, model.config.block_size)
+        self.read = self.start  # the first token that the model has not read yet
+        self.sampler = Sampler(request.sampling, self.tokens, model.vocab_size)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all but the newest token were read."""
+        return self.read == len(self.tokens) - 1
+
+
+class Engine:
+    """Writes up to `slots` texts at a time with one model; storage is allocated once.
+
+    `add` a request, call `step` again and again, and collect what was written; a text that comes to its end frees its
+    slot by itself. `add` and `free` may be called between any two steps. Not to be shared between threads.
     """
-    if tokenizer.end_of_text_id is not None and n_documents > 1:
-        return [tokenizer.end_of_text_id]
-    return tokenizer.encode("\n", "skip") or [0]
+
+    def __init__(self, model: GPT, slots: int = 1, drafts: Drafts | None = None) -> None:
+        """`drafts` guess tokens ahead where few texts are written at once and it pays; they learn from the texts."""
+        if slots < 1:
+            raise ValueError(f"An engine needs at least 1 slot, and {slots} were asked for.")
+        self._model, self._drafts, self._pace = model.eval(), drafts, Pace()
+        N = model.config.block_size
+        self._block_size, self._stride = N, N - N // 2
+        self._cache = model.new_cache(slots)
+        self._ahead = model.new_cache(slots, capacity=max(N // 2, 1))  # the beginnings of the windows to come
+        self._rows: list[_Row] = []  # in the order of the caches' rows, without gaps
+        self._free = list(range(slots))
+
+    @property
+    def free_slots(self) -> int:
+        return len(self._free)
+
+    def add(self, request: Request) -> int:
+        """Take on a text and return its slot. Raises ValueError if no slot is free or a token is unknown."""
+        if not self._free:
+            raise ValueError(f"All {len(self._rows)} slots are taken.")
+        if not 0 <= min(request.prompt) <= max(request.prompt) < self._model.vocab_size:
+            raise ValueError(f"Token ids must lie in [0, {self._model.vocab_size}).")
+        row = _Row(self._free.pop(0), request, self._model)
+        if self._drafts:
+            self._drafts.show(row.tokens)
+        self._rows.append(row)
+        return row.slot
+
+    def free(self, slot: int) -> None:
+        """Give up the text in `slot`. Raises ValueError if there is none."""
+        i = next((i for i, row in enumerate(self._rows) if row.slot == slot), None)
+        if i is None:
+            raise ValueError(f"Nothing is written in slot {slot}.")
+        last = len(self._rows) - 1
+        for cache in (self._cache, self._ahead):
+            if i != last:
+                cache.copy_row(i, cache, last)
+            cache.lengths[last] = 0
+        self._rows[i] = self._rows[last]
+        self._rows.pop()
+        self._free.append(slot)
+
+    @torch.inference_mode()
+    def step(self) -> list[Written]:
+        """Write one token, or several where drafts were right, of each text whose prompt is read.
+
+        Of the prompts that are not, one is read on by a piece, so that long ones do not hold up the other texts.
+        """
+        for i, row in enumerate(self._rows):
+            self._roll(i, row)
+        written = []
+        if self._rows:
+            waiting = next((i for i, row in enumerate(self._rows) if not row.ready), None)
+            if waiting is not None:
+                self._read_prompt(waiting)
+            if any(row.ready for row in self._rows):
+                written = self._decode()
+        for item in written:
+            if item.finish:
+                self.free(item.slot)
+        return written
+
+    def _read_prompt(self, i: int) -> None:
+        """Read the next piece of a prompt, up to its last token, which `_decode` reads with those of the others."""
+        row = self._rows[i]
+        piece = row.tokens[row.read : min(row.read + _CHUNK, len(row.tokens) - 1)]
+        self._model.hidden(self._tensor([piece]), self._cache[i : i + 1])
+        row.read += len(piece)
+
+    def _roll(self, i: int, row: _Row) -> None:
+        """Read ahead for the next window of a row, and go over to it if this one is full."""
+        full = row.read == row.start + self._block_size
+        begun = row.start + self._stride + int(self._ahead.lengths[i])  # the first token not yet read ahead
+        if begun < row.read and (full or row.read - begun >= _AHEAD):
+            piece = row.tokens[begun : row.read]
+            self._model.hidden(self._tensor([piece]), self._ahead[i : i + 1])
+        if full:
+            self._cache.copy_row(i, self._ahead, i)
+            self._ahead.lengths[i] = 0
+            row.start += self._stride
+
+    def _decode(self) -> list[Written]:
+        """Read the newest token of each row that is ready, with the drafts after it, and choose what comes next."""
+        began = time.perf_counter()
+        rows, cache = self._rows, self._cache[: len(self._rows)]
+        room = self._block_size - 1 - int(cache.lengths.max())
+        may_draft = self._drafts is not None and len(rows) <= _MOST_DRAFTING
+        drafted = may_draft and self._pace.drafting(len(rows))
+        drafts = [self._draft(row, room) if drafted and row.ready else [] for row in rows]
+        T = 1 + max(map(len, drafts))
+        tokens = [
+            [row.tokens[-1], *draft, *[0] * (T - 1 - len(draft))] for row, draft in zip(rows, drafts, strict=True)
+        ]
+        filled = cache.lengths.copy()
+        logits = self._model(self._tensor(tokens), cache).float().cpu().numpy()  # (B, T, V)
+        cache.lengths[:] = filled  # what was read in vain, or only to fill the batch, is forgotten
+        written, going_on = [], [i for i, row in enumerate(rows) if row.ready]
+        for t in range(T):
+            chosen = choose(logits[going_on, t], [rows[i].sampler for i in going_on])
+            right = []
+            for i, token in zip(going_on, chosen, strict=True):
+                item = self._append(rows[i], token, logits[i, t])
+                cache.lengths[i] += 1
+                written.append(item)
+                if t < len(drafts[i]) and token == drafts[i][t] and not item.finish:
+                    right.append(i)
+            if not right:
+                break
+            going_on = right
+        if may_draft:
+            self._pace.record(len(rows), drafted, time.perf_counter() - began, len(written))
+        return written
+
+    def _draft(self, row: _Row, room: int) -> list[int]:
+        assert self._drafts is not None
+        return self._drafts.draft(row.tokens, min(_DRAFTED, room, row.left - 1))
+
+    def _append(self, row: _Row, token: int, logits: npt.NDArray[np.float32]) -> Written:
+        row.tokens.append(token)
+        row.read += 1
+        row.left -= 1
+        if self._drafts:
+            self._drafts.add(row.tokens[-16:])
+        finish: Literal["", "length", "end"] = "" if row.left else "length"
+        if token == row.request.end_id:
+            finish = "end"
+        if row.request.logprobs is None:
+            return Written(row.slot, token, finish)
+        nats = log_probabilities(logits)
+        likeliest = np.argsort(-nats, kind="stable")[: row.request.logprobs].tolist()
+        return Written(row.slot, token, finish, float(nats[token]), tuple((i, float(nats[i])) for i in likeliest))
+
+    def _tensor(self, tokens: list[list[int]]) -> torch.Tensor:
+        return torch.tensor(tokens, device=self._model.device)
+
+
+def generate(
+    model: GPT, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, drafts: Drafts | None = None
+) -> Iterator[int]:
+    """Yield up to `max_new_tokens` token ids that continue `prompt` (at least one id)."""
+    if max_new_tokens < 1:
+        return
+    engine = Engine(model, drafts=drafts)
+    engine.add(Request(prompt, max_new_tokens, sampling))
+    while engine.free_slots == 0:
+        for written in engine.step():
+            yield written.token

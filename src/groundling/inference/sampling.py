@@ -1,50 +1,158 @@
-"""Logits -> the next token."""
+"""Logits -> the next token.
+
+In this order, as transformers does it: bias, repetition penalty, presence and frequency penalty, temperature, top-k,
+top-p, min-p. All on the CPU in NumPy, whatever the device: a draw depends on the logits and the seed alone, and for
+the small vocabularies of this place NumPy is several times quicker to call than torch.
+"""
 
 from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import torch
+import numpy as np
+import numpy.typing as npt
+
+_F64 = npt.NDArray[np.float64]
+_LARGEST_BIAS = 100.0  # as in OpenAI's interface: enough to force a token, or to forbid it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is drawn.
 
-    `temperature` 0 is greedy: always the likeliest. `top_k` 0 switches it off; one beyond the vocabulary
-    keeps everything. Without a `seed`, a random one is drawn and can be read from the object, so that any
-    sample can be repeated. Raises ValueError naming the flag.
+    `temperature` 0 is greedy: always the likeliest. `top_k` (0: off) keeps the k likeliest tokens, `top_p` (1: off)
+    the likeliest that together have this probability (Holtzman et al., "The curious case of neural text
+    degeneration", 2020), `min_p` (0: off) those at least this share as likely as the likeliest (Nguyen et al., "Min-p
+    sampling", 2024).
+
+    `repetition_penalty` (1: off) divides positive logits of tokens that stand in the prompt or were written, and
+    multiplies negative ones (Keskar et al., "CTRL", 2019). `presence_penalty` is subtracted once from the logits of
+    tokens that were written, `frequency_penalty` as often as they were. `logit_bias` is added to logits, by token id.
+
+    Without a `seed`, a random one is drawn and can be read from the object, so that any sample can be repeated.
+    Raises ValueError naming the flag.
     """
 
     temperature: float = 0.7
     top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:  # NaN fails too
+        # Written so that NaN fails too.
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(f"--temperature must be 0 (greedy) or above, and it is {self.temperature}.")
         if self.top_k < 0:
             raise ValueError(f"--top-k must be 1 or more, or 0 for no limit, and it is {self.top_k}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top-p must lie above 0 and at most at 1 (off), and it is {self.top_p}.")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"--min-p must lie in [0, 1], and it is {self.min_p}.")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"--repetition-penalty must be above 0 (1: off), and it is {self.repetition_penalty}.")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"--{name.replace('_', '-')} must be a number (0: off), and it is infinite or none.")
+        for token, bias in self.logit_bias.items():
+            if token < 0 or not abs(bias) <= _LARGEST_BIAS:
+                raise ValueError(
+                    f"A logit bias is given by token id, between -{_LARGEST_BIAS:g} and {_LARGEST_BIAS:g}; "
+                    f"for token {token} it is {bias}."
+                )
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbelow(2**31))
         elif not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed must lie in [0, 2^63), and it is {self.seed}.")
 
-    def generator(self) -> torch.Generator:
-        """Randomness on the CPU, whatever the device: the draw depends on the logits and the seed alone."""
-        assert self.seed is not None
-        return torch.Generator().manual_seed(self.seed)
+
+class Sampler:
+    """Draws the tokens of one text: its settings, its own randomness, and what it has to remember.
+
+    Each token takes one random number, so that the text does not depend on what else is written beside it.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Iterable[int] = (), vocab_size: int = 0) -> None:
+        self.sampling = sampling
+        assert sampling.seed is not None
+        self.random = np.random.Generator(np.random.PCG64(sampling.seed)).random
+        self._penalized = (
+            sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+        )
+        self.adjusts = self._penalized or bool(sampling.logit_bias)
+        if self._penalized:
+            self._times_written = np.zeros(vocab_size)
+            self._seen = np.zeros(vocab_size, dtype=bool)
+            self._seen[list(prompt)] = True
+
+    def adjust(self, logits: npt.NDArray[np.float32]) -> None:
+        """Bias and penalties, applied in place to logits (V,)."""
+        s = self.sampling
+        for token, bias in s.logit_bias.items():
+            if token < len(logits):
+                logits[token] += bias
+        if self._penalized:
+            seen, p = logits[self._seen], s.repetition_penalty
+            logits[self._seen] = np.where(seen > 0, seen / p, seen * p)
+            logits -= s.presence_penalty * (self._times_written > 0) + s.frequency_penalty * self._times_written
+
+    def note(self, token: int) -> None:
+        """Remember that this token was written."""
+        if self._penalized:
+            self._times_written[token] += 1
+            self._seen[token] = True
 
 
-def pick(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
-    """One token a row: logits (B, V) -> ids (B,), on the CPU."""
-    logits = logits.float().cpu()
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / sampling.temperature
-    if 0 < sampling.top_k < logits.size(-1):
-        kth = logits.topk(sampling.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+def choose(logits: npt.NDArray[np.float32], samplers: Sequence[Sampler]) -> list[int]:
+    """The next token of each row: logits (B, V), which may be changed, and the rows' samplers -> B ids."""
+    for row, sampler in zip(logits, samplers, strict=True):
+        if sampler.adjusts:
+            sampler.adjust(row)
+    chosen = logits.argmax(-1)
+    drawn = [i for i, sampler in enumerate(samplers) if sampler.sampling.temperature > 0]
+    if drawn:
+        sums = probabilities(logits[drawn], [samplers[i].sampling for i in drawn]).cumsum(-1)
+        targets = sums[:, -1] * [samplers[i].random() for i in drawn]
+        chosen[drawn] = (sums <= targets[:, None]).sum(-1)
+    tokens: list[int] = chosen.tolist()
+    for token, sampler in zip(tokens, samplers, strict=True):
+        sampler.note(token)
+    return tokens
+
+
+def probabilities(logits: npt.NDArray[np.float32], settings: Sequence[Sampling]) -> _F64:
+    """What each row is drawn from: logits (B, V) after bias and penalties -> (B, V), which add up to 1 in a row."""
+    V = logits.shape[-1]
+
+    def column(name: str) -> _F64:
+        return np.array([[getattr(s, name)] for s in settings], dtype=np.float64)
+
+    with np.errstate(over="ignore"):  # a temperature of almost 0
+        x = (logits - logits.max(-1, keepdims=True)) / column("temperature")
+    top_k, top_p, min_p = column("top_k"), column("top_p"), column("min_p")
+    top_k = np.where(top_k > 0, np.minimum(top_k, V), V)
+    if (top_k < V).any() or (top_p < 1).any():
+        most = int(top_k.max())
+        ordered = -np.sort(np.partition(-x, most - 1)[:, :most])  # the likeliest first
+        ordered[np.arange(most) >= top_k] = -math.inf
+        p = np.exp(ordered)
+        p /= p.sum(-1, keepdims=True)
+        ordered[p.cumsum(-1) - p >= top_p] = math.inf  # those before it are enough already
+        ordered[ordered == -math.inf] = math.inf
+        x[x < ordered.min(-1, keepdims=True)] = -math.inf
+    p = np.exp(x)
+    p[p < min_p] = 0  # the likeliest stands at 1
+    return np.asarray(p / p.sum(-1, keepdims=True))
+
+
+def log_probabilities(logits: npt.NDArray[np.float32]) -> _F64:
+    """The model's own log probabilities, in nats: (..., V) -> (..., V), before bias, penalties and temperature."""
+    x = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(-1, keepdims=True)))

@@ -16,26 +16,28 @@ import torch.nn.functional as F
 _LONGEST = 2048  # tokens: the weights of a longer context, written out, would fill the memory
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
     """softmax(q kᵀ / √hd) v, where each query sees the keys up to its own position.
 
     Args:
         q: (B, nh, T, hd), the newest T positions.
         k, v: (B, nkv, S, hd), all S ≥ T positions up to and including them. Where there are fewer of them
             than queries, nh / nkv neighbouring queries share one (Ainslie et al., "GQA", 2023).
+        visible: (B or 1, 1, T, S), added to the scores: -inf where a query does not see a key, for rows at different
+            positions. If None, T is S, or 1, and the newest query sees everything.
 
     Returns: (B, nh, T, hd)
     """
     T, S = q.size(2), k.size(2)
     shared = q.size(1) != k.size(1)
+    if visible is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=shared)
     if T == S:
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= _LONGEST:
             return _in_strips(q, k, v)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
-    if T == 1:  # the newest position sees everything
-        return F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
-    visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=shared)
+    assert T == 1
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
 
 
 def _in_strips(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

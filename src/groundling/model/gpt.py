@@ -5,7 +5,8 @@ positions, GELU, biases. `modern` is what Qwen3 computes (Qwen3 Technical Report
 on normalized queries and keys, SwiGLU, grouped-query attention, no biases. Both are this one class: the choices
 `norm`, `position`, `mlp` and `tie_head` decide which modules it is built from.
 
-Shapes: B batch, T time, C = n_embd, nh heads, nkv key and value heads, hd = C / nh head size, V vocabulary.
+Shapes: B batch, T time, C = n_embd, nh heads, nkv key and value heads, hd head size (C / nh if
+nothing else is said), V vocabulary.
 
 Read it from the bottom: GPT is a stack of Blocks, a Block is SelfAttention and an MLP, each of which reads a
 normalized copy of the residual stream (B, T, C) and adds its finding to it.
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 
 from groundling.config import ModelSettings
 from groundling.model.attention import attend
-from groundling.model.cache import KVCache
+from groundling.model.cache import KVCache, Place
 from groundling.model.dropout import Dropout
 
 _EPS = 1e-6  # Qwen3's, for RMSNorm
@@ -53,10 +54,10 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos().float(), persistent=False)  # (block_size, hd)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor, past: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """q (B, nh, T, hd) and k (B, nkv, T, hd) of the positions from `past` on, normalized and turned."""
-        end = past + q.size(2)
-        cos, sin = self.cos[past:end], self.sin[past:end]
+    def forward(self, q: torch.Tensor, k: torch.Tensor, place: Place | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """q (B, nh, T, hd) and k (B, nkv, T, hd) at `place`, the beginning if None, normalized and turned."""
+        positions = slice(q.size(2)) if place is None else place.positions
+        cos, sin = self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # (B or 1, 1, T, hd)
         # In float32, as Qwen3 does: norms and angles are where bfloat16 would be felt.
         q_turned = self._turn(self.q_norm(q.float()), cos, sin)
         k_turned = self._turn(self.k_norm(k.float()), cos, sin)
@@ -72,7 +73,7 @@ class Rotary(nn.Module):
 class Unturned(nn.Module):
     """For positions that were learned and added to the tokens: nothing is left to do."""
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor, past: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, q: torch.Tensor, k: torch.Tensor, place: Place | None) -> tuple[torch.Tensor, torch.Tensor]:
         return q, k
 
 
@@ -86,19 +87,20 @@ class SelfAttention(nn.Module):
         self.head_dim = config.head_dim
         # Query, key and value in one product.
         self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * self.head_dim, bias=config.has_biases)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.has_biases)
+        self.c_proj = nn.Linear(config.n_head * self.head_dim, config.n_embd, bias=config.has_biases)
         self.turn = Rotary(config) if config.position == "rope" else Unturned()
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C); with a cache, after what it holds."""
-        B, T, C = x.shape
+    def forward(self, x: torch.Tensor, place: Place | None) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C); with a place, after what its cache holds."""
+        B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, nh + 2 nkv, T, hd)
         q, k, v = qkv.split(self.heads, dim=1)
-        q, k = self.turn(q, k, 0 if cache is None else cache.length)
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-        y = attend(q, k, v)  # (B, nh, T, hd)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        q, k = self.turn(q, k, place)
+        visible = None
+        if place is not None:
+            (k, v), visible = place.store(self.layer, k, v), place.visible
+        y = attend(q, k, v, visible)  # (B, nh, T, hd)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
 class GeluMLP(nn.Module):
@@ -135,8 +137,8 @@ class Block(nn.Module):
         self.mlp = SwigluMLP(config) if config.mlp == "swiglu" else GeluMLP(config)
         self.drop = Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        x = x + self.drop(self.attn(self.ln_1(x), cache))
+    def forward(self, x: torch.Tensor, place: Place | None = None) -> torch.Tensor:
+        x = x + self.drop(self.attn(self.ln_1(x), place))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
@@ -178,34 +180,46 @@ class GPT(nn.Module):
 
         Args:
             tokens: (B, T) int64.
-            cache: what it holds stands before `tokens`; it is filled further.
+            cache: what its rows hold stands before those of `tokens`; it is filled further.
             through: calls each of the parts below, given the part and its arguments; where the model is compiled, it
                 calls the compiled part.
 
         Returns: (B, T, V)
         Raises: ValueError if `tokens` has another shape, or does not fit into the context.
         """
+        return through(GPT.unembed, self, self.hidden(tokens, cache, through))
+
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        cache: KVCache | None = None,
+        through: Callable[..., torch.Tensor] = _call,
+    ) -> torch.Tensor:
+        """`forward` up to the last block: the residual stream, (B, T, C). Reading a prompt needs no more."""
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ValueError(
                 f"GPT takes token ids of shape (batch, time), and got {tokens.dtype} {tuple(tokens.shape)}."
             )
-        T, past = tokens.size(1), cache.length if cache is not None else 0
-        if past + T > self.config.block_size:
+        T = tokens.size(1)
+        if self.config.block_size < T:
             raise ValueError(
-                f"{past + T} tokens do not fit into this model's context of {self.config.block_size} (block_size)."
+                f"{T} tokens do not fit into this model's context of {self.config.block_size} (block_size)."
             )
-        x = through(GPT.embed, self, tokens, past)
+        place = None if cache is None else cache.place(T)
+        x = through(GPT.embed, self, tokens, place)
         for block in self.blocks:
-            x = through(Block.forward, block, x, cache)
+            x = through(Block.forward, block, x, place)
         if cache is not None:
             cache.advance(T)
-        return through(GPT.unembed, self, x)
+        return x
 
-    def embed(self, tokens: torch.Tensor, past: int) -> torch.Tensor:
-        """Token ids (B, T) from position `past` on -> the residual stream, (B, T, C)."""
+    def embed(self, tokens: torch.Tensor, place: Place | None = None) -> torch.Tensor:
+        """Token ids (B, T) at `place`, the beginning if None -> the residual stream, (B, T, C)."""
         x = self.wte(tokens)
-        if self.wpe is not None:
-            x = x + self.wpe(torch.arange(past, past + tokens.size(1), device=tokens.device))
+        if self.wpe is not None and place is None:
+            x = x + self.wpe(torch.arange(tokens.size(1), device=tokens.device))
+        elif self.wpe is not None and place is not None:
+            x = x + self.wpe.weight[place.positions]
         return self.drop(x)
 
     def unembed(self, x: torch.Tensor) -> torch.Tensor:
@@ -221,8 +235,8 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.wte.weight.device
 
-    def new_cache(self, batch_size: int = 1) -> KVCache:
-        return KVCache(self.config, batch_size, self.device, self.wte.weight.dtype)
+    def new_cache(self, batch_size: int = 1, capacity: int | None = None) -> KVCache:
+        return KVCache(self.config, batch_size, self.device, self.wte.weight.dtype, capacity)
 
     def parameter_table(self) -> list[tuple[str, int]]:
         """Parameters part by part; they add up to all. A tied head has none of its own."""

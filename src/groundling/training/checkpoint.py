@@ -20,7 +20,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,13 @@ class TrainState:
     loss_count: int = 0
     loss_scale: float = 2.0**16  # for float16 only: see fit.py
     steps_in_range: int = 0  # since the scale was changed
+    # For rescue.py:
+    sound_step: int = 0  # the last step that was saved as a matter of course: where to go back to
+    recent_losses: list[float] = field(default_factory=list)
+    bad_steps: list[int] = field(default_factory=list)  # those that were left out just now, in a row
+    rollbacks: int = 0
+    rate_share: float = 1.0  # what they have left of the learning rates
+    passed_over: list[int] = field(default_factory=list)  # steps that are not made any more
 
 
 class Checkpoints:
@@ -85,7 +92,7 @@ class Checkpoints:
         if self.pointed("best") != best and best.exists():
             self._point("best", best)
         if keep:
-            self._prune(max(keep, 2), best)
+            self._prune(max(keep, 2), {best, self.path(state.sound_step)})
         return path
 
     def _save(self, path: Path, model: GPT, optimizer: Optimizers, state: TrainState, run_folder: Path) -> None:
@@ -125,11 +132,11 @@ class Checkpoints:
         if path != self.path(step if isinstance(step, int) else -1):
             raise ValueError(f"{path} is not what its name says: it holds step {step}.")
 
-    def _prune(self, keep: int, best: Path) -> None:
-        """Delete what is older than the newest `keep` whole checkpoints, but not the best."""
+    def _prune(self, keep: int, spare: set[Path]) -> None:
+        """Delete what is older than the newest `keep` whole checkpoints, but not what is to be spared."""
         whole = 0
         for path in map(self.path, reversed(self.steps())):
-            if whole >= keep and path != best:
+            if whole >= keep and path not in spare:
                 with suppress(OSError):  # it costs room, and the next save tries again
                     storage.remove_folder(path)
             elif whole < keep:

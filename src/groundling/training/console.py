@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from contextlib import suppress
 from typing import IO
 
 from rich.console import Console as RichConsole
@@ -18,10 +20,13 @@ from groundling.training.events import (
     Event,
     Finished,
     Notice,
+    OutOfMemory,
     Paused,
     Planned,
     Preparing,
+    RolledBack,
     Sample,
+    Skipped,
     Started,
     Step,
 )  # fmt: skip
@@ -50,6 +55,13 @@ class Console:
         self._end_live()
 
     def __call__(self, event: Event) -> None:
+        try:
+            self._show(event)
+        except OSError:  # the terminal was closed, or whoever read along has left: no run is lost for that
+            self._live = None
+            self.out = RichConsole(quiet=True)
+
+    def _show(self, event: Event) -> None:
         match event:
             case Preparing():
                 self._preparing(event)
@@ -63,6 +75,18 @@ class Console:
                 self._milestones = event.milestones
             case Step():
                 self._step(event)
+            case Skipped():
+                self.out.print(
+                    f"[yellow]step {event.step:,} is left out:[/] {event.cause}; weights and optimizer stay as before"
+                )
+            case RolledBack():
+                where = f"the checkpoint of step {event.to:,}" if event.to else "the start"
+                self.out.print(
+                    f"[yellow]back from step {event.step:,} to {where}:[/] {event.cause}; from there on at "
+                    f"{event.rate_share:.3g} of the learning rates that were set"
+                )
+            case OutOfMemory():
+                self._out_of_memory(event)
             case Evaluation():
                 self._evaluation(event)
             case Sample():
@@ -75,7 +99,8 @@ class Console:
                     )
             case Paused():
                 self._end_live()
-                self.out.print(f"Saved at step {event.step:,}. To continue:  [bold]groundling resume {event.run}[/]")
+                self.out.print(f"Saved at step {event.step:,}. To continue:  ", end="")
+                self.out.print(Text(f"groundling resume {shlex.quote(event.run)}", style="bold"))
             case Finished():
                 self._end_live()
                 self._finished(event)
@@ -163,6 +188,13 @@ class Console:
             self.out.print(f"    {words}")
             self._standing = words
 
+    def _out_of_memory(self, event: OutOfMemory) -> None:
+        self.out.print(
+            f"[yellow]memory ran out {event.doing}:[/] from step {event.step:,} on with {event.batch_size:,} windows "
+            f"in a pass and {event.accumulate:,} passes a step, which reads the same text; an evaluation reads "
+            f"{event.evaluation_batch:,} windows at once. Not bit-exact with a run whose passes were larger."
+        )
+
     def _finished(self, event: Finished) -> None:
         self.out.print()
         self.out.print(
@@ -187,9 +219,10 @@ class Console:
             self.out.print(Text(f"  {command}", style="bold"))
 
     def _end_live(self) -> None:
-        if self._live:
-            self._live.stop()
-            self._live = None
+        live, self._live = self._live, None
+        if live:
+            with suppress(OSError):  # the terminal is gone
+                live.stop()
 
 
 def duration(seconds: float) -> str:

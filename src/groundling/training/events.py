@@ -128,10 +128,57 @@ class Checked(Event):
 
 
 @dataclass(frozen=True)
-class Diverged(Event):
-    """The loss or the gradient of `step` was no finite number. Nothing of it is saved."""
+class Skipped(Event):
+    """The loss or the gradient of `step` was at fault, as `cause` says: weights and optimizer are as before it.
+
+    `rollbacks` is how many there were before.
+    """
 
     step: int
+    cause: str
+    rollbacks: int
+
+
+@dataclass(frozen=True)
+class RolledBack(Event):
+    """Training went back from `step`, for what `cause` says, to the checkpoint of step `to` (0: the start).
+
+    The steps between are made again, with `rate_share` of the learning rates that were set. `evaluated_step` is the
+    last one before `to` that was evaluated, `rollbacks` how many there were before.
+    """
+
+    step: int
+    to: int
+    evaluated_step: int
+    cause: str
+    rate_share: float
+    rollbacks: int
+
+
+@dataclass(frozen=True)
+class OutOfMemory(Event):
+    """Memory ran out; training goes on after `step` steps with `batch_size` windows in a pass, and `accumulate` passes
+    a step, which reads the same windows as before. `evaluation_batch` is how many an evaluation reads at once.
+
+    If the optimizer was at work, training went back to `step`; `evaluated_step` is the last one that was evaluated by
+    then, and `rollbacks` how many there were.
+    """
+
+    step: int
+    evaluated_step: int
+    doing: str
+    batch_size: int
+    accumulate: int
+    evaluation_batch: int
+    rollbacks: int
+
+
+@dataclass(frozen=True)
+class Diverged(Event):
+    """Training cannot come beyond `step`, for what `cause` says. Nothing of that step is saved."""
+
+    step: int
+    cause: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,36 +219,52 @@ def reporters(tell: Subscriber) -> tuple[Callable[[str], None], Progress]:
     return lambda sentence: tell(Notice(sentence)), lambda doing, done, total: tell(Preparing(doing, done, total))
 
 
-_KEPT = (Notice, Planned, Started, Checked, Step, Evaluation, Saved, Diverged, Paused, Finished)
+_KEPT = (
+    Notice, Planned, Started, Checked, Step, Skipped, RolledBack, OutOfMemory, Evaluation, Saved, Diverged, Paused,
+    Finished,
+)  # fmt: skip
 
 
 class RunFiles:
-    """The subscriber that keeps a run's history: `metrics.jsonl` and `samples.jsonl`, one JSON object a line."""
+    """The subscriber that keeps a run's history: `metrics.jsonl` and `samples.jsonl`, one JSON object a line.
+
+    Where training goes back, what is made again is dropped from it.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._metrics = folder / "metrics.jsonl"
-        self._samples = folder / "samples.jsonl"
+        self._folder = folder
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, RolledBack):
+            rewind(self._folder, event.to, event.evaluated_step, event.rollbacks + 1)
+        elif isinstance(event, OutOfMemory):
+            rewind(self._folder, event.step, event.evaluated_step, event.rollbacks)
         if isinstance(event, Sample):
-            storage.append_json(self._samples, event.to_dict())
+            storage.append_json(self._folder / "samples.jsonl", event.to_dict())
         elif isinstance(event, _KEPT):
-            storage.append_json(self._metrics, event.to_dict())
+            storage.append_json(self._folder / "metrics.jsonl", event.to_dict())
 
 
-def rewind(folder: Path, step: int, evaluated_step: int, notice: Callable[[str], None] = lambda sentence: None) -> None:
+def rewind(
+    folder: Path, step: int, evaluated_step: int, rollbacks: int = 0,
+    notice: Callable[[str], None] = lambda sentence: None,
+) -> None:  # fmt: skip
     """Drop from a run's history what happened after the checkpoint from which it continues: it happens again.
 
-    A line that cannot be read, as a power cut leaves them behind the checkpoint, is dropped too, and `notice` told.
+    That checkpoint knows of so many `rollbacks`, and those stay, with the steps that were left out before them. A line
+    that cannot be read, as a power cut leaves them behind the checkpoint, is dropped too, and `notice` told.
     """
     for name in ("metrics.jsonl", "samples.jsonl"):
         lines = storage.read_json_lines(folder / name, lambda fault: notice(f"{fault} The line is left out."))
-        kept = [line for line in lines if _precedes(line, step, evaluated_step)]
+        kept = [line for line in lines if _precedes(line, step, evaluated_step, rollbacks)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
         storage.write_file(folder / name, text)
 
 
-def _precedes(line: dict[str, Any], step: int, evaluated_step: int) -> bool:
-    limit = evaluated_step if line.get("event") in ("evaluation", "sample") else step
+def _precedes(line: dict[str, Any], step: int, evaluated_step: int, rollbacks: int) -> bool:
+    event = line.get("event")
+    if event in ("skipped", "rolledback"):
+        return bool((line["rollbacks"], line["step"]) <= (rollbacks, step))
+    limit = evaluated_step if event in ("evaluation", "sample") else step
     # What carries no step (a notice), or tells of a session (started, paused), did happen.
-    return bool(line.get("event") in ("started", "notice") or line.get("step", 0) <= limit)
+    return bool(event in ("started", "notice", "outofmemory") or line.get("step", 0) <= limit)

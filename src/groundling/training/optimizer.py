@@ -37,6 +37,11 @@ class Optimizers:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
+    def forget(self) -> None:
+        """Back to the state before the first step."""
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+
     def state_of(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
         """The state that belongs to `parameter`, to be read or filled."""
         state: dict[str, Any] = self._owners[parameter].state[parameter]

@@ -1,0 +1,95 @@
+"""Drafts: tokens that will probably come next, from what followed the same few tokens before.
+
+The model reads a draft in one pass and keeps what it would have written itself, so a draft changes the speed and
+never the text (see engine.py). It costs a look-up: Saxena, "Prompt lookup decoding", 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+_LENGTHS = (12, 8, 6, 5, 4, 3)
+"""How many tokens have to agree; the longest agreement counts."""
+_FACTOR = 0x9E3779B97F4A7C15  # odd, with bits all over (Knuth's golden ratio)
+_PLACES, _MARK = 20, 14  # bits of the hash: the place in a table, and what is compared there
+_TOKEN = 32 - _MARK  # bits of an entry that hold the token, plus 1; the others hold the mark
+
+
+class Drafts:
+    """What followed each few tokens the last time, in all texts that were shown to it.
+
+    Tables of a fixed size, 25 MB in all, are addressed by a hash of the tokens; a newer entry takes the place of an
+    older one.
+    """
+
+    def __init__(self) -> None:
+        self._tables = {n: np.zeros(1 << _PLACES, dtype=np.uint32) for n in _LENGTHS}
+
+    def show(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> None:
+        """Learn what follows what in `tokens`."""
+        ids = np.asarray(tokens, dtype=np.uint64)
+        for n, table in self._tables.items():
+            if n < len(ids):
+                hashed = np.zeros(len(ids) - n, dtype=np.uint64)
+                for i in range(n):
+                    hashed = (hashed + ids[i : len(ids) - n + i] + 1) * _FACTOR
+                marks = (hashed >> 64 - _PLACES - _MARK) % (1 << _MARK)
+                table[hashed >> 64 - _PLACES] = marks << _TOKEN | (ids[n:] + 1) % (1 << _TOKEN)
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Learn the newest of `tokens` alone."""
+        for n, table in self._tables.items():
+            if n < len(tokens):
+                place, mark = _place(tokens[-n - 1 : -1])
+                table[place] = mark << _TOKEN | (tokens[-1] + 1) % (1 << _TOKEN)
+
+    def draft(self, tokens: Sequence[int], most: int) -> list[int]:
+        """Up to `most` tokens that may follow `tokens`."""
+        context = list(tokens[-_LENGTHS[0] :])
+        drafted = list[int]()
+        while len(drafted) < most:
+            following = next(filter(None, (self._after(context[-n:]) for n in _LENGTHS if n <= len(context))), 0)
+            if not following:
+                break
+            drafted.append(following - 1)
+            context.append(following - 1)
+        return drafted
+
+    def _after(self, context: Sequence[int]) -> int:
+        """The token that followed these, plus 1; 0 if none is known."""
+        place, mark = _place(context)
+        entry = self._tables[len(context)].item(place)
+        return entry % (1 << _TOKEN) if entry >> _TOKEN == mark else 0
+
+
+class Pace:
+    """Whether drafts pay, here and now: seconds a token with them and without, both measured on the way.
+
+    Machines differ in what reading four tokens costs when compared with one, and texts in how well they are guessed.
+    Only the speed depends on it.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[int, bool], float] = {}  # by number of texts at once, and whether with drafts
+        self._steps = 0
+
+    def drafting(self, n_texts: int) -> bool:
+        """Whether the next step is to use drafts: as was faster so far, and every 32nd time as was not."""
+        self._steps += 1
+        without, with_drafts = (self._seconds.get((n_texts, drafted), 0.0) for drafted in (False, True))
+        return (with_drafts <= without) != (self._steps % 32 == 0)
+
+    def record(self, n_texts: int, drafted: bool, seconds: float, tokens: int) -> None:
+        """What a step took, and the tokens that it gave."""
+        before = self._seconds.get((n_texts, drafted), seconds / tokens)
+        self._seconds[n_texts, drafted] = 0.9 * before + 0.1 * seconds / tokens
+
+
+def _place(tokens: Sequence[int]) -> tuple[int, int]:
+    hashed = 0
+    for token in tokens:
+        hashed = (hashed + token + 1) * _FACTOR % (1 << 64)
+    return hashed >> 64 - _PLACES, (hashed >> 64 - _PLACES - _MARK) % (1 << _MARK)

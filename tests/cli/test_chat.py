@@ -1,0 +1,140 @@
+"""A session in the terminal: through pipes, and through a pseudo-terminal where there is one."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+import groundling
+from groundling.__main__ import main
+
+READY = "\x1b[?2004h"  # the line editor asks the terminal to mark what is pasted, as it begins
+
+Chat = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def run(prose: str, tmp_path_factory: pytest.TempPathFactory) -> groundling.Run:
+    folder = tmp_path_factory.mktemp("chat")
+    (folder / "prose.txt").write_text(prose, encoding="utf-8", newline="")
+    return groundling.train(
+        folder / "prose.txt", name="first", out=folder, on_event=lambda event: None, preset="nano", n_layer=2, n_head=2,
+        n_embd=32, block_size=32, batch_size=8, steps=6, warmup_steps=0, eval_tokens=1024, sample_every=0, device="cpu",
+        dtype="float32",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def chat(run: groundling.Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Chat:
+    """A whole session, given its lines: standard output and standard error."""
+
+    def chat(*lines: str, flags: tuple[str, ...] = ()) -> tuple[str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+        with pytest.raises(SystemExit) as exit:
+            main(["chat", str(run.folder), "--seed", "1", "--max-new-tokens", "30", *flags])
+        out, err = capsys.readouterr()
+        assert not exit.value.code, err
+        return out, err
+
+    return chat
+
+
+def test_it_goes_on_with_the_text_and_says_that_it_was_not_tuned(chat: Chat, run: groundling.Run) -> None:
+    out, err = chat("The class", "", "def ", "/quit", "never read")
+    assert err.count("not tuned for chat") == 1
+    first = run.generate("The class", max_new_tokens=30, seed=1)
+    text = "The class" + first
+    second = run.generate(text + "\n" * (not text.endswith("\n")), max_new_tokens=30, seed=2)
+    assert out.startswith(first + "\n" + second + "\n")
+    assert out == chat("The class", "", "def ")[0]  # the end of the input ends it too
+
+
+def test_what_is_set_counts_from_the_next_turn_on(chat: Chat, run: groundling.Run) -> None:
+    out, err = chat("/temperature 0", "/max-new-tokens 12", "/top-k", "/temperature", "The class")
+    expected = run.generate("The class", max_new_tokens=12, temperature=0)
+    assert out == f"top-k 50\ntemperature 0.0\n{expected}\n" and err.count("note:") == 1
+
+
+def test_reset_forgets_and_again_writes_another(chat: Chat, run: groundling.Run) -> None:
+    one, other = (run.generate("The class", max_new_tokens=30, seed=seed) for seed in (1, 2))
+    assert chat("The class", "/reset", "The class")[0] == f"{one}\n{one}\n"
+    assert chat("The class", "/again")[0] == f"{one}\n{other}\n"
+    assert chat("The class", "/reset", "/seed 2", "The class")[0] == f"{one}\n{other}\n"
+
+
+def test_help_tells_all_that_can_be_set(chat: Chat) -> None:
+    out, _ = chat("/help")
+    for words in ("/reset", "/again", "/quit", "/max-new-tokens 30", "/temperature 0.7", "/top-p 1.0", "/seed 1"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("/nonsense 3", "There is no /nonsense; /help tells"),
+        ("/temperature hot", "/temperature takes a number, and 'hot' is none."),
+        ("/temperature -1", "--temperature must be 0 (greedy) or above"),
+        ("/max-new-tokens 0", "/max-new-tokens must be 1 or more"),
+        ("§", "is not among the"),
+    ],
+)
+def test_what_is_wrong_is_told_and_the_session_goes_on(chat: Chat, line: str, sentence: str) -> None:
+    expected, _ = chat("The class")
+    out, err = chat(line, "The class")
+    assert sentence in err and out == expected
+
+
+def test_a_wrong_flag_is_told_before_the_first_turn(run: groundling.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["chat", str(run.folder), "--max-new-tokens", "-1"])
+    assert exit.value.code == 1 and "--max-new-tokens must be" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_ctrl_c_stops_the_answer_and_not_the_session(run: groundling.Run) -> None:
+    import pty
+
+    child, terminal = pty.fork()
+    if child == 0:
+        environment = os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
+        command = [sys.executable, "-m", "groundling", "chat", str(run.folder), "--max-new-tokens", "10000000"]
+        os.execve(sys.executable, command, environment)
+    shown = ""
+
+    def until(holds: Callable[[str], object]) -> None:
+        """Read what is shown until it is as awaited; the next call begins behind it."""
+        nonlocal shown
+        deadline = time.monotonic() + 60
+        while not holds(shown):
+            assert time.monotonic() < deadline, shown
+            if select.select([terminal], [], [], 0.2)[0]:
+                with suppress(OSError):  # on Linux, that the other end is closed
+                    shown += os.read(terminal, 65536).decode("utf-8", "replace")
+        shown = ""
+
+    try:
+        until(lambda text: "tuned for chat" in text and READY in text)
+        os.write(terminal, b"The class\r")
+        until(lambda text: len(text) > 400)
+        os.write(terminal, b"\x03")
+        until(lambda text: READY in text)
+        os.write(terminal, b"half a li\x03")  # where nothing is written, Ctrl-C drops the line
+        os.write(terminal, b"/top-k\r")
+        until(lambda text: READY in text.partition("top-k 50")[2])
+        os.write(terminal, b"\x04")  # Ctrl-D
+        until(lambda text: os.waitpid(child, os.WNOHANG) == (child, 0))
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    finally:
+        os.close(terminal)
