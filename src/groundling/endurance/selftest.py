@@ -35,7 +35,7 @@ from typing import Any
 
 from groundling import storage
 from groundling.endurance.difference import first_difference, history, tensors
-from groundling.endurance.session import SETTINGS, import_all, run_session
+from groundling.endurance.session import KILLED, SETTINGS, import_all, run_session
 
 PHASES = ("start", "steps", "evaluation", "saving", "pruning", "end")
 _ONCE = ("start", "end")  # in a session
@@ -186,7 +186,7 @@ class _Conductor:
             if session.began is not None and session.began < saved:
                 return f"{place}: step {saved} had been saved, and training went on from step {session.began}."
             for batch, places in session.batches.items():
-                if whole.batches.get(batch) != places:
+                if whole.batches.get(batch, places) != places:  # one that is only looked at, after the end, is no other
                     return f"{place}: batch {batch} (step and micro-step) has other windows of the text."
             saved = max(saved, session.saved)
             if session.killed:
@@ -226,30 +226,25 @@ class _Conductor:
         return _Session(fresh), process, ours
 
     def _session(self, name: str, strike: dict[str, Any]) -> _Session:
-        """One process from its orders to its end; killed from here if `strike` names a phase."""
+        """One process from its orders to its end."""
         session, process, pipe = self.ready
         order = {"folder": str(self.runs.parent), "name": name, "settings": self.settings, "strike": strike}
         pipe.send_bytes(json.dumps(order).encode())
         self.ready = self._start()
-        times, since = strike.get("times", 0), time.perf_counter()
+        since = time.perf_counter()
         with suppress(EOFError, ConnectionError), pipe:  # what it told before it died is read to the end
             while pipe.poll(_HANGS):
                 word, _, value = pipe.recv_bytes().decode().partition(" ")
                 if word == "phase":
-                    now = time.perf_counter()
-                    session.seconds[session.phase].append(now - since)
-                    since, times = now, times - (value == strike.get("phase"))
-                    if times == 0 and value == strike.get("phase"):
-                        time.sleep(strike["delay"])
-                        process.kill()
+                    session.seconds[session.phase].append(time.perf_counter() - since)
+                    since = time.perf_counter()
                 session.note(word, value)
             session.failed = f"there was no sign of life for {_HANGS:.0f} s."
             process.kill()
         process.join()
         session.seconds[session.phase].append(time.perf_counter() - since)
-        struck = session.striking or (times <= 0 and "phase" in strike)
-        session.killed = bool(struck) and process.exitcode != 0
-        if process.exitcode != 0 and not struck and not session.failed:
+        session.killed = bool(strike) and process.exitcode == KILLED and not session.failed
+        if process.exitcode != 0 and not session.killed and not session.failed:
             session.failed = f"the process ended by itself with status {process.exitcode}."
         return session
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import threading
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
@@ -24,6 +27,9 @@ SETTINGS: Final[dict[str, Any]] = {
     "device": "cpu", "compile": "off",
 }  # fmt: skip
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # the latter is TerminateProcess on Windows
+KILLED: Final = -_KILL if os.name == "posix" else int(_KILL)
+"""The exit code of whoever was killed."""
+
 _PARTS = {"write": ("before", "half", "after"), "fill": ("before", "half", "after")}
 
 Tell = Callable[[str, object], None]
@@ -52,14 +58,18 @@ def run_session(pipe: Connection) -> None:
     - `failed`: why
     """
     conductor = parent_process()
-    if conductor is None or pipe not in wait([pipe, conductor.sentinel]):
+    wait([pipe, conductor.sentinel] if conductor else [pipe])
+    if not pipe.poll():
         return  # the conductor is gone
-    order = json.loads(pipe.recv_bytes())
+    try:
+        order = json.loads(pipe.recv_bytes())
+    except EOFError:
+        return
 
     def tell(word: str, value: object) -> None:
         pipe.send_bytes(f"{word} {value}".encode())
 
-    phases = _Phases(tell)
+    phases = _Phases(tell, order["strike"])
     _listen_to_batches(tell)
     storage.disk = _disk(phases, order["strike"], tell)
     folder = Path(order["folder"])
@@ -73,17 +83,29 @@ def run_session(pipe: Connection) -> None:
         tell("failed", f"{type(error).__name__}: {error}")
 
 
-class _Phases:
-    """Tells which phase begins, as seen from events and from operations on the disk."""
+def _die() -> None:
+    os.kill(os.getpid(), _KILL)
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell, self._now = tell, ""
+
+class _Phases:
+    """Tells which phase begins, as seen from events and from operations on the disk. If `strike` names one, the process
+    is killed `delay` seconds after that has begun for so many `times`."""
+
+    def __init__(self, tell: Tell, strike: dict[str, Any]) -> None:
+        self._tell, self._strike, self._now = tell, strike, ""
+        self._begun: Counter[str] = Counter()
         self._enter("start")
 
     def _enter(self, phase: str) -> None:
-        if phase != self._now:
-            self._now = phase
-            self._tell("phase", phase)
+        if phase == self._now:
+            return
+        self._now = phase
+        self._begun[phase] += 1
+        self._tell("phase", phase)
+        if (phase, self._begun[phase]) == (self._strike.get("phase"), self._strike.get("times")):
+            # From a thread: it strikes in the midst of whatever PyTorch or the system is doing for the other one.
+            sys.setswitchinterval(1e-5)
+            threading.Timer(self._strike["delay"], _die).start()
 
     def follow(self, event: object) -> None:
         from groundling.training.events import Sample, Saved, Started, Step
@@ -143,7 +165,7 @@ def _disk(phases: _Phases, strike: dict[str, Any], tell: Tell) -> storage.Disk:
                 size = path.stat().st_size
                 written = len(rest[0]) if name == "write" else size  # `fill` writes a file of its own
                 os.truncate(path, size - (written + 1) // 2)
-            return os.kill(os.getpid(), _KILL)
+            return _die()
 
         return operation
 
