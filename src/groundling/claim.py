@@ -28,7 +28,7 @@ from groundling.corpus.sources import Source, find_source
 from groundling.corpus.tokenizer import UnknownText
 from groundling.corpus.tokens import Corpus, prepare
 from groundling.folder import is_name
-from groundling.machine import Machine, versions
+from groundling.machine import Machine, bits, versions
 from groundling.run import Run
 from groundling.training.checkpoint import TrainState, read_state
 from groundling.untrusted import visible
@@ -209,6 +209,21 @@ def write_record(
         "versions": versions() | {"groundling": __version__},
     }
     storage.write_json(run.folder / "config.json", record)
+
+
+def note_bits(run: Run, checkpoint: Path, machine: Machine, notice: Callable[[str], None]) -> None:
+    """Keep in the record, and with it in each checkpoint from now on, what decides the last bits of all results.
+
+    What of it is not as it was when `checkpoint` was saved, if there is one, is said: that is once.
+    """
+    now = bits(machine)
+    was = Run(run.folder, checkpoint).record.get("bits", now) if checkpoint.exists() else now
+    changes = ", ".join(f"{name} {was.get(name)} → {now[name]}" for name in now if was.get(name) != now[name])
+    if changes:
+        notice(f"not bit-exact: {changes}. The run goes on, with other last digits than without this change.")
+    if run.record.get("bits") != now:
+        run.record["bits"] = now
+        storage.write_json(run.folder / "config.json", run.record)
 
 
 def extend(run: Run, steps: int | None, minutes: float | None) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from groundling import storage
 from groundling.catalog import load
-from groundling.claim import check_record
+from groundling.claim import check_record, note_bits
 from groundling.config import Config
 from groundling.corpus.batches import Batches, near
 from groundling.corpus.leakage import WINDOW, shared
@@ -86,6 +86,7 @@ def train_on(
         room = Room(run, near(new_batches(config, text), machine), model, state, tell)
         forward = room.choose_forward(next_token)
         settings, machine = room.settings, room.machine
+        note_bits(run, run.checkpoints.path(state.step), machine, reporters(tell)[0])
         tell(_started(run, text, room.batches, model, machine, state))
         if sum(line["event"] == "checked" for line in run.metrics()) <= len(run.record.get("former_texts", [])):
             tell(_checked(text))

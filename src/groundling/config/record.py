@@ -60,7 +60,7 @@ class MachineFacts(_Part):
 class Record(_Part):
     """`requested` are the settings as asked for, `settings` as planned; `former_texts` those before the text was
     changed and `--accept-changed-text` was given; `imported` says where weights came from that were
-    not trained here."""
+    not trained here, `bits` what the last digits of results depend on, as of now."""
 
     format: int
     created: _Text
@@ -72,6 +72,7 @@ class Record(_Part):
     track: Annotated[list[_Text], Field(max_length=10)] = []
     former_texts: Annotated[list[CorpusFacts], Field(max_length=1000)] = []
     imported: dict[_Text, _Text] | None = None
+    bits: dict[_Text, _Text] = {}
 
 
 def check_record(value: Any, what: str) -> dict[str, Any]:
