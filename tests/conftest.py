@@ -50,10 +50,16 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def tiny() -> dict[str, Any]:
+@pytest.fixture(scope="session")
+def tiny_settings() -> dict[str, Any]:
     """Settings of a model that trains 40 steps in about a second."""
     return dict(TINY)
+
+
+@pytest.fixture
+def tiny(tiny_settings: dict[str, Any]) -> dict[str, Any]:
+    """The same, to be changed."""
+    return dict(tiny_settings)
 
 
 @pytest.fixture

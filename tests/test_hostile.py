@@ -30,14 +30,14 @@ CHECKPOINT = "checkpoints/step-000002"
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Path]:
+def honest(tmp_path_factory: pytest.TempPathFactory, prose: str, tiny_settings: dict[str, Any]) -> Iterator[Path]:
     """A run of two steps, which the tests copy."""
-    from conftest import TINY
-
     place = tmp_path_factory.mktemp("honest")
     (place / "prose.txt").write_text(prose[:3000], encoding="utf-8")
-    settings = TINY | {"n_layer": 1, "n_embd": 16, "block_size": 8, "steps": 2, "eval_every": 1, "eval_tokens": 64,
-                       "checkpoint_every": 1, "warmup_steps": 0, "norm": "rmsnorm", "position": "rope"}  # fmt: skip
+    settings = tiny_settings | {
+        "n_layer": 1, "n_embd": 16, "block_size": 8, "steps": 2, "eval_every": 1, "eval_tokens": 64,
+        "checkpoint_every": 1, "warmup_steps": 0, "norm": "rmsnorm", "position": "rope",
+    }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROUNDLING_CACHE", str(place / "cache"))
         run = groundling.train(place / "prose.txt", name="run", out=place, on_event=lambda _: None, **settings)
