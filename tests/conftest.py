@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tiny import TINY
+
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,23 +45,10 @@ def text_file(prose: str, tmp_path: Path) -> Path:
     return path
 
 
-TINY: dict[str, Any] = {
-    "preset": "nano", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "steps": 40,
-    "eval_every": 10, "eval_tokens": 1024, "checkpoint_every": 10, "sample_tokens": 12, "learning_rate": 3e-3,
-    "warmup_steps": 5, "device": "cpu", "dtype": "float32",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def tiny_settings() -> dict[str, Any]:
+@pytest.fixture
+def tiny() -> dict[str, Any]:
     """Settings of a model that trains 40 steps in about a second."""
     return dict(TINY)
-
-
-@pytest.fixture
-def tiny(tiny_settings: dict[str, Any]) -> dict[str, Any]:
-    """The same, to be changed."""
-    return dict(tiny_settings)
 
 
 @pytest.fixture

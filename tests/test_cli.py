@@ -20,7 +20,7 @@ from groundling.config import flag, setting_fields
 
 VERBS = [
     "train", "resume", "sample", "chat", "eval", "runs", "serve", "export", "import", "plot", "doctor", "inspect",
-    "tokenizer",
+    "tokenizer", "selftest", "studio",
 ]  # fmt: skip
 COMMAND = [sys.executable, "-m", "groundling"]
 

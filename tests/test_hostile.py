@@ -25,16 +25,17 @@ from groundling import storage
 from groundling.__main__ import main
 from groundling.corpus.sources import find_source, read_bytes
 from groundling.folder import is_name
+from tiny import TINY
 
 CHECKPOINT = "checkpoints/step-000002"
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory, prose: str, tiny_settings: dict[str, Any]) -> Iterator[Path]:
+def honest(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Path]:
     """A run of two steps, which the tests copy."""
     place = tmp_path_factory.mktemp("honest")
     (place / "prose.txt").write_text(prose[:3000], encoding="utf-8")
-    settings = tiny_settings | {
+    settings = TINY | {
         "n_layer": 1, "n_embd": 16, "block_size": 8, "steps": 2, "eval_every": 1, "eval_tokens": 64,
         "checkpoint_every": 1, "warmup_steps": 0, "norm": "rmsnorm", "position": "rope",
     }  # fmt: skip

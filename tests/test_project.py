@@ -29,8 +29,8 @@ README = ROOT / "README.md"
 
 READING_ORDER = [
     "config", "untrusted", "storage", "machine", "page", "corpus", "model", "inference", "evaluation", "training",
-    "report", "folder", "run", "catalog", "claim", "room", "launch", "comparison", "interchange", "web", "flags", "cli",
-    "__main__",
+    "report", "folder", "run", "catalog", "claim", "room", "session", "launch", "endurance", "comparison",
+    "interchange", "web", "flags", "cli", "__main__",
 ]  # fmt: skip
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
 

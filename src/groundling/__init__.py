@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from groundling.corpus.fitting import train_tokenizer
     from groundling.corpus.tokenizer import Tokenizer
     from groundling.corpus.tokens import Corpus
+    from groundling.endurance.selftest import selftest
     from groundling.evaluation.originality import TrainingText
     from groundling.interchange.export import export
     from groundling.interchange.importing import import_model
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "compare_tokenizers", "export",
-    "import_model", "inspect", "load", "resume", "runs", "serve", "train", "train_tokenizer",
+    "import_model", "inspect", "load", "resume", "runs", "selftest", "serve", "train", "train_tokenizer",
 ]  # fmt: skip
 
 _HOMES = {
@@ -48,6 +49,7 @@ _HOMES = {
     "load": "groundling.catalog",
     "resume": "groundling.launch",
     "runs": "groundling.catalog",
+    "selftest": "groundling.endurance.selftest",
     "serve": "groundling.web.server",
     "train": "groundling.launch",
     "train_tokenizer": "groundling.corpus.fitting",

@@ -28,10 +28,13 @@ from groundling.corpus.sources import Source, find_source
 from groundling.corpus.tokenizer import UnknownText
 from groundling.corpus.tokens import Corpus, prepare
 from groundling.folder import is_name
-from groundling.machine import Machine, versions
+from groundling.machine import Machine, bits, versions
 from groundling.run import Run
 from groundling.training.checkpoint import TrainState, read_state
 from groundling.untrusted import visible
+
+LOCK = ".lock"
+"""The file in a run's folder that the process which trains it holds."""
 
 
 def claim(
@@ -88,7 +91,7 @@ def lock(folder: Path, stack: ExitStack) -> None:
     """
     holder = folder / "holder.json"
     try:
-        stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
+        stack.enter_context(FileLock(folder / LOCK).acquire(timeout=0))
     except Timeout:
         raise ValueError(
             f"The run {folder.name} is being trained by another process{_told(holder)}. Wait for it, or stop it first."
@@ -181,7 +184,7 @@ def check_record(run: Run, checkpoint: Path) -> None:
     """Raise ValueError if a setting in the run's record is not that of its checkpoint: it would be another run."""
     old, new = Run(run.folder, checkpoint).record["settings"], run.record["settings"]
     free = {"steps", "minutes"}
-    if prod(old["training"][k] for k in _PASSES) == prod(new["training"].get(k, 0) for k in _PASSES):
+    if prod(old["training"][k] for k in _PASSES) == prod(new["training"][k] for k in _PASSES):
         free |= _PASSES  # the same windows in passes of another size, which memory may have asked for
     wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g].get(k) and k not in free]
     if wrong:
@@ -206,6 +209,21 @@ def write_record(
         "versions": versions() | {"groundling": __version__},
     }
     storage.write_json(run.folder / "config.json", record)
+
+
+def note_bits(run: Run, checkpoint: Path, machine: Machine, notice: Callable[[str], None]) -> None:
+    """Keep in the record, and with it in each checkpoint from now on, what decides the last bits of all results.
+
+    What of it is not as it was when `checkpoint` was saved, if there is one, is said: that is once.
+    """
+    now = bits(machine)
+    was = Run(run.folder, checkpoint).record.get("bits", now) if checkpoint.exists() else now
+    changes = ", ".join(f"{name} {was.get(name)} → {now[name]}" for name in now if was.get(name) != now[name])
+    if changes:
+        notice(f"not bit-exact: {changes}. The run goes on, with other last digits than without this change.")
+    if run.record.get("bits") != now:
+        run.record["bits"] = now
+        storage.write_json(run.folder / "config.json", run.record)
 
 
 def extend(run: Run, steps: int | None, minutes: float | None) -> None:

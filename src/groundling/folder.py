@@ -1,11 +1,10 @@
-"""The folder of a run: what lies in it, read and checked. Whoever made it, nothing in it runs: see SECURITY.md.
+"""The folder of a run: found, and read when it is needed; nothing in it is believed before it is checked.
 
 runs/<name>/
   config.json      every setting, the text's fingerprint, versions, machine
   tokenizer.json
   metrics.jsonl    what happened, one JSON object a line
   samples.jsonl    what the model wrote on the way, from one prompt and seed
-  result.json      how it ended
   checkpoints/     see training/checkpoint.py
   loss.png         the curve, drawn at the end
   report.html      all about it on one page, made at the end
@@ -23,13 +22,19 @@ from groundling import storage
 from groundling.config import Config
 from groundling.config.record import check_record
 from groundling.corpus.tokenizer import Tokenizer
-from groundling.training.checkpoint import Checkpoints, read_state
+from groundling.machine import Machine, choose
+from groundling.model.gpt import GPT
+from groundling.training.checkpoint import Checkpoints, load_weights, read_state
 from groundling.training.recorded import read_history, read_result
+from groundling.training.tensors import check_fits, check_memory
 from groundling.untrusted import check_folder
+
+_DEVICES = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?"  # what Windows takes for no file
 
 
 class RunFolder:
-    """What a run has on the disk. Nothing is read before it is needed; what cannot be is a ValueError that says so."""
+    """What stands in the folder of a run. Whoever made it: nothing in it runs, and what cannot be is a ValueError that
+    says what is wrong. See SECURITY.md."""
 
     def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
         """`checkpoint` is the one to use; the best one (else the newest) if None.
@@ -43,8 +48,6 @@ class RunFolder:
             for part in (folder, folder / "checkpoints", *(folder / "checkpoints").glob("step-*")):
                 check_folder(part)
         self._checkpoint = checkpoint
-        self.stopped_by: int | None = None
-        """The signal that ended training early, after `train` or `resume` returned; None if it came to the end."""
 
     @property
     def name(self) -> str:
@@ -87,6 +90,20 @@ class RunFolder:
             raise ValueError(f"{path} is not the tokenizer that {self.name} was trained with: its hash is another one.")
         return tokenizer
 
+    @cached_property
+    def machine(self) -> Machine:
+        return choose(self.config.machine, self.record.get("machine"))
+
+    @cached_property
+    def model(self) -> GPT:
+        """The model of the checkpoint in use, on its device. Its files are checked against their hashes first."""
+        storage.verify(self.checkpoint)
+        check_fits(self.checkpoint, self.config.model, self.tokenizer.vocab_size)
+        check_memory(self.config.model, self.tokenizer.vocab_size)
+        model = GPT(self.config.model, self.tokenizer.vocab_size)
+        load_weights(self.checkpoint, model)
+        return model.to(self.machine.device).eval()
+
     @property
     def step(self) -> int:
         """Optimizer steps behind the checkpoint in use."""
@@ -117,9 +134,6 @@ class RunFolder:
 
 def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
     return Path(out or os.environ.get("GROUNDLING_RUNS") or "runs")
-
-
-_DEVICES = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?"  # what Windows takes for no file
 
 
 def is_name(text: str) -> bool:

@@ -5,56 +5,26 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
-
-import torch
 
 from groundling import storage
 from groundling.catalog import load
 from groundling.claim import accept_changed_text as accept_text
-from groundling.claim import check_record, claim, extend, lock, mend, write_record
+from groundling.claim import claim, extend, lock, mend, write_record
 from groundling.config import MINUTES_OR_STEPS, Config, flag
-from groundling.corpus.batches import Batches, near
 from groundling.corpus.contents import contents_of
-from groundling.corpus.leakage import WINDOW, shared
-from groundling.corpus.ngrams import milestones, one_gram
 from groundling.corpus.sources import find_source
-from groundling.corpus.tokens import Corpus, prepare
-from groundling.evaluation.causality import sees_the_future
+from groundling.corpus.tokens import prepare
 from groundling.folder import runs_folder
-from groundling.machine import Machine, choose, peak_memory
-from groundling.model.gpt import GPT
-from groundling.room import Room
+from groundling.machine import choose
 from groundling.run import Run, corpus_of
-from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine, judge
-from groundling.training.checkpoint import TrainState, load_training, load_weights
+from groundling.session import new_batches, train_on
+from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine
 from groundling.training.console import Console
-from groundling.training.diagnosis import verdict
-from groundling.training.events import (
-    Checked,
-    Diverged,
-    Event,
-    Finished,
-    Notice,
-    Paused,
-    RunFiles,
-    Started,
-    Subscriber,
-    reporters,
-    rewind,
-)  # fmt: skip
-from groundling.training.fit import Actions, fit
-from groundling.training.history import History
-from groundling.training.objective import next_token
-from groundling.training.optimizer import new_optimizer
-from groundling.training.rescue import DivergedError, restore
-from groundling.training.samples import Sampler
-from groundling.training.stopping import StopRequest
-from groundling.training.tensors import check_fits, check_memory
-from groundling.training.trackers import Tracked, Tracker, check_trackers, tracking
+from groundling.training.events import Event, Subscriber, reporters
+from groundling.training.trackers import Tracker, check_trackers
 
 
 def train(
@@ -109,13 +79,13 @@ def train(
         config = dataclasses.replace(config, corpus=source.address)
         contents = contents_of(source, progress)
         text = prepare(source, config.text, fingerprint=contents.fingerprint, notice=notice, progress=progress)
-        _batches(config, text)  # refuses a text that is too short before a folder is made
+        new_batches(config, text)  # refuses a text that is too short before a folder is made
         run = claim(config, text, source, contents, name, runs_folder(out).resolve(), notice, stack)
         plan = None
         if not run.begun:
             planned, plan = fit_to_machine(config, given, text, machine, time.perf_counter() - began)
             write_record(run, config, planned, text, contents, machine)
-        return _train(run, text, emit, began, track, [plan] if plan else [])
+        return train_on(run, text, emit, began, track, [plan] if plan else [])
 
 
 def resume(
@@ -161,7 +131,7 @@ def resume(
             text = corpus_of(run, notice, progress)
         if steps is not None or minutes is not None:  # now that nothing stands in the way
             extend(run, steps, minutes)
-        return _train(run, text, emit, began, track, notes)
+        return train_on(run, text, emit, began, track, notes)
 
 
 def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dict[str, Any]:
@@ -180,168 +150,6 @@ def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dic
     if preset is None and not {"batch_size", "accumulate"} & settings.keys():
         wanted |= {"batch_size": max(1, 4096 // model["block_size"]), "accumulate": 2}
     return wanted | settings | kept | {"init_from": str(source.checkpoint)}
-
-
-def _batches(config: Config, text: Corpus) -> Batches:
-    if len(text.validation) < 2:
-        raise ValueError(
-            f"The text has {text.n_characters} character(s), too few to keep a validation part of; use a longer one."
-        )
-    t = config.training
-    return Batches(text.train, config.model.block_size, t.batch_size, t.accumulate, t.seed)
-
-
-def _train(
-    run: Run, text: Corpus, emit: Subscriber, began: float, track: Sequence[Tracker] | None,
-    notes: list[Event],
-) -> Run:  # fmt: skip
-    """Build the parts from the run's folder, train to the end or to a stop, and leave everything saved.
-
-    `began` is when the command was given, by `time.perf_counter()`, `notes` what is to be told first.
-    """
-    config, settings, machine = run.config, run.config.training, run.machine
-    storage.sweep(run.folder)
-    storage.sweep(run.checkpoints.folder)
-    note, _ = reporters(notes.append)
-    newest = _newest(run, text, note)
-    model = (_untrained if newest else _beginning)(config, text).to(machine.device)
-    optimizer = new_optimizer(model, settings, machine.dtype)
-    run.checkpoints.check_room(model, optimizer, settings)
-    state = load_training(newest, model, optimizer) if newest else TrainState()
-    _forget_other_text(state, run)
-    rewind(run.folder, state.step, state.evaluated_step, state.rollbacks, note)
-    with ExitStack() as stack:
-        files, stop = RunFiles(run.folder), StopRequest()
-
-        def show(event: Event) -> None:
-            files(event)
-            emit(event)
-
-        tell_trackers = stack.enter_context(_tracking(run, track, state, lambda sentence: show(Notice(sentence))))
-
-        def tell(event: Event) -> None:
-            show(event)
-            tell_trackers(event)
-
-        room = Room(run, near(_batches(config, text), machine), model, state, tell)
-
-        def save() -> Path:
-            return run.checkpoints.save(model, optimizer, state, run.folder, settings.keep_checkpoints)
-
-        for event in notes:
-            tell(event)
-        forward = room.choose_forward(next_token)
-        settings, machine = room.settings, room.machine
-        tell(_started(run, text, room.batches, model, machine, state))
-        if sum(line["event"] == "checked" for line in run.metrics()) <= len(run.record.get("former_texts", [])):
-            tell(_checked(text))
-        actions = Actions(
-            evaluate=lambda: room.evaluate(text, stop),
-            sample=Sampler(model, text, settings, stop),
-            save=save,
-            restore=lambda: restore(
-                run.checkpoints, state, model, optimizer, lambda: _beginning(config, text).state_dict()
-            ),
-            shrink=room.shrink,
-            stopped=stop,
-            emit=tell,
-        )
-        stack.enter_context(stop)  # before, there was nothing to save
-        state.elapsed += time.perf_counter() - began
-        try:
-            finished = fit(model, forward, next_token, room.batches, optimizer, state, settings, machine, actions)
-        except DivergedError as error:
-            tell(Diverged(error.step, error.cause))
-            raise
-        if finished:
-            _finish(run, model, state, tell)
-        else:
-            run.stopped_by = stop.signal
-            tell(Paused(state.step, run.reference))
-    return Run(run.folder) if run.stopped_by is None else run
-
-
-def _newest(run: Run, text: Corpus, note: Callable[[str], None]) -> Path | None:
-    """The checkpoint to go on from, found to fit before a model is made."""
-    newest = run.checkpoints.newest(note)
-    if newest:
-        check_record(run, newest)
-        check_fits(newest, run.config.model, text.tokenizer.vocab_size)
-    return newest
-
-
-def _forget_other_text(state: TrainState, run: Run) -> None:
-    """The best loss, where it is one on a text that the run had before: see `accept_changed_text`."""
-    if 0 < state.best_step <= run.record["corpus"].get("since", 0):
-        state.best_step, state.best_loss, state.evaluations_since_best = -1, None, 0
-
-
-def _untrained(config: Config, text: Corpus) -> GPT:
-    check_memory(config.model, text.tokenizer.vocab_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
-        return GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
-
-
-def _beginning(config: Config, text: Corpus) -> GPT:
-    """The model before its first step: untrained, or with the weights that it begins with."""
-    model = _untrained(config, text)
-    if config.training.init_from:
-        load_weights(load(config.training.init_from).checkpoint, model)
-    return model
-
-
-def _tracking(
-    run: Run, track: Sequence[Tracker] | None, state: TrainState, notice: Callable[[str], None]
-) -> AbstractContextManager[Subscriber]:
-    """The trackers of this session. The run's record keeps them: where none are given, those of before go on."""
-    names = list(run.record.get("track", []) if track is None else track)
-    if names != run.record.get("track", []):
-        run.record["track"] = names
-        storage.write_json(run.folder / "config.json", run.record)
-    about = Tracked(run.name, run.folder, run.record, state.step)
-    return tracking(names, about, notice, asked=track is not None)
-
-
-def _started(run: Run, text: Corpus, batches: Batches, model: GPT, machine: Machine, state: TrainState) -> Started:
-    steps = run.config.training.steps
-    corpus = {key: value for key, value in run.record["corpus"].items() if key != "contents"} | {
-        "training_tokens": len(text.train),
-        "validation_tokens": len(text.validation),
-    }
-    return Started(
-        run.reference,
-        state.step,
-        steps,
-        run.config.training.minutes,
-        corpus,
-        model.parameter_table(),
-        machine.describe(),
-        batches.epochs(steps),
-    )
-
-
-def _checked(text: Corpus) -> Checked:
-    V = text.tokenizer.vocab_size
-    tokens = len(text.train) + len(text.validation)
-    window = max(8, round(WINDOW * tokens / text.n_characters))  # a token may be several characters
-    return Checked(
-        milestones(text.train, text.validation, V), one_gram(text.train, V), shared(text.train, text.validation, window)
-    )
-
-
-def _finish(run: Run, model: GPT, state: TrainState, tell: Subscriber) -> None:
-    assert state.best_loss is not None
-    metrics, sees_future = run.metrics(), sees_the_future(model)
-    summary = verdict(History.read(metrics, run.config, sees_future))
-    end = Finished(
-        run.reference, state.step, state.elapsed, state.best_step, state.best_loss, summary, peak_memory(),
-        judge(metrics, state), sees_future,
-    )  # fmt: skip
-    storage.write_json(run.folder / "result.json", end.to_dict())
-    run.plot()
-    page = run.report(originality=False)  # to index a long text would take too long now
-    tell(dataclasses.replace(end, report=os.path.relpath(page)))
 
 
 def _subscriber(on_event: Subscriber | None, stack: ExitStack) -> Subscriber:

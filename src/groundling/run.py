@@ -1,4 +1,4 @@
-"""A run, used: it writes, is scored, explained and put on a page. launch.py makes them; folder.py has their files."""
+"""A run in use: its model writes and is scored, its curves are explained, and all about it stands on one page."""
 
 from __future__ import annotations
 
@@ -26,40 +26,25 @@ from groundling.inference.drafts import Drafts
 from groundling.inference.precision import Precision, with_precision
 from groundling.inference.sampling import Sampling
 from groundling.inference.text import beginning, stream
-from groundling.machine import Machine, choose
 from groundling.model.gpt import GPT
 from groundling.report.facts import Facts
 from groundling.report.page import run_page
-from groundling.training.checkpoint import load_weights
 from groundling.training.diagnosis import diagnose, standing, verdict
 from groundling.training.history import History
 from groundling.training.plot import plot_curves
-from groundling.training.tensors import check_fits, check_memory
 
 _DRAFTED_FROM = 2**18  # tokens: 40 ms to learn from
 
 
 class Run(RunFolder):
-    """A trained (or half-trained) model in its folder."""
+    """A trained (or half-trained) model in its folder, and what can be done with it: write, score, explain, report."""
 
     def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
-        """`checkpoint` is the one to use; the best one (else the newest) if None."""
+        """`checkpoint` is the one to use; the best one (else the newest) if None. For ValueErrors, see `RunFolder`."""
         super().__init__(folder, checkpoint)
         self._models: dict[Precision, GPT] = {}
-
-    @cached_property
-    def machine(self) -> Machine:
-        return choose(self.config.machine, self.record.get("machine"))
-
-    @cached_property
-    def model(self) -> GPT:
-        """The model of the checkpoint in use, on its device. Its files are checked against their hashes first."""
-        storage.verify(self.checkpoint)
-        check_fits(self.checkpoint, self.config.model, self.tokenizer.vocab_size)
-        check_memory(self.config.model, self.tokenizer.vocab_size)
-        model = GPT(self.config.model, self.tokenizer.vocab_size)
-        load_weights(self.checkpoint, model)
-        return model.to(self.machine.device).eval()
+        self.stopped_by: int | None = None
+        """The signal that ended training early, after `train` or `resume` returned; None if it came to the end."""
 
     def generate(
         self,

@@ -32,10 +32,11 @@ from groundling.evaluation.score import score
 from groundling.machine import choose
 from groundling.model.gpt import GPT
 from groundling.training.checkpoint import Checkpoints, TrainState, load_training
-from groundling.training.events import RunFiles, Sample, rewind
+from groundling.training.events import Sample
 from groundling.training.fit import Actions, fit
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
+from groundling.training.recorded import RunFiles, rewind
 
 TEXT = "".join(f"{n} is {n % 7} sevens and {n * n} squared.\n" for n in range(60))
 STEPS = 3

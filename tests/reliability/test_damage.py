@@ -20,6 +20,7 @@ from groundling.corpus import sources
 from groundling.corpus.sources import Source, find_source
 from groundling.corpus.tokens import prepare, reopen
 from groundling.training.checkpoint import Checkpoints
+from tiny import TINY
 
 Damage = Callable[[bytes], bytes]
 DAMAGES: dict[str, Damage] = {
@@ -200,11 +201,11 @@ def test_a_record_that_was_changed_is_refused(once_trained: Path, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def once_trained(tmp_path_factory: pytest.TempPathFactory, prose: str, tiny_settings: dict[str, Any]) -> Path:
+def once_trained(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
     folder = tmp_path_factory.mktemp("once")
     (folder / "prose.txt").write_text(prose, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROUNDLING_CACHE", str(folder / "cache"))
-        settings = tiny_settings | {"steps": 10, "sample_tokens": 0}
+        settings = TINY | {"steps": 10, "sample_tokens": 0}
         run = groundling.train(folder / "prose.txt", name="once", out=folder, on_event=lambda event: None, **settings)
     return run.folder

@@ -16,7 +16,7 @@ from powercut import Operation, World, without
 
 from groundling import storage
 from groundling.training.checkpoint import Checkpoints, read_state
-from groundling.training.events import rewind
+from groundling.training.recorded import rewind
 
 SAVED = ("model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json")
 

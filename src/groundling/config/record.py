@@ -37,7 +37,7 @@ class CorpusFacts(_Part):
     """The text that a run is trained on. `since` is the step from which on it is this one."""
 
     name: _Text
-    fingerprint: _Text | None
+    fingerprint: _Text
     documents: _Count
     characters: _Count
     vocab_size: _Count
@@ -54,23 +54,25 @@ class MachineFacts(_Part):
     compile: Literal["auto", "on", "off"]
     threads: Annotated[int, Field(ge=0, le=10_000)]
     reasons: Annotated[list[_Text], Field(max_length=100)]
-    evaluation_batch: _Count | None = None
+    evaluation_batch: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 class Record(_Part):
     """`requested` are the settings as asked for, `settings` as planned; `former_texts` those before the text was
-    changed and `--accept-changed-text` was given. What was `imported` has no text, machine or request."""
+    changed and `--accept-changed-text` was given; `imported` says where weights came from that were
+    not trained here, `bits` what the last digits of results depend on, as of now."""
 
     format: int
     created: _Text
-    requested: dict[str, Any] | None = None
+    requested: dict[str, Any]
     settings: dict[str, Any]
     corpus: CorpusFacts
-    machine: MachineFacts | None = None
+    machine: MachineFacts
     versions: dict[_Text, _Text]
-    imported: dict[_Text, _Text] | None = None
     track: Annotated[list[_Text], Field(max_length=10)] = []
     former_texts: Annotated[list[CorpusFacts], Field(max_length=1000)] = []
+    imported: dict[_Text, _Text] | None = None
+    bits: dict[_Text, _Text] = {}
 
 
 def check_record(value: Any, what: str) -> dict[str, Any]:
@@ -86,11 +88,7 @@ def check_record(value: Any, what: str) -> dict[str, Any]:
         # Through JSON, where a list is as good as a tuple though everything else is strict.
         record = Record.model_validate_json(json.dumps(value))
         datetime.fromisoformat(record.created)
-        if record.imported is None and None in (record.requested, record.machine, record.corpus.fingerprint):
-            raise ValueError("it lacks what was requested, the machine, or the text's fingerprint.")
-        if record.requested is not None:
-            Config.from_dict(record.requested)
-        value.setdefault("machine", {})
+        Config.from_dict(record.requested)
         value["settings"] = Config.from_dict(record.settings).to_dict()  # with what came later
     except ValidationError as error:
         raise ValueError(f"{what} is not right: {_problem(error)}.{_perhaps_newer(value)}") from None

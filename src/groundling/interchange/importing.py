@@ -22,7 +22,7 @@ from groundling.corpus.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenize
 from groundling.folder import is_name, runs_folder
 from groundling.interchange.huggingface import ARCHITECTURES, NAMES, turned
 from groundling.interchange.names import Family, inward
-from groundling.machine import versions
+from groundling.machine import choose, versions
 from groundling.model.gpt import GPT
 from groundling.run import Run
 from groundling.training.checkpoint import TrainState
@@ -224,11 +224,13 @@ def _new_run(
             "format": 1,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "imported": imported,
+            "requested": config.to_dict(),
             "settings": config.to_dict(),
             "corpus": {
-                "name": imported["name"], "fingerprint": None, "documents": 2, "characters": 0,
+                "name": imported["name"], "fingerprint": "", "documents": 2, "characters": 0,
                 "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.fingerprint,
             },
+            "machine": choose(config.machine).describe(),
             "versions": versions() | {"groundling": __version__},
         }  # fmt: skip
         storage.write_json(folder / "config.json", record)

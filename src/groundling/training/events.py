@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from groundling import storage
 from groundling.corpus.fitting import Progress
 
 
@@ -217,58 +214,3 @@ Subscriber = Callable[[Event], None]
 def reporters(tell: Subscriber) -> tuple[Callable[[str], None], Progress]:
     """What tells a subscriber a sentence, and how far the reading of a text is: see corpus/fitting.py."""
     return lambda sentence: tell(Notice(sentence)), lambda doing, done, total: tell(Preparing(doing, done, total))
-
-
-_KEPT = (
-    Notice, Planned, Started, Checked, Step, Skipped, RolledBack, OutOfMemory, Evaluation, Saved, Diverged, Paused,
-    Finished,
-)  # fmt: skip
-
-
-class RunFiles:
-    """The subscriber that keeps a run's history: `metrics.jsonl` and `samples.jsonl`, one JSON object a line.
-
-    Where training goes back, what is made again is dropped from it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, RolledBack):
-            rewind(self._folder, event.to, event.evaluated_step, event.rollbacks + 1)
-        elif isinstance(event, OutOfMemory):
-            rewind(self._folder, event.step, event.evaluated_step, event.rollbacks)
-        if isinstance(event, Sample):
-            storage.append_json(self._folder / "samples.jsonl", event.to_dict())
-        elif isinstance(event, _KEPT):
-            storage.append_json(self._folder / "metrics.jsonl", event.to_dict())
-
-
-def rewind(
-    folder: Path, step: int, evaluated_step: int, rollbacks: int = 0,
-    notice: Callable[[str], None] = lambda sentence: None,
-) -> None:  # fmt: skip
-    """Drop from a run's history what happened after the checkpoint from which it continues: it happens again.
-
-    That checkpoint knows of so many `rollbacks`, and those stay, with the steps that were left out before them. A line
-    that cannot be read, as a power cut leaves them behind the checkpoint, is dropped too, and `notice` told.
-    """
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        lines = storage.read_json_lines(folder / name, lambda fault: notice(f"{fault} The line is left out."))
-        kept = [line for line in lines if _is_event(line) and _precedes(line, step, evaluated_step, rollbacks)]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-        storage.write_file(folder / name, text)
-
-
-def _is_event(line: dict[str, Any]) -> bool:
-    return type(line.get("event")) is str and all(type(line.get(key, 0)) is int for key in ("step", "rollbacks"))
-
-
-def _precedes(line: dict[str, Any], step: int, evaluated_step: int, rollbacks: int) -> bool:
-    event = line.get("event")
-    if event in ("skipped", "rolledback"):
-        return bool((line.get("rollbacks", 0), line.get("step", 0)) <= (rollbacks, step))
-    limit = evaluated_step if event in ("evaluation", "sample") else step
-    # What carries no step (a notice), or tells of a session (started, paused), did happen.
-    return bool(event in ("started", "notice", "outofmemory") or line.get("step", 0) <= limit)

@@ -40,13 +40,16 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{1,5})?")
 class Guard:
     """ASGI middleware around the whole app, websockets and mounted pages included."""
 
-    def __init__(self, app: ASGIApp, *, names: frozenset[str], loopback: bool, key: str | None) -> None:
+    def __init__(
+        self, app: ASGIApp, *, names: frozenset[str], loopback: bool, key: str | None, max_body: int = MAX_BODY
+    ) -> None:
         """`names` are the host names that count as this server's. Of addresses, those of this machine alone do where
         it listens on nothing else (`loopback`), and all do where it listens to the network."""
         self.app = app
         self.names = names
         self.loopback = loopback
         self.key = key.encode() if key else None
+        self.max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with what is wrong."""
@@ -56,7 +59,7 @@ class Guard:
         try:
             self.judge(scope)
             if scope["type"] == "http":
-                receive = await _whole_body(Headers(scope=scope), receive)
+                receive = await _whole_body(Headers(scope=scope), receive, self.max_body)
         except ApiError as error:
             if scope["type"] == "websocket":  # closed before it was accepted: uvicorn answers 403
                 return await send({"type": "websocket.close", "code": 1008})
@@ -99,11 +102,11 @@ class Guard:
         return address.is_loopback or not self.loopback
 
 
-async def _whole_body(headers: Headers, receive: Receive) -> Receive:
+async def _whole_body(headers: Headers, receive: Receive, max_body: int) -> Receive:
     """Read the body; what the app receives is the whole of it, and after that what the connection says (it ended)."""
-    too_large = ApiError(413, f"The body is larger than {MAX_BODY:,} bytes.", code="request_too_large")
+    too_large = ApiError(413, f"The body is larger than {max_body:,} bytes.", code="request_too_large")
     length = headers.get("content-length", "0")
-    if not length.isascii() or not length.isdigit() or int(length[:20]) > MAX_BODY:
+    if not length.isascii() or not length.isdigit() or int(length[:20]) > max_body:
         raise too_large
     body = bytearray()
     try:
@@ -115,7 +118,7 @@ async def _whole_body(headers: Headers, receive: Receive) -> Receive:
                     raise client_left()
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
-                if len(body) > MAX_BODY:
+                if len(body) > max_body:
                     raise too_large
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:.0f} seconds.") from None

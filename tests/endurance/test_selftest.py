@@ -1,0 +1,82 @@
+"""`groundling selftest`: that it kills everywhere, that all comes out equal, and that it would say if it did not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import groundling
+from groundling.endurance import selftest
+from groundling.endurance.selftest import PHASES, Found
+
+
+def assert_nothing_lost(found: Found, kills: int) -> None:
+    assert found.difference is None
+    assert found.kills == kills == sum(found.struck.values())
+    assert found.struck.keys() == set(PHASES)
+    assert abs(2 * found.at_operations - kills) <= 1
+    assert kills - found.runs <= found.resumes <= kills
+    assert found.tensors > 30
+    assert found.losses == 36 + 7  # steps and evaluations
+    assert found.batches == 36 * 2
+
+
+def test_20_kills_lose_nothing() -> None:
+    told: list[tuple[int, int]] = []
+    found = groundling.selftest(kills=20, seed=5, progress=lambda done, total: told.append((done, total)))
+    assert_nothing_lost(found, 20)
+    assert told == [(n, 20) for n in range(1, 21)]
+    assert found.fresh >= 1
+    assert sum(kills > 0 for kills in found.struck.values()) >= 4  # of six: on a busy machine some strike late
+    assert found.struck["saving"] >= 2
+
+
+@pytest.mark.slow
+def test_200_kills_lose_nothing() -> None:
+    found = groundling.selftest(kills=200, seed=6)
+    assert_nothing_lost(found, 200)
+    assert min(found.struck.values()) >= 5
+    assert found.half_written >= 5
+
+
+@pytest.mark.slow
+def test_without_forks_all_are_new_interpreters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(selftest, "_FORKS", False)
+    selftest.conduct(str(tmp_path), "6", "7")
+    found = Found(**json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert_nothing_lost(found, 6)
+    assert found.fresh == 6
+
+
+def test_a_resume_that_forgets_is_found(tmp_path: Path) -> None:
+    """The command as users type it, on a copy of the package that does not load the optimizer's state."""
+    assert groundling.__file__
+    source = tmp_path / "src" / "groundling"
+    shutil.copytree(Path(groundling.__file__).parent, source, ignore=shutil.ignore_patterns("__pycache__"))
+    file = source / "training" / "checkpoint.py"
+    whole = file.read_text("utf-8")
+    broken = "".join(line for line in whole.splitlines(True) if not line.lstrip().startswith("load_state_tensors("))
+    assert len(broken) < len(whole)
+    file.write_text(broken, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "groundling", "selftest", "--kills", "2", "--seed", "1", "--json"],
+        env=os.environ | {"PYTHONPATH": str(source.parent), "TMPDIR": str(tmp_path)},
+        capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+    found = Found(**json.loads(done.stdout))
+    assert done.returncode == 1
+    assert (found.difference is not None and " of 32 " in found.difference) or "differs in" in str(found.difference)
+    assert found.folder is not None and (Path(found.folder) / "runs" / "whole").is_dir()
+
+
+def test_no_kills_are_no_test() -> None:
+    with pytest.raises(ValueError, match="--kills must be 1 or more, and it is 0"):
+        groundling.selftest(kills=0)
