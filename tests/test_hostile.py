@@ -25,6 +25,7 @@ from groundling import storage
 from groundling.__main__ import main
 from groundling.corpus.sources import find_source, read_bytes
 from groundling.folder import is_name
+from tiny import TINY
 
 CHECKPOINT = "checkpoints/step-000002"
 
@@ -32,12 +33,12 @@ CHECKPOINT = "checkpoints/step-000002"
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Path]:
     """A run of two steps, which the tests copy."""
-    from conftest import TINY
-
     place = tmp_path_factory.mktemp("honest")
     (place / "prose.txt").write_text(prose[:3000], encoding="utf-8")
-    settings = TINY | {"n_layer": 1, "n_embd": 16, "block_size": 8, "steps": 2, "eval_every": 1, "eval_tokens": 64,
-                       "checkpoint_every": 1, "warmup_steps": 0, "norm": "rmsnorm", "position": "rope"}  # fmt: skip
+    settings = TINY | {
+        "n_layer": 1, "n_embd": 16, "block_size": 8, "steps": 2, "eval_every": 1, "eval_tokens": 64,
+        "checkpoint_every": 1, "warmup_steps": 0, "norm": "rmsnorm", "position": "rope",
+    }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROUNDLING_CACHE", str(place / "cache"))
         run = groundling.train(place / "prose.txt", name="run", out=place, on_event=lambda _: None, **settings)

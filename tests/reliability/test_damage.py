@@ -20,6 +20,7 @@ from groundling.corpus import sources
 from groundling.corpus.sources import Source, find_source
 from groundling.corpus.tokens import prepare, reopen
 from groundling.training.checkpoint import Checkpoints
+from tiny import TINY
 
 Damage = Callable[[bytes], bytes]
 DAMAGES: dict[str, Damage] = {
@@ -201,8 +202,6 @@ def test_a_record_that_was_changed_is_refused(once_trained: Path, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def once_trained(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
-    from conftest import TINY
-
     folder = tmp_path_factory.mktemp("once")
     (folder / "prose.txt").write_text(prose, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
