@@ -38,6 +38,7 @@ def test_20_kills_lose_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_200_kills_lose_nothing() -> None:
     found = groundling.selftest(kills=200, seed=6)
     assert_nothing_lost(found, 200)

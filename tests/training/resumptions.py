@@ -36,11 +36,11 @@ AT_ONCE = 2
 def train_whole(folder: Path, name: str, job: dict[str, Any]) -> None:
     """A run that is not interrupted, with a checkpoint after each step that a resume begins from."""
     import groundling
-    from groundling import launch
+    from groundling import session
     from groundling.training.events import Event, Step
     from groundling.training.fit import Actions
 
-    batches, fit = listen_to_batches(), launch.fit
+    batches, fit = listen_to_batches(), session.fit
 
     def fit_and_save(*parts: Any) -> bool:
         actions = next(part for part in parts if isinstance(part, Actions))
@@ -52,8 +52,8 @@ def train_whole(folder: Path, name: str, job: dict[str, Any]) -> None:
 
         return fit(*(dataclasses.replace(part, emit=emit) if part is actions else part for part in parts))
 
-    launch.fit = fit_and_save  # type: ignore[assignment]
-    launch._finish = lambda *_: None  # its pictures and pages take longer than all the steps
+    session.fit = fit_and_save  # type: ignore[assignment]
+    session._finish = lambda *_: None  # its pictures and pages take longer than all the steps
     groundling.train(
         job["text"], name=name, out=folder, on_event=lambda event: None, checkpoint_every=STEPS, keep_checkpoints=0,
         **job["settings"],
@@ -64,7 +64,7 @@ def train_whole(folder: Path, name: str, job: dict[str, Any]) -> None:
 def resume(folder: Path, name: str, step: int, mutation: str) -> str | None:
     """Resume a copy of the run that stands where it stood after `step` steps; what differs first at the end."""
     import groundling
-    from groundling import launch
+    from groundling import session
 
     whole, copy = folder / name, folder / f"{name}-{step}-{mutation}"
     shutil.copytree(whole, copy, ignore=shutil.ignore_patterns("checkpoints", "batches.json"))
@@ -74,7 +74,7 @@ def resume(folder: Path, name: str, step: int, mutation: str) -> str | None:
     if mutation:
         MUTATIONS[mutation]()
     batches = listen_to_batches()
-    launch._finish = lambda *_: None
+    session._finish = lambda *_: None
     groundling.resume(copy, on_event=lambda event: None)
     expected: dict[str, Any] = storage.read_json(whole / "batches.json")
     if batches != {key: places for key, places in expected.items() if int(key.split(".")[0]) >= step}:
@@ -101,9 +101,9 @@ def listen_to_batches() -> dict[str, list[int]]:
 
 def forget(quantity: str) -> None:
     """One quantity of the optimizer's state is not brought back, of one parameter."""
-    from groundling import launch
+    from groundling import session
 
-    load = launch.load_training
+    load = session.load_training
 
     def forgetful(path: Path, model: Any, optimizer: Any) -> Any:
         state = load(path, model, optimizer)
@@ -111,21 +111,21 @@ def forget(quantity: str) -> None:
         next(state for state in states if quantity in state)[quantity].zero_()
         return state
 
-    launch.load_training = forgetful
+    session.load_training = forgetful
 
 
 def change_state(change: Callable[[Any, Any], None]) -> None:
     """Something is not as it was saved, of the model or of where training stands."""
-    from groundling import launch
+    from groundling import session
 
-    load = launch.load_training
+    load = session.load_training
 
     def changing(path: Path, model: Any, optimizer: Any) -> Any:
         state = load(path, model, optimizer)
         change(model, state)
         return state
 
-    launch.load_training = changing
+    session.load_training = changing
 
 
 def shift_schedule() -> None:

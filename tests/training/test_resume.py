@@ -153,7 +153,7 @@ def test_a_resume_is_exact_in_the_full_product(prose: str, tmp_path: Path) -> No
 @pytest.mark.usefixtures("compiler")
 def test_a_resume_is_exact_where_the_model_is_compiled(prose: str, tmp_path: Path) -> None:
     rows = [row for row in covering(compiled=True) if row[-1] == "on"]
-    assert len(rows) >= 6
+    assert len(rows) >= 3  # each schedule
     found = resumptions(tmp_path, prose, {f"row{i}": (row, (1, 20), ()) for i, row in enumerate(rows)})
     assert differing(found) == {}
 

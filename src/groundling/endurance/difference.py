@@ -15,8 +15,8 @@ _OF_THE_CLOCK = ("elapsed", "seconds_left", "tokens_per_second")
 
 
 def first_difference(run: Path, whole: Path) -> str | None:
-    """What differs first between the folders of two runs, in a sentence: where training stands, tensors of the last
-    checkpoint, logged losses, samples. None if they are equal to the bit, but for what a clock says."""
+    """What differs first between the folders of two runs, in a sentence: tensors of the last checkpoint, where training
+    stood there, logged losses, samples. None if they are equal to the bit, but for what a clock says."""
     ours, theirs = tensors(run), tensors(whole)
     if ours.keys() != theirs.keys():
         return f"The last checkpoints hold other tensors: {', '.join(sorted(ours.keys() ^ theirs.keys())[:3])}."
@@ -27,9 +27,9 @@ def first_difference(run: Path, whole: Path) -> str | None:
             n = int((ours[name] != tensor).sum())
             return f"The last checkpoint's {name} differs in {n:,} of {tensor.size:,} values."
     mine, others = history(run), history(whole)
-    for ours_, theirs_ in zip(mine, others, strict=False):
-        if ours_ != theirs_:
-            return f"What was logged differs: {ours_}, and without interruption {theirs_}."
+    for line, other in zip(mine, others, strict=False):
+        if line != other:
+            return f"What was logged differs: {line}, and without interruption {other}."
     if len(mine) != len(others):
         return f"{len(mine)} losses were logged, and without interruption {len(others)}."
     if (run / "samples.jsonl").read_bytes() != (whole / "samples.jsonl").read_bytes():
@@ -41,7 +41,7 @@ def tensors(run: Path) -> dict[str, npt.NDArray[Any]]:
     """All tensors of the last checkpoint by name, and the values that say where training stands."""
     last = run / "checkpoints" / storage.read_json(run / "checkpoints" / "last.json")["checkpoint"]
     state = {key: np.array(value) for key, value in storage.read_json(last / "state.json").items()}
-    return _timeless(state) | load_file(last / "model.safetensors") | load_file(last / "optimizer.safetensors")
+    return load_file(last / "model.safetensors") | load_file(last / "optimizer.safetensors") | _timeless(state)
 
 
 def history(run: Path) -> list[dict[str, Any]]:
