@@ -22,12 +22,14 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def few_threads(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tiny models are slower on many threads, and figures to the bit need a fixed number."""
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    """Tiny models are slower on many threads, and figures to the bit need a fixed number: one, where the tests are
+    shared out among processes that would be in each other's way."""
+    threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
