@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,9 +29,12 @@ import groundling
 from groundling.config import PRESETS
 from groundling.inference.drafts import Drafts
 from groundling.inference.engine import Engine, Request
-from groundling.inference.precision import with_precision
+from groundling.inference.ready import Ready
 from groundling.inference.sampling import Sampling
 from groundling.model.gpt import GPT
+
+if TYPE_CHECKING:
+    from groundling.inference.compiled import FewTokens
 
 VOCAB_SIZE = 65
 START_TOKENS = 240
@@ -59,8 +62,10 @@ def prompts(model: GPT, task: str, batch: int) -> list[list[int]]:
     return [torch.randint(model.vocab_size, (length + i % 7,), generator=generator).tolist() for i in range(batch)]
 
 
-def ours(model: GPT, task: str, batch: int, tokens: int, drafts: Drafts | None = None) -> Steps:
-    engine = Engine(model, batch, drafts)
+def ours(
+    model: GPT, task: str, batch: int, tokens: int, drafts: Drafts | None = None, few_tokens: FewTokens | None = None
+) -> Steps:
+    engine = Engine(model, batch, drafts, few_tokens)
     for i, prompt in enumerate(prompts(model, task, batch)):
         engine.add(Request(prompt, tokens, Sampling(seed=i)))
     begun = set[int]()
@@ -131,14 +136,15 @@ def llama_steps(copy: Any, tokens: int) -> Steps:
 
 def variants(arguments: argparse.Namespace) -> Iterator[Variant]:
     """All that is to be measured, and on standard error what is not, and why."""
-    drafts = None
     if arguments.run:
         run = groundling.load(arguments.run)
-        model, drafts = run.model.cpu(), run.drafts
+        model = run.model.cpu()
     else:
         torch.manual_seed(0)
         model = GPT(PRESETS[arguments.preset].model, VOCAB_SIZE).eval()
-    copies = {name: with_precision(model, name) for name in arguments.precisions}
+    ready = Ready(model)
+    if ready.few_tokens("float32") is None:
+        print("Numba is not installed (pip install 'groundling[fast]'): PyTorch alone is measured.", file=sys.stderr)
     is_gpt2 = model.config.position == "learned" and model.config.tie_head
     nano = nanogpt(Path(arguments.nanogpt), model) if arguments.nanogpt and is_gpt2 else None
     hugging = huggingface(model) if is_gpt2 else None
@@ -147,12 +153,19 @@ def variants(arguments: argparse.Namespace) -> Iterator[Variant]:
         print("nanoGPT and transformers are left out: this model is not of GPT-2's family.", file=sys.stderr)
     for batch in arguments.batches:
         for task in ("start", "past"):
-            for name, copy in copies.items():
-                n = START_TOKENS if task == "start" else arguments.tokens
-                yield Variant("groundling", task, batch, name, lambda c=copy, t=task, b=batch, n=n: ours(c, t, b, n))
-                if drafts and batch <= 2:
-                    yield Variant("groundling, drafts", task, batch, name,
-                                  lambda c=copy, t=task, b=batch, n=n: ours(c, t, b, n, drafts))  # fmt: skip
+            for name in arguments.precisions:
+                n, copy, few = START_TOKENS if task == "start" else arguments.tokens, ready.model(name), None
+                if (few_tokens := ready.few_tokens(name)) and batch <= few_tokens.most:
+                    few = few_tokens
+                    yield Variant("groundling, PyTorch alone", task, batch, name,
+                                  lambda c=copy, t=task, b=batch, n=n: ours(c, t, b, n))  # fmt: skip
+                yield Variant("groundling", task, batch, name,
+                              lambda c=copy, t=task, b=batch, n=n, f=few: ours(c, t, b, n, None, f))  # fmt: skip
+                if arguments.run and few and batch < few.most:  # random weights write nothing that can be guessed
+                    yield Variant(
+                        "groundling, drafts", task, batch, name,
+                        lambda c=copy, t=task, b=batch, n=n, f=few: ours(c, t, b, n, Drafts(), f),
+                    )  # fmt: skip
             if nano:
                 n = max(2, (60 if task == "start" else 24) // batch)
                 yield Variant("nanoGPT", task, batch, "float32",

@@ -189,7 +189,7 @@ def test_absurd_settings_are_refused_before_a_model_is_made(
     sealed(folder)
     if kind == "context":
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**9, available=10**9))
-    for module in ("run", "launch"):
+    for module in ("folder", "session"):
         monkeypatch.setattr(f"groundling.{module}.GPT", lambda *_: pytest.fail("a model was made"))
     said = refusals("generate", "checkpoint", "resume")
     assert said.keys() == {"generate", "checkpoint", "resume"}

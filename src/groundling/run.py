@@ -15,25 +15,25 @@ from groundling.corpus.again import find_again
 from groundling.corpus.fitting import Notice, Progress, silent
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokenizer import Unknown
-from groundling.corpus.tokens import Corpus, Tokens, prepare, reopen
+from groundling.corpus.tokens import Corpus, Tokens, prepare
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.losses import TokenLoss, token_losses
 from groundling.evaluation.originality import TrainingText
 from groundling.evaluation.page import loss_page
 from groundling.evaluation.score import score
 from groundling.folder import RunFolder
-from groundling.inference.drafts import Drafts
-from groundling.inference.precision import Precision, with_precision
+from groundling.inference.precision import Precision
+from groundling.inference.ready import Ready
 from groundling.inference.sampling import Sampling
 from groundling.inference.text import beginning, stream
-from groundling.model.gpt import GPT
 from groundling.report.facts import Facts
 from groundling.report.page import run_page
 from groundling.training.diagnosis import diagnose, standing, verdict
 from groundling.training.history import History
 from groundling.training.plot import plot_curves
 
-_DRAFTED_FROM = 2**18  # tokens: 40 ms to learn from
+LONG = 1000
+"""Tokens: a shorter text is written before what makes it faster is made."""
 
 
 class Run(RunFolder):
@@ -42,7 +42,6 @@ class Run(RunFolder):
     def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
         """`checkpoint` is the one to use; the best one (else the newest) if None. For ValueErrors, see `RunFolder`."""
         super().__init__(folder, checkpoint)
-        self._models: dict[Precision, GPT] = {}
         self.stopped_by: int | None = None
         """The signal that ended training early, after `train` or `resume` returned; None if it came to the end."""
 
@@ -51,34 +50,19 @@ class Run(RunFolder):
         prompt: str = "",
         *,
         max_new_tokens: int = 300,
-        temperature: float = 0.7,
-        top_k: int = 50,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        seed: int | None = None,
         stop: str | Sequence[str] = (),
         precision: Precision = "float32",
         unknown: Unknown = "error",
+        **sampling: Any,
     ) -> str:
-        """The text that the model writes after `prompt`. See `Sampling` for the knobs and ValueErrors.
+        """The text that the model writes after `prompt`.
 
-        The same checkpoint, prompt and seed give the same text on a device. Of a prompt longer than the context the
-        newest part is read. `precision` is that of the weights: see inference/precision.py.
+        `sampling` are the fields of `Sampling` (temperature, top_k, seed, ...), with its defaults and ValueErrors, and
+        `precision` is that of the weights (see inference/precision.py). The same checkpoint, prompt and seed give the
+        same text on a device. Of a prompt longer than the context the newest part is read.
         """
-        sampling = Sampling(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            seed=seed,
-        )
-        return "".join(self.stream(prompt, sampling, max_new_tokens, stop=stop, precision=precision, unknown=unknown))
+        options: Any = {"stop": stop, "precision": precision, "unknown": unknown}
+        return "".join(self.stream(prompt, Sampling(**sampling), max_new_tokens, **options))
 
     def stream(
         self,
@@ -94,27 +78,18 @@ class Run(RunFolder):
         if max_new_tokens < 0:
             raise ValueError(f"--max-new-tokens must be 0 or more, and it is {max_new_tokens}.")
         ids = self.prompt_ids(prompt, unknown)
-        model = self.model_in(precision)
-        return stream(model, self.tokenizer, ids, max_new_tokens, sampling, stop, self.drafts)
+        few_tokens = self.ready.few_tokens(precision, make=max_new_tokens >= LONG)
+        model, drafts = self.ready.model(precision), self.ready.drafts if few_tokens else None
+        return stream(model, self.tokenizer, ids, max_new_tokens, sampling, stop, drafts, few_tokens)
 
     def prompt_ids(self, prompt: str = "", unknown: Unknown = "error") -> list[int]:
         """The tokens of `prompt`; those that a document begins with if it is empty. At least one."""
         return self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer, self.record["corpus"]["documents"])
 
-    def model_in(self, precision: Precision) -> GPT:
-        """The model with its weights in that precision, made once. Raises ValueError for an unknown one."""
-        if precision not in self._models:
-            self._models[precision] = with_precision(self.model, precision)
-        return self._models[precision]
-
     @cached_property
-    def drafts(self) -> Drafts:
-        """What follows what in the text, if its tokens are in the cache. Texts are written faster by it."""
-        drafts, corpus = Drafts(), self.record["corpus"]
-        kept = reopen(corpus["fingerprint"], corpus["name"], self.config.corpus, self.tokenizer, self.config.text)
-        if kept is not None:
-            drafts.show(kept.train.read(max(0, len(kept.train) - _DRAFTED_FROM), len(kept.train)))
-        return drafts
+    def ready(self) -> Ready:
+        """The model as texts are written with it: in a precision, and what makes it faster."""
+        return Ready(self.model)
 
     def evaluate(
         self,

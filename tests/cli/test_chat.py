@@ -48,6 +48,7 @@ def chat(run: groundling.Run, capsys: pytest.CaptureFixture[str], monkeypatch: p
     return chat
 
 
+@pytest.mark.filterwarnings("ignore:The prompt has")
 def test_it_goes_on_with_the_text_and_says_that_it_was_not_tuned(chat: Chat, run: groundling.Run) -> None:
     out, err = chat("The class", "", "def ", "/quit", "never read")
     assert err.count("not tuned for chat") == 1

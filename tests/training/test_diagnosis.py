@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import groundling
-from groundling import launch
+from groundling import session
 from groundling.model import gpt
 from groundling.training import fit
 from groundling.training.diagnosis import diagnose, standing, verdict
@@ -114,12 +114,12 @@ def test_noise_is_not_learned(write: Callable[..., Path]) -> None:
 
 
 def test_a_broken_mask_is_named(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpt, "attend", lambda q, k, v: F.scaled_dot_product_attention(q, k, v))
+    monkeypatch.setattr(gpt, "attend", lambda q, k, v, visible=None: F.scaled_dot_product_attention(q, k, v))
     assert "seeing the future" in kinds(text_file)
 
 
 def test_targets_that_are_not_shifted_are_named(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "next_token", lambda model, batch: next_token(model, (batch[0], batch[0])))
+    monkeypatch.setattr(session, "next_token", lambda model, batch: next_token(model, (batch[0], batch[0])))
     assert "too good to be true" in kinds(text_file, batch_size=8)
 
 
@@ -128,7 +128,7 @@ def test_targets_in_disorder_are_named(text_file: Path, monkeypatch: pytest.Monk
         tokens, targets = batch
         return next_token(model, (tokens, targets.flatten()[torch.randperm(targets.numel())].view_as(targets)))
 
-    monkeypatch.setattr(launch, "next_token", disordered)
+    monkeypatch.setattr(session, "next_token", disordered)
     assert kinds(text_file) == ["not learning"]
 
 

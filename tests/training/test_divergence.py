@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import groundling
-from groundling import launch
+from groundling import session
 from groundling.model.gpt import GPT
 from groundling.run import Run
 from groundling.training import fit
@@ -68,7 +68,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fault], None]:
             return of_objective(forward, batch) * (1.0 if factor is None else factor)
 
         monkeypatch.setattr(fit, "train_step", watched)
-        monkeypatch.setattr(launch, "next_token", faulty)
+        monkeypatch.setattr(session, "next_token", faulty)
 
     return plant
 

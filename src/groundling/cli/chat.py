@@ -69,6 +69,7 @@ def chat(
     loaded = load(run, out=out)
     options: dict[str, Any] = {"stop": stop, "precision": precision, "unknown": unknown}
     loaded.stream("", sampling, max_new_tokens, **options)  # what is wrong is said before the first turn
+    loaded.ready.few_tokens(precision)
     session = Session(loaded, sampling, max_new_tokens, options)
     note(f"{loaded.name} was not tuned for chat: it goes on with your text and does not answer it. /help tells more.")
     read = _reader()

@@ -77,10 +77,10 @@ class Pace:
         self._steps = 0
 
     def drafting(self, n_texts: int) -> bool:
-        """Whether the next step is to use drafts: as was faster so far, and every 32nd time as was not."""
+        """Whether the next step is to use drafts: as was faster so far, and every 64th time as was not."""
         self._steps += 1
         without, with_drafts = (self._seconds.get((n_texts, drafted), 0.0) for drafted in (False, True))
-        return (with_drafts <= without) != (self._steps % 32 == 0)
+        return (with_drafts <= without) != (self._steps % 64 == 0)
 
     def record(self, n_texts: int, drafted: bool, seconds: float, tokens: int) -> None:
         """What a step took, and the tokens that it gave."""

@@ -12,8 +12,9 @@ old keys under rotary ones would give the model what it never saw in training: k
 **Drafts.** If the model reads a token and some guesses of what follows it in one pass, it learns what it would have
 said after each. What it draws after a token is kept; while it is what was guessed, the draw after it is kept as well.
 Each draw takes one random number, in the order of the text, so that the text is the same as without drafts, greedy or
-sampled. For guesses that are certain of themselves this is the acceptance rule of speculative sampling (Leviathan et
-al., "Fast inference from transformers via speculative decoding", 2023).
+sampled, as far as reading several tokens at once gives the same digits: all of them in `FewTokens`, and all but the
+last ones in PyTorch. For guesses that are certain of themselves this is the acceptance rule of speculative sampling
+(Leviathan et al., "Fast inference from transformers via speculative decoding", 2023).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +32,13 @@ from groundling.inference.drafts import Drafts, Pace
 from groundling.inference.sampling import Sampler, Sampling, choose, log_probabilities
 from groundling.model.gpt import GPT
 
+if TYPE_CHECKING:  # it imports Numba, which may be missing
+    from groundling.inference.compiled import FewTokens
+
 _CHUNK = 128  # tokens of a prompt that are read between two steps of the others
-_AHEAD = 16  # tokens read at once for the window after this one
+_AHEAD = 32  # tokens read at once for the window after this one
 _DRAFTED = 3  # tokens guessed at once
-_MOST_DRAFTING = 8  # rows: with more, reading guesses has never paid
+_MOST = 32  # tokens read at once, guesses included: with more, guesses have never paid
 
 
 @dataclass(frozen=True)
@@ -105,11 +109,15 @@ class Engine:
     slot by itself. `add` and `free` may be called between any two steps. Not to be shared between threads.
     """
 
-    def __init__(self, model: GPT, slots: int = 1, drafts: Drafts | None = None) -> None:
-        """`drafts` guess tokens ahead where few texts are written at once and it pays; they learn from the texts."""
+    def __init__(
+        self, model: GPT, slots: int = 1, drafts: Drafts | None = None, few_tokens: FewTokens | None = None
+    ) -> None:
+        """`drafts` guess tokens ahead where few texts are written at once and it pays; they learn from the texts.
+        `few_tokens` reads in place of the model where that is faster.
+        """
         if slots < 1:
             raise ValueError(f"An engine needs at least 1 slot, and {slots} were asked for.")
-        self._model, self._drafts, self._pace = model.eval(), drafts, Pace()
+        self._model, self._drafts, self._pace, self._few_tokens = model.eval(), drafts, Pace(), few_tokens
         N = model.config.block_size
         self._block_size, self._stride = N, N - N // 2
         self._cache = model.new_cache(slots)
@@ -191,22 +199,19 @@ class Engine:
         began = time.perf_counter()
         rows, cache = self._rows, self._cache[: len(self._rows)]
         room = self._block_size - 1 - int(cache.lengths.max())
-        may_draft = self._drafts is not None and len(rows) <= _MOST_DRAFTING
+        most = self._few_tokens.most if self._few_tokens else _MOST
+        room = min(room, _DRAFTED, most // len(rows) - 1)
+        may_draft = self._drafts is not None and room > 0
         drafted = may_draft and self._pace.drafting(len(rows))
         drafts = [self._draft(row, room) if drafted and row.ready else [] for row in rows]
-        T = 1 + max(map(len, drafts))
-        tokens = [
-            [row.tokens[-1], *draft, *[0] * (T - 1 - len(draft))] for row, draft in zip(rows, drafts, strict=True)
-        ]
-        filled = cache.lengths.copy()
-        logits = self._model(self._tensor(tokens), cache).float().cpu().numpy()  # (B, T, V)
-        cache.lengths[:] = filled  # what was read in vain, or only to fill the batch, is forgotten
-        written, going_on = [], [i for i, row in enumerate(rows) if row.ready]
-        for t in range(T):
-            chosen = choose(logits[going_on, t], [rows[i].sampler for i in going_on])
+        going_on = [i for i, row in enumerate(rows) if row.ready]
+        logits = self._read([[rows[i].tokens[-1], *drafts[i]] if rows[i].ready else [] for i in range(len(rows))])
+        written = []
+        for t in range(1 + max(map(len, drafts))):
+            chosen = choose(np.stack([logits[i][t] for i in going_on]), [rows[i].sampler for i in going_on])
             right = []
             for i, token in zip(going_on, chosen, strict=True):
-                item = self._append(rows[i], token, logits[i, t])
+                item = self._append(rows[i], token, logits[i][t])
                 cache.lengths[i] += 1
                 written.append(item)
                 if t < len(drafts[i]) and token == drafts[i][t] and not item.finish:
@@ -218,9 +223,24 @@ class Engine:
             self._pace.record(len(rows), drafted, time.perf_counter() - began, len(written))
         return written
 
+    def _read(self, tokens: list[list[int]]) -> Sequence[npt.NDArray[np.float32]]:
+        """Read these tokens of each row; logits after each of them, by row. The lengths of the cache stay."""
+        cache = self._cache[: len(tokens)]
+        counts = list(map(len, tokens))
+        if self._few_tokens and sum(counts) <= self._few_tokens.most:
+            rows = [i for i, count in enumerate(counts) for _ in range(count)]
+            positions = [int(cache.lengths[i]) + t for i, count in enumerate(counts) for t in range(count)]
+            logits = self._few_tokens.read([token for row in tokens for token in row], rows, positions, self._cache)
+            return np.split(logits, np.cumsum(counts)[:-1])
+        filled = cache.lengths.copy()
+        padded = [row + [0] * (max(counts) - len(row)) for row in tokens]
+        read = self._model(self._tensor(padded), cache).float().cpu().numpy()  # (B, T, V)
+        cache.lengths[:] = filled  # what was read only to fill the batch is forgotten
+        return list(read)
+
     def _draft(self, row: _Row, room: int) -> list[int]:
         assert self._drafts is not None
-        return self._drafts.draft(row.tokens, min(_DRAFTED, room, row.left - 1))
+        return self._drafts.draft(row.tokens, min(room, row.left - 1))
 
     def _append(self, row: _Row, token: int, logits: npt.NDArray[np.float32]) -> Written:
         row.tokens.append(token)
@@ -242,12 +262,17 @@ class Engine:
 
 
 def generate(
-    model: GPT, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling, drafts: Drafts | None = None
+    model: GPT,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    drafts: Drafts | None = None,
+    few_tokens: FewTokens | None = None,
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` token ids that continue `prompt` (at least one id)."""
     if max_new_tokens < 1:
         return
-    engine = Engine(model, drafts=drafts)
+    engine = Engine(model, drafts=drafts, few_tokens=few_tokens)
     engine.add(Request(prompt, max_new_tokens, sampling))
     while engine.free_slots == 0:
         for written in engine.step():

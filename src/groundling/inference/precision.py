@@ -86,14 +86,19 @@ class PackedLinear(nn.Module):
         return F.linear(x, self.weight, self.bias).float()
 
 
+def in_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (out, in) as int8 and a scale for each output, (out,), with which they are multiplied."""
+    weight = weight.detach().float()
+    scales = weight.abs().amax(1).clamp(min=1e-12) / 127
+    return (weight / scales[:, None]).round().to(torch.int8), scales
+
+
 class Int8Linear(nn.Module):
     """A linear layer with weights in 8 bits and a scale for each output; float32 in and out."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
-        scales = weight.abs().amax(1).clamp(min=1e-12) / 127
-        self.weight = (weight / scales[:, None]).round().to(torch.int8)
+        self.weight, scales = in_int8(linear.weight)
         self.scales = scales.bfloat16()
         self.bias = None if linear.bias is None else linear.bias.detach().float()
 

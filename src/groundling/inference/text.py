@@ -5,12 +5,16 @@ from __future__ import annotations
 import codecs
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from groundling.corpus.tokenizer import Tokenizer
 from groundling.inference.drafts import Drafts
 from groundling.inference.engine import Engine, Request, window_start
 from groundling.inference.sampling import Sampling
 from groundling.model.gpt import GPT
+
+if TYPE_CHECKING:  # it imports Numba, which may be missing
+    from groundling.inference.compiled import FewTokens
 
 
 class PromptTruncated(UserWarning):
@@ -66,6 +70,7 @@ def stream(
     sampling: Sampling,
     stop: str | Sequence[str] = (),
     drafts: Drafts | None = None,
+    few_tokens: FewTokens | None = None,
 ) -> Iterator[str]:
     """Yield the continuation of `prompt` as text, piece by piece: see `Writer`.
 
@@ -80,22 +85,14 @@ def stream(
             PromptTruncated, stacklevel=3,
         )  # fmt: skip
     writer = Writer(tokenizer, [stop] if isinstance(stop, str) else stop)
-    return _stream(model, tokenizer, prompt, max_new_tokens, sampling, writer, drafts)
-
-
-def _stream(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    max_new_tokens: int,
-    sampling: Sampling,
-    writer: Writer,
-    drafts: Drafts | None,
-) -> Iterator[str]:
     if max_new_tokens < 1:
-        return
-    engine = Engine(model, drafts=drafts)
+        return iter(())
+    engine = Engine(model, drafts=drafts, few_tokens=few_tokens)
     engine.add(Request(prompt, max_new_tokens, sampling, tokenizer.end_of_text_id))
+    return _pieces(engine, writer)
+
+
+def _pieces(engine: Engine, writer: Writer) -> Iterator[str]:
     while engine.free_slots == 0 and not writer.stopped:
         for written in engine.step():
             if piece := writer.push(written.token):

@@ -26,7 +26,6 @@ from groundling.training.schedule import rate_factor
 
 _STEPS_BEFORE_SCALING_UP = 1000
 
-
 Forward = Callable[..., torch.Tensor]
 
 
@@ -67,131 +66,132 @@ def fit(
         state.evaluations_since_best = 0
     # Dropout is seeded in every micro-step; the caller's own random numbers are left alone.
     with machine.own_randomness():
+        return _Loop(model, forward, objective, batches, optimizer, state, settings, machine, actions, clock).run()
+
+
+@dataclass
+class _Loop:
+    """What `fit` was given, of which `forward`, `batches` and `settings` change where memory runs out."""
+
+    model: GPT
+    forward: Forward
+    objective: Objective
+    batches: Batches
+    optimizer: Optimizers
+    state: TrainState
+    settings: TrainingSettings
+    machine: Machine
+    actions: Actions
+    clock: Clock
+
+    def run(self) -> bool:
+        """Train, and rescue the run from what it meets, until it ends or is stopped."""
         while True:
             try:
-                return _until_trouble(
-                    model, forward, objective, batches, optimizer, state, settings, machine, actions, clock
-                )
+                return self._until_trouble()
             except Fault as fault:
-                optimizer.zero_grad()
-                roll_back(fault, state, settings, machine, actions.restore, actions.emit)
+                self.optimizer.zero_grad()
+                actions = self.actions
+                roll_back(fault, self.state, self.settings, self.machine, actions.restore, actions.emit)
                 continue
             except Exception as error:
                 if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
                     raise
                 # What is not seen yet is as good as half done.
-                back = isinstance(error, HalfDoneError) or _sees_late(machine)
+                back = isinstance(error, HalfDoneError) or _sees_late(self.machine)
             # Not before the error is gone, and with it all that the pass had computed.
-            optimizer.zero_grad()
+            self.optimizer.zero_grad()
             if back:
-                vars(state).update(vars(actions.restore()))
-            forward, batches, settings = actions.shrink("in a training step")
+                vars(self.state).update(vars(self.actions.restore()))
+            self.forward, self.batches, self.settings = self.actions.shrink("in a training step")
 
-
-def _until_trouble(
-    model: GPT,
-    forward: Forward,
-    objective: Objective,
-    batches: Batches,
-    optimizer: Optimizers,
-    state: TrainState,
-    settings: TrainingSettings,
-    machine: Machine,
-    actions: Actions,
-    clock: Clock,
-) -> bool:
-    """`fit`, up to what it has to rescue the run from. Raises Fault, or whatever says that memory ran out."""
-    over = False
-    while True:
-        over = over or clock.is_over(state.step)  # once for all: the evaluation below takes time too
-        improved = False
-        if _evaluation_is_due(state, settings, over):
+    def _until_trouble(self) -> bool:
+        """The loop itself. Raises Fault, or whatever says that memory ran out."""
+        state, settings, actions, clock = self.state, self.settings, self.actions, self.clock
+        over = False
+        while True:
+            over = over or clock.is_over(state.step)  # once for all: the evaluation below takes time too
+            improved = False
+            if _evaluation_is_due(state, settings, over):
+                try:
+                    with clock.timing("evaluation"):
+                        improved = _evaluate(state, settings, actions, clock, over)
+                except Interrupted:
+                    pass  # `stopped` says so below; the evaluation is made when the run is resumed
+                over = over or _out_of_patience(state, settings)
+            finished = over and state.evaluated_step == state.step
+            due = improved or finished or (state.step % settings.checkpoint_every == 0 and state.step > 0)
+            if due or actions.stopped():
+                self._save(due)
+            if finished:
+                return True
+            if actions.stopped():
+                return False
+            if state.step in state.passed_over:
+                state.step += 1
+                continue
             try:
-                with clock.timing("evaluation"):
-                    improved = _evaluate(state, settings, actions, clock, over)
+                with clock.timing("step") as timing:
+                    results, cause, factor = self._steps()
+                    timing.times = len(results)
             except Interrupted:
-                pass  # `stopped` says so below; the evaluation is made when the run is resumed
-            over = over or _out_of_patience(state, settings)
-        finished = over and state.evaluated_step == state.step
-        checkpoint_is_due = improved or finished or (state.step % settings.checkpoint_every == 0 and state.step > 0)
-        if checkpoint_is_due or actions.stopped():
-            check_finite(state.step, model, optimizer)
-            if checkpoint_is_due and not state.bad_steps:
-                state.sound_step = state.step
-            state.elapsed = clock.elapsed()
-            with clock.timing("save"), told_as(f"saving step {state.step:,}"):
-                checkpoint = actions.save()
-            actions.emit(Saved(state.step, checkpoint.name))
-        if finished:
-            return True
-        if actions.stopped():
-            return False
-        if state.step in state.passed_over:
+                continue  # what is learned is saved above; the step is made when the run is resumed
+            self._take_in(results, cause)
+            if not cause and (state.step % settings.log_every == 0 or state.step == settings.steps):
+                self._tell(results[-1], factor)
+
+    def _save(self, due: bool) -> None:
+        """`due` is a checkpoint that stands there as a matter of course, and not because somebody stopped the run."""
+        state = self.state
+        check_finite(state.step, self.model, self.optimizer)
+        if due and not state.bad_steps:
+            state.sound_step = state.step
+        state.elapsed = self.clock.elapsed()
+        with self.clock.timing("save"), told_as(f"saving step {state.step:,}"):
+            checkpoint = self.actions.save()
+        self.actions.emit(Saved(state.step, checkpoint.name))
+
+    def _steps(self) -> tuple[list[list[float]], str, float]:
+        """One step, or all up to where the results are looked at: loss and norm of each, why the last one was left out
+        if it was, and the share of the learning rates that it had. Raises Interrupted before anything is changed."""
+        state, settings, actions = self.state, self.settings, self.actions
+        outcomes: list[torch.Tensor] = []
+        while not outcomes or (_sees_late(self.machine) and _is_unseen(state, settings, actions, self.clock)):
+            factor = state.rate_share * rate_factor(self.clock.progress(state.step), settings)
+            self.optimizer.schedule(factor)
+            outcome, cause = train_step(
+                self.forward, self.model, self.objective, self.batches, self.optimizer, state, settings, self.machine,
+                (lambda: False) if outcomes else actions.stopped,
+            )  # fmt: skip
+            outcomes.append(outcome)
             state.step += 1
-            continue
+        return torch.stack(outcomes).tolist(), cause, factor  # a GPU is waited for here, and nowhere before
 
-        try:
-            with clock.timing("step") as timing:
-                results, cause, factor = _steps(
-                    model, forward, objective, batches, optimizer, state, settings, machine, actions, clock
-                )
-                timing.times = len(results)
-        except Interrupted:
-            continue  # what is learned is saved above; the step is made when the run is resumed
-        _take_in(results, cause, model, optimizer, batches, state, machine, actions)
-        if not cause and (state.step % settings.log_every == 0 or state.step == settings.steps):
-            loss, norm = results[-1]
-            rate, speed = factor * settings.learning_rate, batches.tokens_per_step / clock.typical("step")
-            left = clock.seconds_left(state.step)
-            # JSON has no infinity.
-            shown = norm if math.isfinite(norm) else None
-            actions.emit(Step(state.step, loss, rate, state.tokens, speed, clock.elapsed(), left, shown))
+    def _take_in(self, results: list[list[float]], cause: str) -> None:
+        """Note loss and gradient norm of the steps just made, the last of which was left out if there is a `cause`."""
+        state, model, optimizer = self.state, self.model, self.optimizer
+        if cause:
+            self.actions.emit(Skipped(state.step, cause, state.rollbacks))
+            note_bad(state.step - 1, cause, state, model, optimizer)
+            return
+        for step, (loss, norm) in enumerate(results, state.step - len(results)):
+            found = fault_in(loss, norm, state, model.vocab_size) if _sees_late(self.machine) else ""
+            if found and not (math.isfinite(loss) and math.isfinite(norm)):
+                raise Fault(step + 1, found, [step])  # the weights have had it
+            if found:
+                note_bad(step, found, state, model, optimizer)
+            else:
+                note_sound(loss, state)
+            state.tokens += self.batches.tokens_per_step
+            state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
 
-
-def _steps(
-    model: GPT,
-    forward: Forward,
-    objective: Objective,
-    batches: Batches,
-    optimizer: Optimizers,
-    state: TrainState,
-    settings: TrainingSettings,
-    machine: Machine,
-    actions: Actions,
-    clock: Clock,
-) -> tuple[list[list[float]], str, float]:
-    """One step, or all up to where the results are looked at: loss and norm of each, why the last one was left out if
-    it was, and the share of the learning rates that it had. Raises Interrupted before anything is changed."""
-    outcomes: list[torch.Tensor] = []
-    while not outcomes or (_sees_late(machine) and _is_unseen(state, settings, actions, clock)):
-        factor = state.rate_share * rate_factor(clock.progress(state.step), settings)
-        optimizer.schedule(factor)
-        stopped = (lambda: False) if outcomes else actions.stopped
-        outcome, cause = train_step(forward, model, objective, batches, optimizer, state, settings, machine, stopped)
-        outcomes.append(outcome)
-        state.step += 1
-    return torch.stack(outcomes).tolist(), cause, factor  # a GPU is waited for here, and nowhere before
-
-
-def _take_in(
-    results: list[list[float]], cause: str, model: GPT, optimizer: Optimizers, batches: Batches, state: TrainState,
-    machine: Machine, actions: Actions,
-) -> None:  # fmt: skip
-    """Note loss and gradient norm of the steps just made. `cause` says why the last one was left out, if it was."""
-    if cause:
-        actions.emit(Skipped(state.step, cause, state.rollbacks))
-        note_bad(state.step - 1, cause, state, model, optimizer)
-        return
-    for step, (loss, norm) in enumerate(results, state.step - len(results)):
-        found = fault_in(loss, norm, state, model.vocab_size) if _sees_late(machine) else ""
-        if found and not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Fault(step + 1, found, [step])  # the weights have had it
-        if found:
-            note_bad(step, found, state, model, optimizer)
-        else:
-            note_sound(loss, state)
-        state.tokens += batches.tokens_per_step
-        state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
+    def _tell(self, result: list[float], factor: float) -> None:
+        (loss, norm), state, clock = result, self.state, self.clock
+        rate, speed = factor * self.settings.learning_rate, self.batches.tokens_per_step / clock.typical("step")
+        left = clock.seconds_left(state.step)
+        # JSON has no infinity.
+        shown = norm if math.isfinite(norm) else None
+        self.actions.emit(Step(state.step, loss, rate, state.tokens, speed, clock.elapsed(), left, shown))
 
 
 def train_step(

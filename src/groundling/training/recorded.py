@@ -141,7 +141,7 @@ def _check(line: Any, what: str) -> None:
         where = ".".join(str(each)[:80] for each in problem["loc"])
         raise ValueError(f"{what} is damaged: {where}: {problem['msg'].lower()}.") from None
     numbers = [value for value in line.values() if isinstance(value, int)]
-    if not all(0 <= number < 2**63 for number in numbers):
+    if not all(-1 <= number < 2**63 for number in numbers):
         raise ValueError(f"{what} is damaged: it has a number that cannot be.")
 
 

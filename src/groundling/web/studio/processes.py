@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -37,15 +36,12 @@ class Processes:
     def start(self, folder: Path, verb: Sequence[str]) -> None:
         """Let `python -m groundling` run `verb`, which trains the run in `folder`; it goes on without this process."""
         folder.mkdir(parents=True, exist_ok=True)
-        apart: dict[str, Any] = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
-            if os.name == "nt"
-            else {"start_new_session": True}  # a Ctrl-C that ends the studio is not for it
-        )
         with (folder / OUTPUT).open("ab") as output:
             self._started[folder] = subprocess.Popen(
                 [sys.executable, "-P", "-m", "groundling", *verb],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output, **apart,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output,
+                # A Ctrl-C that ends the studio is not for it. (0x200 is Windows's CREATE_NEW_PROCESS_GROUP.)
+                start_new_session=True, creationflags=0x200 if os.name == "nt" else 0,
             )  # fmt: skip
 
     def training(self, folder: Path) -> psutil.Process | None:

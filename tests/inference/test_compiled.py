@@ -1,0 +1,102 @@
+"""The compiled pass computes what the model does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from groundling.config import ModelSettings
+from groundling.inference.drafts import Drafts
+from groundling.inference.engine import Engine, Request, generate
+from groundling.inference.precision import Precision, with_precision
+from groundling.inference.ready import Ready
+from groundling.inference.sampling import Sampling
+from groundling.model.gpt import GPT
+
+FewTokens = pytest.importorskip("groundling.inference.compiled", reason="needs the extra fast").FewTokens
+
+N, V = 16, 30
+GPT2 = ModelSettings(block_size=N, n_layer=2, n_head=4, n_embd=32)
+MODERN = replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu")
+FAMILIES = {
+    "gpt2": GPT2, "gpt2-untied": replace(GPT2, tie_head=False), "modern": MODERN,
+    "modern-shared": replace(MODERN, n_kv_head=2), "rmsnorm-only": replace(GPT2, norm="rmsnorm"),
+}  # fmt: skip
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(FAMILIES[request.param], V).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def logits_of(model: GPT, precision: Precision, tokens: list[list[int]], at_once: int) -> np.ndarray:
+    """Of several rows, (B, T, V), read a few tokens at a time."""
+    few, cache = FewTokens(model, precision), model.new_cache(len(tokens))
+    places = [(row, t) for t in range(len(tokens[0])) for row in range(len(tokens))]
+    logits = np.zeros((len(tokens), len(tokens[0]), V), np.float32)
+    for i in range(0, len(places), at_once):
+        rows, positions = zip(*places[i : i + at_once], strict=True)
+        read = few.read([tokens[r][t] for r, t in places[i : i + at_once]], rows, positions, cache)
+        logits[list(rows), list(positions)] = read
+    return logits
+
+
+TOKENS = torch.randint(V, (3, N), generator=torch.Generator().manual_seed(0))
+
+
+def test_it_computes_what_the_model_does(model: GPT) -> None:
+    ours = logits_of(model, "float32", TOKENS.tolist(), 5)
+    with torch.inference_mode():
+        np.testing.assert_allclose(ours, model(TOKENS).numpy(), atol=1e-4, rtol=1e-4)
+    for at_once in (1, 2, 8):  # to the bit: drafts must not change a text
+        assert np.array_equal(ours, logits_of(model, "float32", TOKENS.tolist(), at_once))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "share"), [("bfloat16", 0.02), ("int8", 0.03)])
+def test_it_computes_nearly_that_in_fewer_bits(model: GPT, precision: Precision, share: float) -> None:
+    ours = logits_of(model, precision, TOKENS.tolist(), 4)
+    assert np.array_equal(ours, logits_of(model, precision, TOKENS.tolist(), 1))
+    with torch.inference_mode():
+        for theirs in (model(TOKENS).numpy(), with_precision(model, precision)(TOKENS).numpy()):
+            assert 0 < np.linalg.norm(ours - theirs) < share * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("length", [1, 16, 40])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_texts_are_the_same(model: GPT, length: int, temperature: float) -> None:
+    prompt = np.random.default_rng(length).integers(V, size=length).tolist()
+    sampling, few = Sampling(temperature=temperature, seed=1), FewTokens(model, "float32")
+    text = list(generate(model, prompt, 50, sampling))
+    assert list(generate(model, prompt, 50, sampling, None, few)) == text
+    assert list(generate(model, prompt, 50, sampling, Drafts(), few)) == text
+
+
+def test_rows_join_and_leave(model: GPT) -> None:
+    few = FewTokens(model, "float32")
+    few.most = 3  # with more rows the model itself reads
+    engine, texts = Engine(model, 5, Drafts(), few), dict[int, list[int]]()
+    requests = [Request([i + 1] * (1 + 5 * i), 20 + 3 * i, Sampling(temperature=1.0, seed=i)) for i in range(5)]
+    for _ in range(200):
+        if len(texts) < 5:
+            texts[engine.add(requests[len(texts)])] = []
+        for written in engine.step():
+            texts[written.slot].append(written.token)
+    assert engine.free_slots == 5
+    for slot, request in enumerate(requests):
+        assert texts[slot] == list(generate(model, request.prompt, request.max_new_tokens, request.sampling))
+
+
+def test_each_is_made_once(model: GPT) -> None:
+    ready = Ready(model)
+    assert ready.few_tokens("float32", make=False) is None
+    assert ready.few_tokens("float32") is ready.few_tokens("float32", make=False) is not None
+    assert ready.model("int8") is ready.model("int8")
