@@ -58,6 +58,8 @@ def train_whole(folder: Path, name: str, job: dict[str, Any]) -> None:
         job["text"], name=name, out=folder, on_event=lambda event: None, checkpoint_every=STEPS, keep_checkpoints=0,
         **job["settings"],
     )  # fmt: skip
+    bits = storage.read_json(folder / name / "config.json")["bits"]
+    assert (bits["compile"], bits["dtype"]) == (job["settings"]["compile"], job["settings"]["dtype"])
     storage.write_json(folder / name / "batches.json", batches)
 
 
