@@ -24,6 +24,7 @@ from groundling.endurance.difference import first_difference, history, tensors
 from groundling.run import Run
 from groundling.training.checkpoint import TrainState
 from groundling.training.events import Event, Notice, Sample, Step
+from tiny import TINY as USUAL
 
 TINY = {
     "steps": STEPS, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "eval_tokens": 128,
@@ -168,11 +169,9 @@ def quietly(event: Event) -> None:
 
 @pytest.fixture(scope="module")
 def reference(prose: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    from conftest import TINY
-
     folder = tmp_path_factory.mktemp("reference")
     (folder / "prose.txt").write_text(prose, encoding="utf-8", newline="")
-    run = groundling.train(folder / "prose.txt", name="whole", out=folder, on_event=quietly, **TINY | SETTINGS)
+    run = groundling.train(folder / "prose.txt", name="whole", out=folder, on_event=quietly, **USUAL | SETTINGS)
     assert len([line for line in run.metrics() if line["event"] == "step"]) == 40
     return run
 
