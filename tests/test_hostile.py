@@ -25,6 +25,7 @@ from groundling import storage
 from groundling.__main__ import main
 from groundling.corpus.sources import find_source, read_bytes
 from groundling.folder import is_name
+from groundling.training.events import Event
 from tiny import TINY
 
 CHECKPOINT = "checkpoints/step-000002"
@@ -292,6 +293,26 @@ def test_a_newer_format_says_what_to_do(folder: Path) -> None:
     assert "was made by groundling 9.1.0, this is" in said["generate"]
     assert said["generate"].endswith(": update groundling to read it.")
     assert set(said) == set(uses()) - {"runs", "plot"}
+
+
+@pytest.mark.parametrize("places", [[""], ["", CHECKPOINT]], ids=["run", "run and checkpoint"])
+def test_a_record_of_a_newer_version_is_not_called_damaged(folder: Path, places: list[str]) -> None:
+    for place in places:
+        change(folder / place / "config.json", lambda record: record.update(format=2))
+    sealed(folder)
+    before, said = (folder / "config.json").read_bytes(), list[Event]()
+    with pytest.raises(ValueError, match=r"config\.json was made by .* update groundling to read it\."):
+        groundling.resume("run", steps=3, on_event=said.append)
+    assert not said
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_what_is_no_better_in_the_checkpoint_is_not_put_back(folder: Path) -> None:
+    said = list[Event]()
+    both(folder, lambda record: record["settings"]["model"].update(n_experts=8))
+    with pytest.raises(ValueError, match="There is no setting 'n_experts'"):
+        groundling.resume("run", steps=3, on_event=said.append)
+    assert not said
 
 
 def test_an_entry_that_nobody_knows_is_named(folder: Path) -> None:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from groundling import __version__, storage
 from groundling.config import GROUPS, Config, flag
-from groundling.config.record import FORMAT
+from groundling.config.record import FORMAT, NewerVersion
 from groundling.corpus.again import TextChanged, refuse_change
 from groundling.corpus.contents import Contents, contents_of
 from groundling.corpus.fitting import silent
@@ -154,9 +154,15 @@ def accept_changed_text(run: Run, notice: Callable[[str], None], progress: Calla
 
 
 def mend(run: Run, notice: Callable[[str], None]) -> None:
-    """Put a run's record and tokenizer back from its newest checkpoint, where they are gone or damaged."""
+    """Put a run's record and tokenizer back from its newest checkpoint, where they are gone or damaged.
+
+    What is not sound there either is left: whoever reads it says what is wrong.
+    """
     for name, is_sound in (("config.json", _has_record), ("tokenizer.json", _has_tokenizer)):
-        if run.checkpoints.steps() and not is_sound(run) and (newest := run.checkpoints.newest(silent)):
+        if not run.checkpoints.steps() or is_sound(run):
+            continue
+        newest = run.checkpoints.newest(silent)
+        if newest and is_sound(Run(run.folder, newest)):
             storage.write_file(run.folder / name, (newest / name).read_bytes())
             notice(f"{run.folder / name} was gone or damaged, and is put back as it was in {newest.name}.")
 
@@ -164,6 +170,8 @@ def mend(run: Run, notice: Callable[[str], None]) -> None:
 def _has_record(run: Run) -> bool:
     try:
         return bool(run.record)
+    except NewerVersion:
+        return True  # it is as it should be, but not for us
     except (ValueError, OSError):
         return False
 
@@ -171,6 +179,8 @@ def _has_record(run: Run) -> bool:
 def _has_tokenizer(run: Run) -> bool:
     try:
         return run.tokenizer.fingerprint == run.record["corpus"]["tokenizer"]
+    except NewerVersion:
+        return True
     except (ValueError, OSError):
         return False
     finally:

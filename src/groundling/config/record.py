@@ -21,6 +21,10 @@ _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Text = Annotated[str, Field(max_length=4096)]
 
 
+class NewerVersion(ValueError):
+    """A record that only a newer version can read."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -83,7 +87,7 @@ def check_record(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict) or type(value.get("format")) is not int:
         raise ValueError(f"{what} is not the record of a run.")
     if value["format"] > FORMAT:
-        raise ValueError(f"{what} was made by {_maker(value)}, this is {__version__}: update groundling to read it.")
+        raise NewerVersion(f"{what} was made by {_maker(value)}, this is {__version__}: update groundling to read it.")
     try:
         # Through JSON, where a list is as good as a tuple though everything else is strict.
         record = Record.model_validate_json(json.dumps(value))

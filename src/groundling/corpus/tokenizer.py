@@ -202,7 +202,8 @@ class CharTokenizer(Tokenizer):
                 position = int(np.argmin(known))
                 raise UnknownText(
                     f"The character {text[position]!r} (U+{ord(text[position]):04X}) at position {offset + position} "
-                    f"is not among the {len(self._codes)} that this model knows; remove it, or use --unknown skip."
+                    f"is not among the {len(self._codes)} that this model knows; remove it. sample, chat, eval and "
+                    "serve can leave it out, with --unknown skip."
                 )
             ids = ids[known]
         return ids

@@ -172,7 +172,7 @@ class Checkpoints:
                 self.verify(path)
                 return path
             except ValueError as error:
-                notice(f"{error} The checkpoint before it is used.")
+                notice(f"{error} The checkpoint before it is used." if path != self.path(steps[0]) else str(error))
         if steps:
             notice("No checkpoint is whole: training begins again at step 0.")
         return None

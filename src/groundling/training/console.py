@@ -191,9 +191,10 @@ class Console:
 
     def _out_of_memory(self, event: OutOfMemory) -> None:
         self.out.print(
-            f"[yellow]memory ran out {event.doing}:[/] from step {event.step:,} on with {event.batch_size:,} windows "
-            f"in a pass and {event.accumulate:,} passes a step, which reads the same text; an evaluation reads "
-            f"{event.evaluation_batch:,} windows at once. Not bit-exact with a run whose passes were larger."
+            f"[yellow]memory ran out {event.doing}:[/] training goes on from step {event.step:,} in smaller pieces "
+            f"(windows in a pass: {event.batch_size:,}, passes a step: {event.accumulate:,}, windows at once in an "
+            f"evaluation: {event.evaluation_batch:,}). Each step reads the same text as before; the last digits may "
+            "differ from those of a run that did not run out of memory."
         )
 
     def _finished(self, event: Finished) -> None:
