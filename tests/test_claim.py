@@ -80,7 +80,7 @@ def races(folder: Path, times: int) -> None:
 
 
 def test_of_eight_that_start_at_once_exactly_one_wins(tmp_path: Path) -> None:
-    races(tmp_path, 20)
+    races(tmp_path, 6)
 
 
 @pytest.mark.slow

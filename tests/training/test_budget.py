@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,14 @@ from groundling.training.budget import (
 from groundling.training.checkpoint import TrainState
 from groundling.training.events import Planned
 
+rehearsed_once = cache(budget.rehearse)
+
 
 @pytest.fixture
 def laptop(monkeypatch: pytest.MonkeyPatch) -> None:
     """The speed of one machine, so that plans do not depend on where the tests run."""
     monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(gflops=1000, gbytes=11))
+    monkeypatch.setattr(budget, "rehearse", rehearsed_once)
 
 
 @pytest.fixture

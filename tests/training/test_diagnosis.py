@@ -87,7 +87,11 @@ def test_other_healthy_runs_are_told_nothing(text_file: Path, settings: dict[str
         ("rate too low", {"learning_rate": 1e-5, "matrix_learning_rate": 1e-5}),
         ("diverged", {"learning_rate": 1e18, "grad_clip": 0.0}),
         ("small validation", {"val_fraction": 0.02}),
-        ("too large for its time", {"n_embd": 192, "n_layer": 6, "batch_size": 4, "steps": 100, "learning_rate": 2e-3}),
+        pytest.param(
+            "too large for its time",
+            {"n_embd": 192, "n_layer": 6, "batch_size": 4, "steps": 100, "learning_rate": 2e-3},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(text_file: Path, kind: str, settings: dict[str, Any]) -> None:

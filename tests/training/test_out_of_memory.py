@@ -247,6 +247,7 @@ LIMITED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of the address space are Linux's")
 def test_a_process_that_may_not_have_more_memory_trains_on(text_file: Path) -> None:
     """Really: the system refuses what a pass of 128 windows takes."""
