@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from groundling.config import ModelSettings
-from groundling.inference.drafts import Drafts
+from groundling.inference.drafts import Drafts, Pace
 from groundling.inference.engine import Engine, Request, Written, generate, window_start
 from groundling.inference.sampling import Sampler, Sampling, choose
 from groundling.model.gpt import GPT
@@ -159,7 +159,8 @@ def test_log_probabilities_are_the_models_own(model: GPT) -> None:
             tokens.append(written.token)
 
 
-def test_drafts_save_steps_where_the_text_repeats_itself() -> None:
+def test_drafts_save_steps_where_the_text_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "drafting", lambda self, n_texts: True)  # not by the stopwatch
     model = model_of(GPT2)
     engine = Engine(model, drafts=Drafts())
     engine.add(Request([1], 200, GREEDY))  # greedily it runs in circles before long
