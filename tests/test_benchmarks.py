@@ -25,6 +25,16 @@ def test_a_variant_is_measured() -> None:
     assert result["memory"] > 10**8
 
 
+@pytest.mark.slow
+def test_decoding_is_measured() -> None:
+    script = SCRIPT.with_name("decode.py")
+    command = [sys.executable, str(script), "--preset", "nano", "--batches", "1", "--rounds", "1", "--tokens", "9"]
+    done = subprocess.run([*command, "--precisions", "float32"], check=True, capture_output=True, text=True)
+    rates = {tuple(row.split(" | ")[1:3]): row.split(" | ")[4] for row in done.stdout.splitlines()[3:]}
+    assert {("start", "groundling"), ("past", "groundling"), ("start", "transformers")} <= rates.keys()
+    assert all(float(rate.replace(",", "")) > 0 for rate in rates.values())
+
+
 @pytest.mark.parametrize("name", ["nano", "workshop"])
 def test_operations_are_counted_as_pytorch_counts_them(name: str) -> None:
     """PyTorch counts all of attention; causal attention needs half of that."""

@@ -19,6 +19,7 @@ last ones in PyTorch. For guesses that are certain of themselves this is the acc
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ if TYPE_CHECKING:  # it imports Numba, which may be missing
     from groundling.inference.compiled import FewTokens
 
 _CHUNK = 128  # tokens of a prompt that are read between two steps of the others
-_AHEAD = 32  # tokens read at once for the window after this one
+_AHEAD = 64  # tokens read at once for the window after this one
 _DRAFTED = 3  # tokens guessed at once
 _MOST = 32  # tokens read at once, guesses included: with more, guesses have never paid
 
@@ -197,8 +198,8 @@ class Engine:
     def _decode(self) -> list[Written]:
         """Read the newest token of each row that is ready, with the drafts after it, and choose what comes next."""
         began = time.perf_counter()
-        rows, cache = self._rows, self._cache[: len(self._rows)]
-        room = self._block_size - 1 - int(cache.lengths.max())
+        rows, lengths = self._rows, self._cache.lengths
+        room = self._block_size - 1 - int(lengths[: len(rows)].max())
         most = self._few_tokens.most if self._few_tokens else _MOST
         room = min(room, _DRAFTED, most // len(rows) - 1)
         may_draft = self._drafts is not None and room > 0
@@ -208,11 +209,11 @@ class Engine:
         logits = self._read([[rows[i].tokens[-1], *drafts[i]] if rows[i].ready else [] for i in range(len(rows))])
         written = []
         for t in range(1 + max(map(len, drafts))):
-            chosen = choose(np.stack([logits[i][t] for i in going_on]), [rows[i].sampler for i in going_on])
+            chosen = choose(np.array([logits[i][t] for i in going_on]), [rows[i].sampler for i in going_on])
             right = []
             for i, token in zip(going_on, chosen, strict=True):
                 item = self._append(rows[i], token, logits[i][t])
-                cache.lengths[i] += 1
+                lengths[i] += 1
                 written.append(item)
                 if t < len(drafts[i]) and token == drafts[i][t] and not item.finish:
                     right.append(i)
@@ -225,13 +226,15 @@ class Engine:
 
     def _read(self, tokens: list[list[int]]) -> Sequence[npt.NDArray[np.float32]]:
         """Read these tokens of each row; logits after each of them, by row. The lengths of the cache stay."""
-        cache = self._cache[: len(tokens)]
         counts = list(map(len, tokens))
         if self._few_tokens and sum(counts) <= self._few_tokens.most:
+            lengths = self._cache.lengths.tolist()
             rows = [i for i, count in enumerate(counts) for _ in range(count)]
-            positions = [int(cache.lengths[i]) + t for i, count in enumerate(counts) for t in range(count)]
+            positions = [lengths[i] + t for i, count in enumerate(counts) for t in range(count)]
             logits = self._few_tokens.read([token for row in tokens for token in row], rows, positions, self._cache)
-            return np.split(logits, np.cumsum(counts)[:-1])
+            ends = list(itertools.accumulate(counts))
+            return [logits[end - count : end] for count, end in zip(counts, ends, strict=True)]
+        cache = self._cache[: len(tokens)]
         filled = cache.lengths.copy()
         padded = [row + [0] * (max(counts) - len(row)) for row in tokens]
         read = self._model(self._tensor(padded), cache).float().cpu().numpy()  # (B, T, V)

@@ -130,26 +130,27 @@ def choose(logits: npt.NDArray[np.float32], samplers: Sequence[Sampler]) -> list
 def probabilities(logits: npt.NDArray[np.float32], settings: Sequence[Sampling]) -> _F64:
     """What each row is drawn from: logits (B, V) after bias and penalties -> (B, V), which add up to 1 in a row."""
     V = logits.shape[-1]
-
-    def column(name: str) -> _F64:
-        return np.array([[getattr(s, name)] for s in settings], dtype=np.float64)
-
+    top_k = [min(one.top_k, V) or V for one in settings]
+    top_p, min_p = [one.top_p for one in settings], [one.min_p for one in settings]
     with np.errstate(over="ignore"):  # a temperature of almost 0
-        x = (logits - logits.max(-1, keepdims=True)) / column("temperature")
-    top_k, top_p, min_p = column("top_k"), column("top_p"), column("min_p")
-    top_k = np.where(top_k > 0, np.minimum(top_k, V), V)
-    if (top_k < V).any() or (top_p < 1).any():
-        most = int(top_k.max())
+        x = (logits - logits.max(-1, keepdims=True)) / _column([one.temperature for one in settings])
+    if min(top_k) < V or min(top_p) < 1:
+        most = max(top_k)
         ordered = -np.sort(np.partition(-x, most - 1)[:, :most])  # the likeliest first
-        ordered[np.arange(most) >= top_k] = -math.inf
-        p = np.exp(ordered)
-        p /= p.sum(-1, keepdims=True)
-        ordered[p.cumsum(-1) - p >= top_p] = math.inf  # those before it are enough already
-        ordered[ordered == -math.inf] = math.inf
+        ordered[np.arange(most) >= _column(top_k)] = math.inf
+        if min(top_p) < 1:
+            p = np.exp(np.where(ordered < math.inf, ordered, -math.inf))
+            p /= p.sum(-1, keepdims=True)
+            ordered[p.cumsum(-1) - p >= _column(top_p)] = math.inf  # those before it are enough already
         x[x < ordered.min(-1, keepdims=True)] = -math.inf
     p = np.exp(x)
-    p[p < min_p] = 0  # the likeliest stands at 1
+    if max(min_p) > 0:
+        p[p < _column(min_p)] = 0  # the likeliest stands at 1
     return np.asarray(p / p.sum(-1, keepdims=True))
+
+
+def _column(values: Sequence[float]) -> _F64:
+    return np.array(values, dtype=np.float64)[:, None]
 
 
 def log_probabilities(logits: npt.NDArray[np.float32]) -> _F64:
