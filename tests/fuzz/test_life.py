@@ -25,7 +25,7 @@ def lived(lives: int, events: int) -> dict[str, int]:
 def test_whatever_happens_nothing_is_lost() -> None:
     happened = lived(6, 8)
     assert happened["lives"] >= 6
-    assert sum(happened.values()) > 20
+    assert happened["resumed to the end"] >= 1
 
 
 @pytest.mark.slow
