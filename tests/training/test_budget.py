@@ -79,7 +79,7 @@ def test_more_time_never_gives_a_smaller_model_or_a_worse_forecast(text: Corpus)
     for less, more in pairwise(plans):
         assert more.parameters >= less.parameters
         assert more.loss <= less.loss
-        assert more.model["dropout"] >= less.model["dropout"]
+        assert more.model["weight_decay"] >= less.model["weight_decay"]
         assert more.low < more.loss < more.high
 
 
