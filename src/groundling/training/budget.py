@@ -211,8 +211,7 @@ def _plan(config: Config, text: Corpus, per_step: float, used: float) -> Planned
     return Planned(
         minutes=t.minutes,
         parameters=parameters(m, vocab_size),
-        model={name: getattr(m, name) for name in (*_SHAPE, "block_size", "dropout")}
-        | {"weight_decay": t.weight_decay},
+        model={name: getattr(m, name) for name in (*_SHAPE, "block_size", "dropout")},
         batch_size=t.batch_size * t.accumulate,
         steps=t.steps,
         seconds_per_step=per_step,
