@@ -4,11 +4,11 @@
     python benchmarks/decode.py --nanogpt ../nanoGPT             # beside nanoGPT's own generate
     python benchmarks/decode.py --run runs/my --gguf my.gguf     # a trained model, with drafts, beside llama.cpp
 
-Two tasks: `start` writes 240 tokens after one, `past` writes on after a full context, where nanoGPT reads all of it
-again for each token and transformers' GPT-2 has no positions left. All programs hold the same weights and draw at
-temperature 0.7 from the 50 likeliest. They take turns, round after round, in one process; figures are medians over
-the rounds. Tokens a second are of all texts in the batch together. The limit is what reading all weights once a step
-allows, at the speed at which this machine reads a block of their size. Keep the machine quiet.
+Two tasks: `start` writes a context less 16 tokens after one, `past` writes on after a full context, where nanoGPT
+reads all of it again for each token and transformers' GPT-2 has no positions left. All programs hold the same weights
+and draw at temperature 0.7 from the 50 likeliest. They take turns, round after round, in one process; figures are
+medians over the rounds. Tokens a second are of all texts in the batch together. The limit is what reading all weights
+once a step allows, at the speed at which this machine reads a block of their size. Keep the machine quiet.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from groundling.inference.compiled import FewTokens
 
 VOCAB_SIZE = 65
-START_TOKENS = 240
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 Steps = Iterator[int]
@@ -151,10 +150,11 @@ def variants(arguments: argparse.Namespace) -> Iterator[Variant]:
     llama = llama_of(arguments.gguf)
     if not is_gpt2:
         print("nanoGPT and transformers are left out: this model is not of GPT-2's family.", file=sys.stderr)
+    start = model.config.block_size - 16
     for batch in arguments.batches:
         for task in ("start", "past"):
             for name in arguments.precisions:
-                n, copy, few = START_TOKENS if task == "start" else arguments.tokens, ready.model(name), None
+                n, copy, few = start if task == "start" else arguments.tokens, ready.model(name), None
                 if (few_tokens := ready.few_tokens(name)) and batch <= few_tokens.most:
                     few = few_tokens
                     yield Variant("groundling, PyTorch alone", task, batch, name,
@@ -167,14 +167,14 @@ def variants(arguments: argparse.Namespace) -> Iterator[Variant]:
                         lambda c=copy, t=task, b=batch, n=n, f=few: ours(c, t, b, n, Drafts(), f),
                     )  # fmt: skip
             if nano and (task == "past" or batch == 1):  # elsewhere it takes minutes
-                n = START_TOKENS if task == "start" else max(2, 24 // batch)
+                n = start if task == "start" else max(2, 24 // batch)
                 yield Variant("nanoGPT", task, batch, "float32",
                               lambda t=task, b=batch, n=n: nanogpt_steps(nano, model, t, b, n))  # fmt: skip
             if hugging and task == "start":
                 yield Variant("transformers", task, batch, "float32",
-                              lambda b=batch: huggingface_steps(hugging, b, START_TOKENS))  # fmt: skip
+                              lambda b=batch: huggingface_steps(hugging, b, start))  # fmt: skip
             if llama and batch == 1 and task == "start":
-                yield Variant("llama.cpp", task, 1, arguments.gguf_precision, lambda: llama_steps(llama, START_TOKENS))
+                yield Variant("llama.cpp", task, 1, arguments.gguf_precision, lambda: llama_steps(llama, start))
 
 
 def llama_of(gguf: str | None) -> Any:
