@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tiny import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -19,13 +22,21 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Whoever runs the tests in the background of a shell has them ignore SIGINT, and all processes that they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def few_threads(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tiny models are slower on many threads, and figures to the bit need a fixed number."""
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    """Tiny models are slower on many threads, and figures to the bit need a fixed number: one, where the tests are
+    shared out among processes that would be in each other's way."""
+    threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -41,13 +52,6 @@ def text_file(prose: str, tmp_path: Path) -> Path:
     path = tmp_path / "prose.txt"
     path.write_text(prose, encoding="utf-8", newline="")
     return path
-
-
-TINY: dict[str, Any] = {
-    "preset": "nano", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "steps": 40,
-    "eval_every": 10, "eval_tokens": 1024, "checkpoint_every": 10, "sample_tokens": 12, "learning_rate": 3e-3,
-    "warmup_steps": 5, "device": "cpu", "dtype": "float32",
-}  # fmt: skip
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +16,10 @@ from groundling.__main__ import main
 from groundling.cli.copies import show_originality
 from groundling.config import flag, setting_fields
 
-VERBS = ["train", "resume", "sample", "eval", "runs", "plot", "doctor", "inspect", "tokenizer", "chat"]
+VERBS = [
+    "train", "resume", "sample", "chat", "eval", "runs", "serve", "export", "import", "plot", "doctor", "inspect",
+    "tokenizer", "selftest", "studio",
+]  # fmt: skip
 COMMAND = [sys.executable, "-m", "groundling"]
 
 
@@ -304,53 +305,6 @@ def test_text_comes_from_standard_input(prose: str, tiny: dict[str, Any]) -> Non
     assert Path("runs/stdin/result.json").exists()
     resumed = subprocess.run([*COMMAND, "resume", "stdin", "--steps", "3"], capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to another process")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_continue(number: signal.Signals, text_file: Path, tiny: dict[str, Any]) -> None:
-    arguments = ["train", str(text_file), "--name", "asked", *flags(tiny | {"steps": 100_000})]
-    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "step 30" in line:
-                process.send_signal(number)
-                break
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert "groundling resume asked" in out
-    assert "Stopping" in err
-    assert "Traceback" not in err
-    run = groundling.load("asked")
-    assert run.checkpoints.steps()[-1] >= 30
-    assert run.metrics()[-1]["event"] == "paused"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to another process")
-def test_a_second_signal_ends_it_at_once(text_file: Path, tiny: dict[str, Any]) -> None:
-    # One step of this takes minutes: the first signal alone would not end it in time.
-    slow = tiny | {
-        "n_embd": 512,
-        "n_layer": 8,
-        "block_size": 512,
-        "batch_size": 64,
-        "accumulate": 50,
-        "eval_tokens": 32,
-        "compile": "off",
-    }
-    arguments = ["train", str(text_file), "--name", "slow", *flags(slow)]
-    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "step 0" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        assert process.stderr is not None
-        while "once more to quit" not in process.stderr.readline():
-            pass
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
-    assert process.returncode == -signal.SIGINT
 
 
 def test_a_reader_that_leaves_is_no_error(first: None) -> None:

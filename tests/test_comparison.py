@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 
 import groundling
-from groundling import comparison
 from groundling.config import CorpusSettings
 from groundling.corpus.tokens import Corpus
 
 
-def test_figures_are_those_of_the_text(text_file: Path, prose: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "_PIECE", 777)
+def test_figures_are_those_of_the_text(text_file: Path, prose: str) -> None:
     prose = prose.encode("ascii", "ignore").decode()
     text_file.write_text(prose, encoding="utf-8", newline="")
     found = groundling.compare_tokenizers(text_file, vocab_sizes=(100_000, 300, 50_000))

@@ -150,11 +150,11 @@ def test_a_wrong_type_is_refused_by_flag(name: str, value: Any) -> None:
         ({"final_lr_fraction": 1.5}, "--final-lr-fraction must lie in"),
         ({"weight_decay": math.nan}, "--weight-decay must be at least 0"),
         ({"weight_decay": -0.1}, "--weight-decay must be at least 0"),
-        ({"grad_clip": math.inf}, "--grad-clip must be at least 0"),
+        ({"grad_clip": math.inf}, "--grad-clip must be at most 1,000,000,000,000, and it is inf."),
         ({"beta1": 1.0}, "--beta1 must lie in"),
         ({"beta2": math.nan}, "--beta2 must lie in"),
         ({"seed": -1}, "--seed must be at least 0"),
-        ({"seed": 2**63}, "--seed must be below 2^63"),
+        ({"seed": 2**63}, "--seed must be at most 9,223,372,036,854,775,807"),
         ({"threads": -1}, "--threads must be at least 0"),
         ({"val_fraction": 0.0}, "--val-fraction must lie above 0"),
         ({"val_fraction": 0.6}, "--val-fraction must lie above 0"),
@@ -222,7 +222,7 @@ def configs(draw: st.DrawFn) -> Config:
         warmup_steps=draw(st.integers(0, steps - 1)),
         learning_rate=draw(st.floats(0, exclude_min=True, allow_infinity=False)),
         schedule=draw(st.sampled_from(["cosine", "linear", "constant"])),
-        sample_every=draw(st.none() | st.integers(0)),
+        sample_every=draw(st.none() | st.integers(0, 10**12)),
         sample_prompt=draw(st.text(st.characters(exclude_categories=["Cs"]))),
         seed=draw(st.integers(0, 2**63 - 1)),
     )
@@ -231,6 +231,32 @@ def configs(draw: st.DrawFn) -> Config:
 @given(configs())
 def test_settings_come_back_from_json_as_they_were(config: Config) -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"n_layer": 10**9}, "--n-layer must be at most 1,000, and it is 1000000000."),
+        ({"n_head": 10**9}, "--n-head must be at most 1,000"),
+        ({"n_embd": 10**400}, "--n-embd must be at most 1,048,576, and it is 10000000000000000000."),
+        ({"block_size": 2**31}, "--block-size must be at most 16,777,216"),
+        ({"rope_theta": 1e309}, "--rope-theta must be at most 1,000,000,000,000, and it is inf."),
+        ({"batch_size": 10**15}, "--batch-size must be at most"),
+        ({"vocab_size": 10**9}, "--vocab-size must be at most 4,194,304"),
+        ({"sample_prompt": "a" * 100_001}, "--sample-prompt must have at most 100,000 characters, and it has 100,001."),
+        ({"device": "cpu" * 2000}, "--device must have at most 4,096 characters"),
+    ],
+)
+def test_what_is_absurd_is_refused_by_flag(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        Config.build("x", **settings)
+    assert str(refused.value).startswith(sentence)
+
+
+def test_a_long_mistake_is_told_in_short() -> None:
+    with pytest.raises(ValueError, match="--n-layer") as refused:
+        Config.build("x", n_layer="6" * 10**6)
+    assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize(("group", "name"), [("model", "n_layer"), ("training", "seed"), ("text", "glob")])

@@ -248,7 +248,7 @@ def test_divergence_is_one_sentence_and_keeps_what_was_saved(text_file: Path, ti
             model = next(o for o in gc.get_objects() if type(o) is groundling.GPT and o.training)
             model.wte.weight.data[:] = math.nan
 
-    with pytest.raises(FloatingPointError, match=r"diverged: in step 9 the loss is nan"):
+    with pytest.raises(FloatingPointError, match=r"diverged: in step 9 the weights wte.weight are not all finite"):
         groundling.train(text_file, name="nan", on_event=poison, **tiny | SHORT)
     run = groundling.load("nan")
     assert run.checkpoints.steps() == [5, 6]

@@ -39,7 +39,7 @@ def test_a_run_ends_on_time_with_its_rate_at_the_floor(text_file: Path) -> None:
     )
     seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
-    assert abs(seconds - 24) < 5
+    assert abs(seconds - 24) < 10  # 5 where nothing else runs; here other tests do
     folder = Path("runs/prose")
     (plan,) = lines(folder, "planned")
     assert plan["low"] < plan["loss"] < plan["high"]

@@ -28,8 +28,9 @@ FILES = sorted(SRC.rglob("*.py"))
 README = ROOT / "README.md"
 
 READING_ORDER = [
-    "config", "storage", "machine", "page", "corpus", "model", "inference", "evaluation", "training", "report", "run",
-    "catalog", "claim", "launch", "comparison", "interchange", "web", "flags", "cli", "__main__",
+    "config", "untrusted", "storage", "machine", "page", "corpus", "model", "inference", "evaluation", "training",
+    "report", "folder", "run", "catalog", "claim", "room", "session", "launch", "endurance", "comparison",
+    "interchange", "web", "flags", "cli", "__main__",
 ]  # fmt: skip
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
 
@@ -101,18 +102,6 @@ def test_no_two_modules_import_each_other() -> None:
     del graph["groundling"]
     sorter = TopologicalSorter({module: there - {"groundling", module} for module, there in graph.items()})
     assert graph.keys() <= set(sorter.static_order())  # a cycle raises CycleError, which names it
-
-
-@each_file
-def test_no_file_that_is_opened_can_run_code(path: Path) -> None:
-    forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-    for line, name in imports(path):
-        assert name.split(".")[0] not in forbidden and name not in ("torch.load", "torch.save"), f"{path}:{line}"
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            assert called not in ("eval", "exec", "torch.load", "torch.save"), f"{path}:{node.lineno} calls {called}"
-            assert not any(keyword.arg == "allow_pickle" for keyword in node.keywords), f"{path}:{node.lineno}"
 
 
 @each_file

@@ -21,15 +21,19 @@ if TYPE_CHECKING:
     from groundling.corpus.fitting import train_tokenizer
     from groundling.corpus.tokenizer import Tokenizer
     from groundling.corpus.tokens import Corpus
+    from groundling.endurance.selftest import selftest
     from groundling.evaluation.originality import TrainingText
+    from groundling.interchange.export import export
+    from groundling.interchange.importing import import_model
     from groundling.launch import resume, train
     from groundling.model.gpt import GPT
     from groundling.run import Run
     from groundling.training.advice import inspect
+    from groundling.web.server import serve
 
 __all__ = [
-    "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "compare_tokenizers", "inspect", "load",
-    "resume", "runs", "train", "train_tokenizer",
+    "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "compare_tokenizers", "export",
+    "import_model", "inspect", "load", "resume", "runs", "selftest", "serve", "train", "train_tokenizer",
 ]  # fmt: skip
 
 _HOMES = {
@@ -38,11 +42,15 @@ _HOMES = {
     "Run": "groundling.run",
     "Tokenizer": "groundling.corpus.tokenizer",
     "TrainingText": "groundling.evaluation.originality",
-    "inspect": "groundling.training.advice",
     "compare_tokenizers": "groundling.comparison",
+    "export": "groundling.interchange.export",
+    "import_model": "groundling.interchange.importing",
+    "inspect": "groundling.training.advice",
     "load": "groundling.catalog",
     "resume": "groundling.launch",
     "runs": "groundling.catalog",
+    "selftest": "groundling.endurance.selftest",
+    "serve": "groundling.web.server",
     "train": "groundling.launch",
     "train_tokenizer": "groundling.corpus.fitting",
 }

@@ -6,13 +6,16 @@ import os
 import sys
 from typing import NoReturn
 
-from cyclopts import CycloptsError
-
-from groundling.cli import app
+from groundling.training.stopping import ended_by_signals
+from groundling.untrusted import visible
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0, or else with one sentence on standard error."""
+    with ended_by_signals():
+        from cyclopts import CycloptsError
+
+        from groundling.cli import app
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     if debug:
@@ -34,8 +37,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        expected = isinstance(error, ValueError | OSError | FloatingPointError)
+        from groundling.training.memory import ADVICE, OutOfMemoryError, is_out_of_memory
+
+        expected = isinstance(error, ValueError | OSError | FloatingPointError | OutOfMemoryError)
         told = _told(error)
+        if is_out_of_memory(error) and not isinstance(error, OutOfMemoryError):
+            told, expected = f"Memory ran out. {ADVICE}", True
         status = _fail(told if expected else f"Unexpected {type(error).__name__}: {told} (--debug shows where)", 1)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -47,7 +54,7 @@ def _told(error: Exception) -> str:
 
 
 def _fail(sentence: str, status: int) -> int:
-    print(f"groundling: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"groundling: {visible(' '.join(sentence.split()))}", file=sys.stderr)
     return status
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from groundling.config import did_you_mean
-from groundling.run import Run, is_name, runs_folder
+from groundling.folder import is_name, runs_folder
+from groundling.run import Run
 from groundling.training.checkpoint import read_state
 
 
@@ -24,7 +25,7 @@ def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = No
     for path in candidates:
         if (path / "model.safetensors").is_file():
             return Run(path.resolve().parent.parent, path.resolve())
-        if (path / "config.json").is_file():
+        if (path / "config.json").is_file() or (path / "checkpoints").is_dir():  # without the first, it can be mended
             return Run(path.resolve())
     known = [path.name for path in _run_folders(folder)]
     hint = did_you_mean(reference, known) or (f"; there are {', '.join(known[-5:])}" if known else "")
@@ -41,21 +42,23 @@ def _run_folders(folder: Path) -> list[Path]:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    run = Run(folder.resolve())
     row: dict[str, Any] = {
-        "name": run.name, "status": "unreadable", "step": 0, "steps": None, "best_step": None,
+        "name": folder.name, "status": "unreadable", "step": 0, "steps": None, "best_step": None,
         "best_validation_loss": None, "corpus": None, "preset": None, "created": None, "folder": str(folder),
     }  # fmt: skip
     try:
+        run = Run(folder.resolve())
         row |= {
             "corpus": run.record["corpus"]["name"],
             "preset": run.config.preset,
             "steps": run.config.training.steps,
             "created": run.record.get("created"),
-            "status": "new",
+            "status": "imported" if "imported" in run.record else "new",
         }
         steps = run.checkpoints.steps()
-        if steps:
+        if row["status"] == "imported":
+            row["steps"] = 0
+        elif steps:
             state = read_state(run.checkpoints.path(steps[-1]))
             row |= {
                 "step": state.step,

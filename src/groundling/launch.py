@@ -5,52 +5,26 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
-
-import torch
 
 from groundling import storage
 from groundling.catalog import load
-from groundling.claim import claim, extend, lock, write_record
-from groundling.config import MINUTES_OR_STEPS, Config
-from groundling.corpus.batches import Batches, near
-from groundling.corpus.leakage import WINDOW, shared
-from groundling.corpus.ngrams import milestones, one_gram
+from groundling.claim import accept_changed_text as accept_text
+from groundling.claim import claim, extend, lock, mend, write_record
+from groundling.config import MINUTES_OR_STEPS, Config, flag
+from groundling.corpus.contents import contents_of
 from groundling.corpus.sources import find_source
-from groundling.corpus.tokens import Corpus, prepare
-from groundling.evaluation.causality import sees_the_future
-from groundling.evaluation.score import Score, score
-from groundling.machine import Machine, choose, peak_memory
-from groundling.model.gpt import GPT
-from groundling.run import Run, corpus_of, runs_folder
-from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine, judge
-from groundling.training.checkpoint import TrainState, load_training
-from groundling.training.compiling import choose_forward
+from groundling.corpus.tokens import prepare
+from groundling.folder import runs_folder
+from groundling.machine import choose
+from groundling.run import Run, corpus_of
+from groundling.session import new_batches, train_on
+from groundling.training.budget import DEFAULT_MINUTES, fit_to_machine
 from groundling.training.console import Console
-from groundling.training.diagnosis import verdict
-from groundling.training.events import (
-    Checked,
-    Diverged,
-    Event,
-    Finished,
-    Notice,
-    Paused,
-    Planned,
-    RunFiles,
-    Started,
-    Subscriber,
-    reporters,
-    rewind,
-)  # fmt: skip
-from groundling.training.fit import Actions, DivergedError, StopRequest, fit
-from groundling.training.history import History
-from groundling.training.objective import next_token
-from groundling.training.optimizer import new_optimizer
-from groundling.training.samples import Sampler
-from groundling.training.trackers import Tracked, Tracker, check_trackers, tracking
+from groundling.training.events import Event, Subscriber, reporters
+from groundling.training.trackers import Tracker, check_trackers
 
 
 def train(
@@ -80,11 +54,13 @@ def train(
         elapsed: seconds of the time that are used up before this call, such as those it takes to start Python.
         settings: any field of the settings in `groundling.config`, laid over the preset.
 
-    Raises ValueError, OSError or FloatingPointError with a sentence for the user.
+    Raises ValueError, OSError, FloatingPointError or MemoryError with a sentence for the user.
     """
     began = time.perf_counter() - elapsed
     check_trackers(track or ())
     address = os.fspath(corpus) if corpus is not None else "shakespeare"
+    if settings.get("init_from"):
+        settings = _inherited(load(settings["init_from"], out=out), settings, preset)
     if preset is None and not {"steps", "minutes"} & settings.keys():
         settings["minutes"] = DEFAULT_MINUTES
     config = Config.build(address, preset, **settings)
@@ -101,14 +77,15 @@ def train(
             notice(f"{error} Training on python-docs instead, the documentation that Python ships.")
             source = find_source("python-docs")
         config = dataclasses.replace(config, corpus=source.address)
-        text = prepare(source, config.text, notice=notice, progress=progress)
-        _batches(config, text)  # refuses a text that is too short before a folder is made
-        run = claim(config, text, name, runs_folder(out).resolve(), notice, stack)
+        contents = contents_of(source, progress)
+        text = prepare(source, config.text, fingerprint=contents.fingerprint, notice=notice, progress=progress)
+        new_batches(config, text)  # refuses a text that is too short before a folder is made
+        run = claim(config, text, source, contents, name, runs_folder(out).resolve(), notice, stack)
         plan = None
         if not run.begun:
             planned, plan = fit_to_machine(config, given, text, machine, time.perf_counter() - began)
-            write_record(run, config, planned, text, machine)
-        return _train(run, text, emit, began, track, plan)
+            write_record(run, config, planned, text, contents, machine)
+        return train_on(run, text, emit, began, track, [plan] if plan else [])
 
 
 def resume(
@@ -117,6 +94,7 @@ def resume(
     out: str | os.PathLike[str] | None = None,
     steps: int | None = None,
     minutes: float | None = None,
+    accept_changed_text: bool = False,
     track: Sequence[Tracker] | None = None,
     on_event: Subscriber | None = None,
     elapsed: float = 0.0,
@@ -126,7 +104,8 @@ def resume(
     `steps` or `minutes` (in all, those of the sessions before included) sets a new end, for a run that is finished or
     should go on for longer; the learning rate then follows the schedule of the longer run from here on. A run that
     was given minutes goes on by the clock, and is as long as they last. The trackers of before go on, or those of
-    `track`.
+    `track`. A text that has changed is refused, with what differs, unless `accept_changed_text`: then the run goes on
+    with it, and its record says so.
 
     Raises ValueError if there is nothing to do, or if the text is not the one that the run began with.
     """
@@ -143,154 +122,34 @@ def resume(
     with ExitStack() as stack:
         emit = _subscriber(on_event, stack)
         lock(run.folder, stack)
-        text = corpus_of(run, *reporters(emit))
+        notes: list[Event] = []
+        notice, progress = reporters(emit)
+        mend(run, notice)
+        if accept_changed_text:
+            text = accept_text(run, reporters(notes.append)[0], progress)
+        else:
+            text = corpus_of(run, notice, progress)
         if steps is not None or minutes is not None:  # now that nothing stands in the way
             extend(run, steps, minutes)
-        return _train(run, text, emit, began, track)
+        return train_on(run, text, emit, began, track, notes)
 
 
-def _batches(config: Config, text: Corpus) -> Batches:
-    if len(text.validation) < 2:
-        raise ValueError(
-            f"The text has {text.n_characters} character(s), too few to keep a validation part of; use a longer one."
-        )
-    t = config.training
-    return Batches(text.train, config.model.block_size, t.batch_size, t.accumulate, t.seed)
-
-
-def _train(
-    run: Run, text: Corpus, emit: Subscriber, began: float, track: Sequence[Tracker] | None,
-    plan: Planned | None = None,
-) -> Run:  # fmt: skip
-    """Build the parts from the run's folder, train to the end or to a stop, and leave everything saved.
-
-    `began` is when the command was given, by `time.perf_counter()`.
-    """
-    config, settings, machine = run.config, run.config.training, run.machine
-    batches = near(_batches(config, text), machine)
-    storage.sweep(run.folder)
-    storage.sweep(run.checkpoints.folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
-    model.to(machine.device)
-    optimizer = new_optimizer(model, settings, machine.dtype)
-
-    notes: list[Event] = []
-    newest = run.checkpoints.newest(lambda sentence: notes.append(Notice(sentence)))
-    state = load_training(newest, model, optimizer) if newest else TrainState()
-    rewind(run.folder, state.step, state.evaluated_step)
-    with ExitStack() as stack:
-        files, stop = stack.enter_context(RunFiles(run.folder)), stack.enter_context(StopRequest())
-
-        def show(event: Event) -> None:
-            files(event)
-            emit(event)
-
-        tell_trackers = stack.enter_context(_tracking(run, track, state, lambda sentence: show(Notice(sentence))))
-
-        def tell(event: Event) -> None:
-            show(event)
-            tell_trackers(event)
-
-        def evaluate() -> Score:
-            return score(
-                model, text.validation, text.tokenizer, machine,
-                max_tokens=settings.eval_tokens, stopped=stop,
-            )  # fmt: skip
-
-        def save() -> Path:
-            return run.checkpoints.save(model, optimizer, state, run.folder, settings.keep_checkpoints)
-
-        for event in [plan, *notes] if plan else notes:
-            tell(event)
-        forward, machine = _compiled(run, model, batches, machine, state, tell)
-        tell(_started(run, text, batches, model, machine, state))
-        if not any(line["event"] == "checked" for line in run.metrics()):
-            tell(_checked(text))
-        state.elapsed += time.perf_counter() - began
-        try:
-            finished = fit(model, forward, next_token, batches, optimizer, state, settings, machine,
-                           Actions(evaluate, Sampler(model, text, settings), save, stop, tell))  # fmt: skip
-        except DivergedError as error:
-            tell(Diverged(error.step))
-            raise
-        if finished:
-            _finish(run, model, state, tell)
-        else:
-            run.stopped_by = stop.signal
-            tell(Paused(state.step, run.reference))
-    return Run(run.folder) if run.stopped_by is None else run
-
-
-def _compiled(
-    run: Run, model: GPT, batches: Batches, machine: Machine, state: TrainState, tell: Subscriber
-) -> tuple[Callable[..., torch.Tensor], Machine]:
-    """The model, compiled if that is worth it. What was decided stands in the run's record: a resume does the same."""
-    settings = run.config.training
-    batch = tuple(part.to(machine.device) for part in batches(state.step))
-    passes = (settings.steps - state.step) * settings.accumulate
-    forward, is_compiled, reason = choose_forward(model, next_token, batch, machine, passes, settings.accumulate)
-    if machine.compile == "on" and not is_compiled:
-        tell(Notice(f"Training runs uncompiled: {reason}."))
-    if machine.compile == "auto":
-        run.record["machine"]["compile"] = "on" if is_compiled else "off"
-        storage.write_json(run.folder / "config.json", run.record)
-    reasons = (*machine.reasons, reason) if reason else machine.reasons
-    return forward, dataclasses.replace(machine, compile="on" if is_compiled else "off", reasons=reasons)
-
-
-def _tracking(
-    run: Run, track: Sequence[Tracker] | None, state: TrainState, notice: Callable[[str], None]
-) -> AbstractContextManager[Subscriber]:
-    """The trackers of this session. The run's record keeps them: where none are given, those of before go on."""
-    names = list(run.record.get("track", []) if track is None else track)
-    if names != run.record.get("track", []):
-        run.record["track"] = names
-        storage.write_json(run.folder / "config.json", run.record)
-    about = Tracked(run.name, run.folder, run.record, state.step)
-    return tracking(names, about, notice, asked=track is not None)
-
-
-def _started(run: Run, text: Corpus, batches: Batches, model: GPT, machine: Machine, state: TrainState) -> Started:
-    steps = run.config.training.steps
-    corpus = run.record["corpus"] | {
-        "training_tokens": len(text.train),
-        "validation_tokens": len(text.validation),
-    }
-    return Started(
-        run.reference,
-        state.step,
-        steps,
-        run.config.training.minutes,
-        corpus,
-        model.parameter_table(),
-        machine.describe(),
-        batches.epochs(steps),
-    )
-
-
-def _checked(text: Corpus) -> Checked:
-    V = text.tokenizer.vocab_size
-    tokens = len(text.train) + len(text.validation)
-    window = max(8, round(WINDOW * tokens / text.n_characters))  # a token may be several characters
-    return Checked(
-        milestones(text.train, text.validation, V), one_gram(text.train, V), shared(text.train, text.validation, window)
-    )
-
-
-def _finish(run: Run, model: GPT, state: TrainState, tell: Subscriber) -> None:
-    assert state.best_loss is not None
-    metrics, sees_future = run.metrics(), sees_the_future(model)
-    summary = verdict(History.read(metrics, run.config, sees_future))
-    end = Finished(
-        run.reference, state.step, state.elapsed, state.best_step, state.best_loss, summary, peak_memory(),
-        judge(metrics, state), sees_future,
-    )  # fmt: skip
-    storage.write_json(run.folder / "result.json", end.to_dict())
-    run.plot()
-    page = run.report(originality=False)  # to index a long text would take too long now
-    tell(dataclasses.replace(end, report=os.path.relpath(page)))
+def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dict[str, Any]:
+    """The settings of a run that begins with another's weights, its model and tokenizer. Where nothing else is given,
+    the optimizer is its own too, with a tenth of the learning rates, and a step has about 8,192 tokens."""
+    storage.verify(source.checkpoint)
+    t = source.config.training
+    rates = {"learning_rate": t.learning_rate / 10, "matrix_learning_rate": t.matrix_learning_rate / 10}
+    model = dataclasses.asdict(source.config.model)
+    kept = {name: model[name] for name in model if name != "dropout"}
+    kept["tokenizer"] = str(source.checkpoint / "tokenizer.json")
+    differing = [flag(name) for name in kept if settings.get(name, kept[name]) != kept[name]]
+    if differing:
+        raise ValueError(f"{' and '.join(differing)} cannot be given with --init-from: the run {source.name} decides.")
+    wanted = rates | {"optimizer": t.optimizer, "dropout": model["dropout"]}
+    if preset is None and not {"batch_size", "accumulate"} & settings.keys():
+        wanted |= {"batch_size": max(1, 4096 // model["block_size"]), "accumulate": 2}
+    return wanted | settings | kept | {"init_from": str(source.checkpoint)}
 
 
 def _subscriber(on_event: Subscriber | None, stack: ExitStack) -> Subscriber:

@@ -255,6 +255,24 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
 
 
+def bits(machine: Machine) -> dict[str, str]:
+    """What decides the last bits of all results: where it is the same, so are they.
+
+    Each changes them in some model, or may by PyTorch's own word; docs/reliability.md tells what was tried. Python and
+    NumPy do not: the latter only orders the text, by integers, and makes seeds as it promises to make them for good.
+    """
+    on_gpu = machine.device.type == "cuda"
+    return {
+        "torch": torch.__version__,
+        "device": machine.device.type,
+        "processor": torch.cuda.get_device_name(machine.device) if on_gpu else processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "dtype": str(machine.dtype).removeprefix("torch."),
+        "compile": machine.compile,
+        "threads": str(machine.threads),
+    }
+
+
 def process_age() -> float:
     """Seconds since this process began: importing takes some, and a budget counts them."""
     return max(0.0, time.time() - psutil.Process().create_time())

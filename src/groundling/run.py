@@ -1,20 +1,9 @@
-"""A run: folder <-> object. launch.py makes them; here they are found, read and used.
-
-runs/<name>/
-  config.json      every setting, the text's fingerprint, versions, machine
-  tokenizer.json
-  metrics.jsonl    what happened, one JSON object a line
-  samples.jsonl    what the model wrote on the way, from one prompt and seed
-  checkpoints/     see training/checkpoint.py
-  loss.png         the curve, drawn at the end
-  report.html      all about it on one page, made at the end
-"""
+"""A run in use: its model writes and is scored, its curves are explained, and all about it stands on one page."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -22,24 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from groundling import storage
-from groundling.config import Config
+from groundling.corpus.again import find_again
+from groundling.corpus.fitting import Notice, Progress, silent
 from groundling.corpus.sources import find_source
-from groundling.corpus.tokenizer import Tokenizer, Unknown
-from groundling.corpus.tokens import Corpus, Tokens, fingerprint_of, prepare, reopen
+from groundling.corpus.tokenizer import Unknown
+from groundling.corpus.tokens import Corpus, Tokens, prepare
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.losses import TokenLoss, token_losses
 from groundling.evaluation.originality import TrainingText
 from groundling.evaluation.page import loss_page
 from groundling.evaluation.score import score
+from groundling.folder import RunFolder
 from groundling.inference.precision import Precision
 from groundling.inference.ready import Ready
 from groundling.inference.sampling import Sampling
 from groundling.inference.text import beginning, stream
-from groundling.machine import Machine, choose
-from groundling.model.gpt import GPT
 from groundling.report.facts import Facts
 from groundling.report.page import run_page
-from groundling.training.checkpoint import Checkpoints, load_weights, read_state
 from groundling.training.diagnosis import diagnose, standing, verdict
 from groundling.training.history import History
 from groundling.training.plot import plot_curves
@@ -48,94 +36,14 @@ LONG = 1000
 """Tokens: a shorter text is written before what makes it faster is made."""
 
 
-class Run:
-    """A trained (or half-trained) model in its folder. Nothing is read before it is needed."""
+class Run(RunFolder):
+    """A trained (or half-trained) model in its folder, and what can be done with it: write, score, explain, report."""
 
     def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
-        """`checkpoint` is the one to use; the best one (else the newest) if None."""
-        self.folder = folder
-        self._checkpoint = checkpoint
+        """`checkpoint` is the one to use; the best one (else the newest) if None. For ValueErrors, see `RunFolder`."""
+        super().__init__(folder, checkpoint)
         self.stopped_by: int | None = None
         """The signal that ended training early, after `train` or `resume` returned; None if it came to the end."""
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def reference(self) -> str:
-        """What names this run on the command line from here."""
-        return self.name if self.folder.parent == runs_folder().resolve() else os.path.relpath(self.folder)
-
-    @cached_property
-    def record(self) -> dict[str, Any]:
-        """`config.json`: settings, corpus, versions, machine."""
-        record: dict[str, Any] = storage.read_json((self._checkpoint or self.folder) / "config.json")
-        if not isinstance(record, dict) or not {"settings", "corpus"} <= record.keys():
-            raise ValueError(f"{self.folder / 'config.json'} is not the record of a run.")
-        return record
-
-    @cached_property
-    def config(self) -> Config:
-        return Config.from_dict(self.record["settings"])
-
-    @cached_property
-    def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.folder / "checkpoints")
-
-    @property
-    def checkpoint(self) -> Path:
-        """The checkpoint in use. Raises ValueError if the run has none yet."""
-        path = self._checkpoint or self.checkpoints.pointed("best") or self.checkpoints.newest(lambda _: None)
-        if path is None:
-            raise ValueError(
-                f"The run {self.name} has no checkpoint yet: continue it with `groundling resume {self.reference}`."
-            )
-        return path
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load((self._checkpoint or self.folder) / "tokenizer.json")
-
-    @cached_property
-    def machine(self) -> Machine:
-        return choose(self.config.machine, self.record.get("machine"))
-
-    @cached_property
-    def model(self) -> GPT:
-        """The model of the checkpoint in use, on its device. Its files are checked against their hashes first."""
-        storage.verify(self.checkpoint)
-        model = GPT(self.config.model, self.tokenizer.vocab_size)
-        load_weights(self.checkpoint, model)
-        return model.to(self.machine.device).eval()
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps behind the checkpoint in use."""
-        return read_state(self.checkpoint).step
-
-    @property
-    def result(self) -> dict[str, Any] | None:
-        """How the run ended (the fields of the event `Finished`); None if it has not come to its end."""
-        path = self.folder / "result.json"
-        return dict(storage.read_json(path)) if path.exists() else None
-
-    @property
-    def begun(self) -> bool:
-        """Whether the folder holds a run already."""
-        return (self.folder / "config.json").exists()
-
-    @property
-    def finished(self) -> bool:
-        return self.result is not None
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The run's history: the lines of `metrics.jsonl`."""
-        return storage.read_json_lines(self.folder / "metrics.jsonl")
-
-    def samples(self) -> list[dict[str, Any]]:
-        """What the model wrote while it trained: the lines of `samples.jsonl`."""
-        return storage.read_json_lines(self.folder / "samples.jsonl")
 
     def generate(
         self,
@@ -227,6 +135,8 @@ class Run:
     def explain(self) -> dict[str, Any]:
         """What the run's curves say, ready for JSON: `standing`, `findings` (each with kind, evidence and advice), and
         `verdict`, which puts it into a few sentences."""
+        if "imported" in self.record:
+            raise ValueError(f"The run {self.name} was imported: there are no curves of its training to explain.")
         sees_future = bool(self.checkpoints.steps()) and sees_the_future(self.model)
         history = History.read(self.metrics(), self.config, sees_future)
         findings = diagnose(history)
@@ -295,32 +205,14 @@ class Run:
         return f"Run({os.fspath(self.folder)!r})"
 
 
-def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
-    return Path(out or os.environ.get("GROUNDLING_RUNS") or "runs")
-
-
-def corpus_of(
-    run: Run,
-    notice: Callable[[str], None] = lambda sentence: None,
-    progress: Callable[..., None] = lambda *_: None,
-) -> Corpus:
-    """The text that a run was trained on. Raises ValueError if it is gone or has changed."""
-    address, fingerprint, settings = run.config.corpus, run.record["corpus"]["fingerprint"], run.config.text
-    try:
-        source = find_source(address, settings.glob)
-    except (FileNotFoundError, ConnectionError):
-        kept = reopen(fingerprint, run.record["corpus"]["name"], address, run.tokenizer, settings)
-        if kept is None:
-            raise ValueError(f"The text of the run {run.name} is gone: {address} is not there any more.") from None
-        notice(f"{address} is not there any more; its tokens are still in the cache and are used.")
-        return kept
-    if fingerprint_of(source, progress) != fingerprint:
+def corpus_of(run: Run, notice: Notice = silent, progress: Progress = silent) -> Corpus:
+    """The text that a run was trained on. Raises ValueError if it is gone or has changed, with what differs."""
+    if "imported" in run.record:
         raise ValueError(
-            f"The text at {address} is not the one that the run {run.name} was trained on, which had "
-            f"{run.record['corpus']['characters']:,} characters. Put the old text back, or start a new run on the "
-            "new one."
+            f"The run {run.name} was imported, without a text: name one with --text, or train the model further on "
+            f"one with `groundling train my.txt --init-from {run.reference}`."
         )
-    return prepare(source, settings, tokenizer=run.tokenizer, fingerprint=fingerprint, notice=notice, progress=progress)
+    return find_again(run.record["corpus"], run.reference, run.config, run.tokenizer, notice, progress)
 
 
 def _document_names(run: Run) -> list[str]:
@@ -341,7 +233,3 @@ def _first(tokens: Tokens, n: int) -> Tokens:
     if n < 0:
         raise ValueError(f"The number of tokens to paint must be 1 or more, or 0 for all, and it is {n}.")
     return dataclasses.replace(tokens, stop=min(tokens.stop, tokens.start + n + 1)) if n else tokens
-
-
-def is_name(text: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", text) is not None and not text.endswith(".")

@@ -62,7 +62,7 @@ def test_an_unknown_character_is_named_with_its_place(
         tokenizer.encode(text)
     assert str(refused.value) == (
         f"The character {character} at position {position} is not among the {len(set(TEXT))} that this model knows; "
-        "remove it, or use --unknown skip."
+        "remove it. sample, chat, eval and serve can leave it out, with --unknown skip."
     )
 
 

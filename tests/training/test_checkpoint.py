@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from groundling import storage
 from groundling.config import ModelSettings, TrainingSettings
 from groundling.model.gpt import GPT
-from groundling.training.checkpoint import Checkpoints, TrainState, load_training, load_weights
+from groundling.training.checkpoint import Checkpoints, TrainState, load_training, load_weights, size_of
 from groundling.training.optimizer import new_optimizer, state_tensors
 
 SETTINGS = ModelSettings(block_size=8, n_layer=1, n_head=2, n_embd=16)
@@ -63,6 +64,67 @@ def test_the_newest_and_the_best_stay(desk: Desk) -> None:
     assert desk.checkpoints.steps() == [20, 40, 50]
     assert desk.checkpoints.pointed("best") == desk.checkpoints.path(20)
     assert desk.checkpoints.pointed("last") == desk.checkpoints.path(50)
+
+
+def test_two_stay_though_one_is_asked_for(desk: Desk) -> None:
+    for step in (10, 20, 30):
+        desk.save(step, keep=1)
+    assert desk.checkpoints.steps() == [20, 30]
+
+
+def test_two_whole_ones_stay_where_another_is_damaged(desk: Desk) -> None:
+    desk.save(10)
+    damage(desk.save(20) / "model.safetensors")
+    desk.save(30)
+    assert desk.checkpoints.steps() == [10, 20, 30]
+    desk.save(40)
+    assert desk.checkpoints.steps() == [30, 40]
+
+
+def test_nothing_is_deleted_before_the_new_one_is_read_back(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.save(10)
+    desk.save(20)
+    monkeypatch.setattr(storage.faults, "WAITS", ())
+    monkeypatch.setattr(storage, "verify", lambda folder: {"step": 31})
+    with pytest.raises(OSError, match="what the disk gives back is not what was saved"):
+        desk.save(30)
+    monkeypatch.undo()
+    assert desk.checkpoints.steps()[:2] == [10, 20]
+    assert desk.checkpoints.pointed("last") == desk.checkpoints.path(20)
+
+
+def test_a_lost_pointer_to_the_best_comes_back_and_the_best_is_never_pruned(desk: Desk) -> None:
+    desk.save(10, best=10)
+    (desk.checkpoints.folder / "best.json").write_text("{}")
+    for step in (20, 30, 40):
+        desk.save(step, best=10)
+    assert desk.checkpoints.pointed("best") == desk.checkpoints.path(10)
+
+
+def test_the_manifest_says_whose_and_which_it_is(desk: Desk) -> None:
+    (desk.folder / "config.json").write_text('{"corpus": {"fingerprint": "abc"}}')
+    manifest = storage.read_sealed(desk.save(10) / storage.MANIFEST)
+    assert manifest["format"] == storage.FORMAT
+    assert manifest["about"]["step"] == 10 and manifest["about"]["corpus"] == "abc"
+    assert {"groundling", "torch"} <= manifest["about"]["versions"].keys()
+    hashed = {"config.json", "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"}
+    assert manifest["files"].keys() == hashed
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_room_that_checkpoints_take_is_known_before_the_first(
+    optimizer: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainingSettings(optimizer=optimizer, keep_checkpoints=3)
+    desk.optimizer = new_optimizer(desk.model, settings)
+    guess = size_of(desk.model, desk.optimizer)
+    real = sum(file.stat().st_size for file in desk.save(10).iterdir())
+    assert 0 <= guess - real < 20_000
+    monkeypatch.setattr(storage, "free_bytes", lambda folder: 4 * guess)  # the best, three, one being written; less one
+    desk.checkpoints.check_room(desk.model, desk.optimizer, settings)
+    monkeypatch.setattr(storage, "free_bytes", lambda folder: 4 * guess - 1)
+    with pytest.raises(OSError, match=r"The checkpoints of this run need .* more \(5 of .* are free on the disk of"):
+        desk.checkpoints.check_room(desk.model, desk.optimizer, settings)
 
 
 def test_keep_0_keeps_all(desk: Desk) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import groundling
-from groundling import launch
+from groundling import session
 from groundling.model import gpt
 from groundling.training import fit
 from groundling.training.diagnosis import diagnose, standing, verdict
@@ -87,7 +87,11 @@ def test_other_healthy_runs_are_told_nothing(text_file: Path, settings: dict[str
         ("rate too low", {"learning_rate": 1e-5, "matrix_learning_rate": 1e-5}),
         ("diverged", {"learning_rate": 1e18, "grad_clip": 0.0}),
         ("small validation", {"val_fraction": 0.02}),
-        ("too large for its time", {"n_embd": 192, "n_layer": 6, "batch_size": 4, "steps": 100, "learning_rate": 2e-3}),
+        pytest.param(
+            "too large for its time",
+            {"n_embd": 192, "n_layer": 6, "batch_size": 4, "steps": 100, "learning_rate": 2e-3},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(text_file: Path, kind: str, settings: dict[str, Any]) -> None:
@@ -114,12 +118,12 @@ def test_noise_is_not_learned(write: Callable[..., Path]) -> None:
 
 
 def test_a_broken_mask_is_named(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpt, "attend", lambda q, k, v: F.scaled_dot_product_attention(q, k, v))
+    monkeypatch.setattr(gpt, "attend", lambda q, k, v, visible=None: F.scaled_dot_product_attention(q, k, v))
     assert "seeing the future" in kinds(text_file)
 
 
 def test_targets_that_are_not_shifted_are_named(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "next_token", lambda model, batch: next_token(model, (batch[0], batch[0])))
+    monkeypatch.setattr(session, "next_token", lambda model, batch: next_token(model, (batch[0], batch[0])))
     assert "too good to be true" in kinds(text_file, batch_size=8)
 
 
@@ -128,7 +132,7 @@ def test_targets_in_disorder_are_named(text_file: Path, monkeypatch: pytest.Monk
         tokens, targets = batch
         return next_token(model, (tokens, targets.flatten()[torch.randperm(targets.numel())].view_as(targets)))
 
-    monkeypatch.setattr(launch, "next_token", disordered)
+    monkeypatch.setattr(session, "next_token", disordered)
     assert kinds(text_file) == ["not learning"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +53,6 @@ def test_results_seen_late_make_the_same_run(text_file: Path, tmp_path: Path, mo
     for one, other in zip(*ends, strict=True):
         assert one["validation_loss"] == other["validation_loss"]
         assert one["training_loss"] == pytest.approx(other["training_loss"])
-
-
-def test_what_diverges_is_seen_before_it_is_saved(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    schedule = fit.rate_factor
-    monkeypatch.setattr(fit, "_sees_late", lambda machine: True)
-    monkeypatch.setattr(fit, "rate_factor", lambda progress, s: math.nan if progress > 0.5 else schedule(progress, s))
-    with pytest.raises(FloatingPointError, match="in step 12 the loss is nan"):
-        groundling.train(text_file, name="a", out=tmp_path, on_event=quietly, **TINY)
-    assert max(groundling.load("a", out=tmp_path).checkpoints.steps()) == 8
 
 
 def test_resident_batches_are_the_same(text_file: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from groundling import __version__
+from groundling.untrusted import plain_json, visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +37,7 @@ Text = Parameter(allow_leading_hyphen=True, show_default=False)
 def print_lines(lines: list[tuple[str, Any]]) -> None:
     width = max(len(label) for label, _ in lines) + 2
     for label, text in lines:
-        print(f"{label:{width}}{text}")
+        print(f"{label:{width}}{visible(str(text))}")
 
 
 def print_table(table: Table) -> None:
@@ -50,8 +51,8 @@ def print_table(table: Table) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(jsonlib.dumps(value, indent=1, ensure_ascii=False))
+    print(plain_json(jsonlib.dumps(value, indent=1, ensure_ascii=False)))
 
 
 def note(sentence: str) -> None:
-    print(f"note: {sentence}", file=sys.stderr)
+    print(f"note: {visible(sentence)}", file=sys.stderr)

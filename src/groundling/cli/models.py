@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from cyclopts import Parameter
 
 from groundling.cli.app import Json, Out, RunReference, Text, app, note, print_json, print_lines
 from groundling.cli.copies import indexing, show_originality
+from groundling.untrusted import visible
 
 
 @app.command(sort_key=2)
@@ -127,9 +129,11 @@ def sample(
 
 
 def _printed(prompt: str, pieces: Iterable[str]) -> Iterator[str]:
-    print(prompt, end="", flush=True)
+    # A terminal obeys control characters, and a stranger's model may write any; a file gets what was written.
+    shown = visible if sys.stdout.isatty() else str
+    print(shown(prompt), end="", flush=True)
     for piece in pieces:
-        print(piece, end="", flush=True)
+        print(shown(piece), end="", flush=True)
         yield piece
     print()
 

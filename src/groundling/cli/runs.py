@@ -9,13 +9,14 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from groundling.cli.app import Json, Out, RunReference, app, print_json, print_table
+from groundling.untrusted import visible
 
 
 @app.command(sort_key=4)
 def runs(*, out: Out = None, json: Json = False) -> None:
     """List the runs."""
     from groundling.catalog import runs
-    from groundling.run import runs_folder
+    from groundling.folder import runs_folder
 
     rows = runs(out)
     if json:
@@ -24,6 +25,7 @@ def runs(*, out: Out = None, json: Json = False) -> None:
         print(f"There are no runs in {runs_folder(out)} yet: `groundling train` makes one.")
         return None
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for title in ("run", "corpus", "preset", "step", "best validation loss", "status"):
@@ -32,7 +34,7 @@ def runs(*, out: Out = None, json: Json = False) -> None:
         best = row["best_validation_loss"]
         steps = "?" if row["steps"] is None else f"{row['steps']:,}"
         table.add_row(
-            row["name"], row["corpus"] or "?", row["preset"] or "?", f"{row['step']:,}/{steps}",
+            *(Text(visible(row[key] or "?")) for key in ("name", "corpus", "preset")), f"{row['step']:,}/{steps}",
             "-" if best is None else f"{best:.4f} at {row['best_step']:,}", row["status"],
         )  # fmt: skip
     print_table(table)

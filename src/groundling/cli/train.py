@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from groundling import config as cfg
 from groundling.cli.app import Json, Out, RunReference, Text, app, print_json
 from groundling.flags import with_settings
+from groundling.training.stopping import ended_by_signals
 
 Track = Annotated[
     list[Literal["tensorboard", "wandb", "trackio"]] | None,
@@ -52,15 +53,14 @@ def train(
     name
         The run's name; made from the corpus if not given.
     """
-    from groundling.launch import train
-
     given = {key: value for key, value in settings.items() if value is not None}
-    return _train(
-        json,
-        lambda tell, age: train(
-            corpus, preset=preset, name=name, out=out, track=track, on_event=tell, elapsed=age, **given
-        ),
-    )
+
+    def start(tell: Callable[[Any], None], age: float) -> Any:
+        from groundling.launch import train
+
+        return train(corpus, preset=preset, name=name, out=out, track=track, on_event=tell, elapsed=age, **given)
+
+    return _train(json, start)
 
 
 @app.command(sort_key=1)
@@ -70,33 +70,41 @@ def resume(
     *,
     steps: Annotated[int | None, Parameter(help="A new end, in steps.", show_default=False)] = None,
     minutes: Annotated[float | None, Parameter(help="A new end, in minutes in all.", show_default=False)] = None,
+    accept_changed_text: Annotated[
+        bool, Parameter(negative="", help="Go on with a text that is not the one the run began with; that is recorded.")
+    ] = False,
     out: Out = None,
     track: Track = None,
     json: Json = False,
 ) -> int:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
-    from groundling.launch import resume
 
-    return _train(
-        json,
-        lambda tell, age: resume(run, steps=steps, minutes=minutes, out=out, track=track, on_event=tell, elapsed=age),
-    )
+    def start(tell: Callable[[Any], None], age: float) -> Any:
+        from groundling.launch import resume
+
+        return resume(
+            run, steps=steps, minutes=minutes, accept_changed_text=accept_changed_text, out=out, track=track,
+            on_event=tell, elapsed=age,
+        )  # fmt: skip
+
+    return _train(json, start)
 
 
 def _train(json: bool, start: Callable[[Callable[[Any], None], float], Any]) -> int:
-    from groundling.machine import process_age
-    from groundling.training.console import Console
-    from groundling.training.events import Event, Finished, Paused
+    with ended_by_signals():
+        from groundling.machine import process_age
+        from groundling.training.console import Console
+        from groundling.training.events import Event, Finished, Paused
 
-    ending: list[Event] = []
-    with Console(sys.stderr if json else None) as console:
+        ending: list[Event] = []
+        with Console(sys.stderr if json else None) as console:
 
-        def tell(event: Event) -> None:
-            console(event)
-            if isinstance(event, Finished | Paused):
-                ending.append(event)
+            def tell(event: Event) -> None:
+                console(event)
+                if isinstance(event, Finished | Paused):
+                    ending.append(event)
 
-        run = start(tell, process_age())
+            run = start(tell, process_age())
     if json:
         print_json(ending[-1].to_dict() | {"folder": str(run.folder)})
     return 0 if run.stopped_by is None else 128 + run.stopped_by

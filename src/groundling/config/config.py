@@ -21,6 +21,7 @@ from groundling.config.settings import (
 )
 
 MINUTES_OR_STEPS = "--minutes and --steps exclude each other: say how long, or how many steps."
+_TOLD = 5  # mistakes at once
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,22 @@ class Config:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`; strict: an unknown, missing or mistyped setting is a ValueError that names it."""
+        """The inverse of `to_dict`; strict: an unknown, missing or mistyped setting is a ValueError that names it.
+
+        What was written before a setting existed has the value that says what runs did then: see `setting`.
+        """
         import pydantic
 
         # pydantic would give what is missing its default, which need not be the value that a run was made with.
+        values = _with_older(values)
         missing = _missing(values)
         if missing:
-            raise ValueError(" ".join(f"The setting {name!r} is missing." for name in missing))
+            raise ValueError(" ".join(f"The setting {name!r} is missing." for name in missing[:_TOLD]))
         try:
             # Through JSON, where a mapping is as good as a dataclass though everything else is strict.
             return _config_adapter().validate_json(json.dumps(values, default=_plain))
         except pydantic.ValidationError as error:
-            raise ValueError(" ".join(_sentence(problem) for problem in error.errors())) from None
+            raise ValueError(" ".join(map(_sentence, error.errors()[:_TOLD]))) from None
 
     @property
     def tokens_per_step(self) -> int:
@@ -92,6 +97,23 @@ def _plain(value: Any) -> Any:
     if getattr(value, "ndim", None) == 0:  # NumPy's numbers are numbers
         return value.item()
     return {type(value).__name__: repr(value)}  # what no setting can be; the text alone would pass for a `str`
+
+
+def _with_older(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    older = {
+        name: {
+            f.name: value
+            for f in dataclasses.fields(group)
+            if (value := f.metadata["before"]) is not dataclasses.MISSING
+        }
+        for name, group in GROUPS.items()
+    }
+    return {
+        name: older[name] | value if name in older and isinstance(value, dict) else value
+        for name, value in values.items()
+    }
 
 
 def _missing(values: Any) -> list[str]:
@@ -117,12 +139,13 @@ def _sentence(problem: Any) -> str:
     """One pydantic problem in our words."""
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
-    name = str(problem["loc"][-1]) if problem["loc"] else "settings"
+    name = str(problem["loc"][-1])[:80] if problem["loc"] else "settings"
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"There is no setting {name!r}{did_you_mean(name, list(setting_fields()))}."
     if problem["type"] == "json_invalid":
         return "A text among the settings, or the name of the corpus, is not valid Unicode."
-    return f"{flag(name)} {json.dumps(problem['input'], default=repr)}: {problem['msg'].lower()}."
+    given = json.dumps(problem["input"], default=repr)
+    return f"{flag(name)} {given if len(given) <= 80 else given[:77] + '...'}: {problem['msg'].lower()}."
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -20,9 +20,13 @@ TOKENIZERS = ("char", "byte", "bpe")
 """The kinds of tokenizers that need no file."""
 
 
-def setting(default: T, help: str) -> T:
-    """A dataclass field with the sentence that `--help` shows for it."""
-    return field(default=default, metadata={"help": help})
+def setting(default: T, help: str, before: Any = dataclasses.MISSING) -> T:
+    """A dataclass field with the sentence that `--help` shows for it.
+
+    `before`, which each setting needs that comes to others later, is what runs did when it was not there: its value
+    where a config.json does not have it, whatever the default.
+    """
+    return field(default=default, metadata={"help": help, "before": before})
 
 
 def flag(name: str) -> str:
@@ -35,14 +39,18 @@ def _require(holds: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
-def _require_at_least(minimum: float, settings: Any, *names: str) -> None:
+def _require_at_least(minimum: float, settings: Any, *names: str, most: float = 10**12) -> None:
     for name in names:
         value = getattr(settings, name)
         # Written so that NaN fails too.
-        _require(
-            value >= minimum and value != math.inf,
-            f"{flag(name)} must be at least {minimum}, and it is {value}.",
-        )
+        _require(value >= minimum, f"{flag(name)} must be at least {minimum}, and it is {value}.")
+        _require(value <= most, f"{flag(name)} must be at most {most:,}, and it is {value!s:.20}.")
+
+
+def _require_short(settings: Any, *names: str, most: int = 4096) -> None:
+    for name in names:
+        length = len(getattr(settings, name) or "")
+        _require(length <= most, f"{flag(name)} must have at most {most:,} characters, and it has {length:,}.")
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class CorpusSettings:
     val_fraction: float = setting(0.1, "The share of the text, at its end, that is kept for validation.")
 
     def __post_init__(self) -> None:
+        _require_short(self, "tokenizer", "glob")
         if self.tokenizer not in TOKENIZERS:
             path = os.path.expanduser(self.tokenizer)
             _require(
@@ -67,7 +76,7 @@ class CorpusSettings:
                 "folder, and no such one is here.",
             )
             object.__setattr__(self, "tokenizer", os.path.abspath(path))  # a run may go on elsewhere
-        _require_at_least(257, self, "vocab_size")
+        _require_at_least(257, self, "vocab_size", most=2**22)
         share = self.val_fraction
         _require(0 < share <= 0.5, f"--val-fraction must lie above 0 and at most at 0.5, and it is {share}.")
 
@@ -79,9 +88,11 @@ class ModelSettings:
 
     block_size: int = setting(256, "Context: how many tokens the model sees at once.")
     n_layer: int = setting(6, "Transformer blocks.")
-    n_head: int = setting(6, "Attention heads in a block; must divide --n-embd.")
+    n_head: int = setting(6, "Attention heads in a block; must divide --n-embd, but for a --head-size of its own.")
     n_kv_head: int = setting(0, "Key and value heads, shared among the attention heads; 0 for as many as those.")
     n_embd: int = setting(384, "Width: the size of the vector that stands for a token.")
+    head_size: int = setting(0, "Size of a head; 0 for the width shared out among the heads.", before=0)
+    mlp_size: int = setting(0, "Width of the feed-forward part; 0 for what --mlp says.", before=0)
     norm: Literal["layernorm", "rmsnorm"] = setting("layernorm", "Normalization; rmsnorm goes without any biases.")
     position: Literal["learned", "rope"] = setting(
         "learned", "Where a token stands: a learned vector, or rotations of normalized queries and keys."
@@ -92,10 +103,16 @@ class ModelSettings:
     tie_head: bool = setting(True, "Let the output head share the token embedding's weights, as GPT-2 does.")
 
     def __post_init__(self) -> None:
-        _require_at_least(1, self, "block_size", "n_layer", "n_head", "n_embd", "rope_theta")
-        _require_at_least(0, self, "n_kv_head")
+        # Beyond what anyone has trained, and small enough that no product of them is absurd.
+        _require_at_least(1, self, "block_size", most=2**24)
+        _require_at_least(1, self, "n_layer", "n_head", most=1000)
+        _require_at_least(1, self, "n_embd", most=2**20)
+        _require_at_least(1, self, "rope_theta")
+        _require_at_least(0, self, "n_kv_head", most=1000)
+        _require_at_least(0, self, "head_size", most=2**16)
+        _require_at_least(0, self, "mlp_size", most=2**22)
         _require(
-            self.n_embd % self.n_head == 0,
+            self.head_size > 0 or self.n_embd % self.n_head == 0,
             f"--n-embd {self.n_embd} cannot be divided among --n-head {self.n_head} heads: "
             f"choose a multiple of {self.n_head}.",
         )
@@ -112,7 +129,7 @@ class ModelSettings:
 
     @property
     def head_dim(self) -> int:
-        return self.n_embd // self.n_head
+        return self.head_size or self.n_embd // self.n_head
 
     @property
     def kv_heads(self) -> int:
@@ -126,6 +143,8 @@ class ModelSettings:
     def n_hidden(self) -> int:
         """Width of the feed-forward part. A gated one has three matrices and not two: 8/3 keeps its size, rounded up
         to a multiple of 64 for the matrix units."""
+        if self.mlp_size:
+            return self.mlp_size
         return 4 * self.n_embd if self.mlp == "gelu" else -(-8 * self.n_embd // 3 // 64) * 64
 
 
@@ -133,6 +152,12 @@ class ModelSettings:
 class TrainingSettings:
     """How the weights are learned. `step` always means an optimizer step."""
 
+    init_from: str | None = setting(
+        None,
+        "A run, or a checkpoint, whose model and tokenizer to train further on this text; learning rates are then a "
+        "tenth of its own.",
+        before=None,
+    )
     steps: int = setting(2000, "Optimizer steps in all.")
     minutes: float = setting(
         0.0,
@@ -157,7 +182,7 @@ class TrainingSettings:
     )
     patience: int = setting(0, "Stop after so many evaluations that were no better than the best one; 0 for never.")
     checkpoint_every: int = setting(1000, "Steps between checkpoints; the best and the last are saved in any case.")
-    keep_checkpoints: int = setting(2, "How many of the newest checkpoints stay, beside the best; 0 keeps all.")
+    keep_checkpoints: int = setting(2, "Newest checkpoints that stay, beside the best: two at least; 0 keeps all.")
     sample_every: int | None = setting(None, "Steps between samples; at each evaluation if not given; 0 for none.")
     sample_prompt: str = setting("\n", "What the samples during training begin with.")
     sample_tokens: int = setting(200, "Length of the samples during training, in tokens.")
@@ -165,11 +190,14 @@ class TrainingSettings:
     seed: int = setting(1337, "Decides initial weights, order of the text and dropout.")
 
     def __post_init__(self) -> None:
+        _require_short(self, "init_from")
+        _require_short(self, "sample_prompt", most=100_000)
         _require_at_least(1, self, "steps", "batch_size", "accumulate", "eval_every", "checkpoint_every", "log_every")
         _require_at_least(
-            0, self, "warmup_steps", "eval_tokens", "patience", "keep_checkpoints", "sample_tokens", "seed",
-            "weight_decay", "grad_clip",
+            0, self, "warmup_steps", "eval_tokens", "patience", "keep_checkpoints", "sample_tokens", "weight_decay",
+            "grad_clip",
         )  # fmt: skip
+        _require_at_least(0, self, "seed", most=2**63 - 1)
         if self.sample_every is not None:
             _require_at_least(0, self, "sample_every")
         _require(
@@ -191,7 +219,6 @@ class TrainingSettings:
             f"--warmup-steps {self.warmup_steps} leaves nothing of --steps {self.steps} to train at the full "
             "learning rate: choose fewer.",
         )
-        _require(self.seed < 2**63, f"--seed must be below 2^63, and it is {self.seed}.")
 
 
 @dataclass(frozen=True)
@@ -208,7 +235,8 @@ class MachineSettings:
     threads: int = setting(0, "CPU threads; 0 leaves the choice to PyTorch.")
 
     def __post_init__(self) -> None:
-        _require_at_least(0, self, "threads")
+        _require_short(self, "device")
+        _require_at_least(0, self, "threads", most=10_000)
 
 
 GROUPS: dict[str, type[Any]] = {

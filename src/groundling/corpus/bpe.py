@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,13 @@ from groundling.corpus.tokenizer import (
     huggingface,
     utf8,
 )
+from groundling.untrusted import LARGEST_TOKENIZER, read_bytes
 
 if TYPE_CHECKING:
     import tokenizers
 
 _PART = 64 * 2**10  # characters that one core encodes at a time
+MOST_TOKENS = 2**22  # of a vocabulary
 _LONGEST = 16 * 2**20  # characters that are held back at most where no place to cut comes
 
 # A letter or digit, then a space or line break: the splitters of GPT-2, GPT-4, Llama 3, Qwen and the like all begin a
@@ -49,7 +52,8 @@ class _LibraryTokenizer(Tokenizer):
     def _library(self) -> tokenizers.Tokenizer:
         import tokenizers
 
-        library = tokenizers.Tokenizer.from_str(json.dumps(self.to_huggingface()))
+        with _no_panic():
+            library = tokenizers.Tokenizer.from_str(json.dumps(self.to_huggingface()))
         library.encode_special_tokens = True  # as text: a document cannot end itself
         return library
 
@@ -62,7 +66,9 @@ class _LibraryTokenizer(Tokenizer):
         if unknown == "skip":
             text = content.decode()
         parts = list(_parts(text)) if self._can_be_cut else [text]
-        encoded = self._library.encode_batch_fast(parts, add_special_tokens=False)
+        library = self._library
+        with _no_panic():
+            encoded = library.encode_batch_fast(parts, add_special_tokens=False)
         ids = np.concatenate([np.array(part.ids, dtype=np.uint32) for part in encoded])
         if unknown == "error":
             given = self.decode_bytes(ids)
@@ -159,8 +165,8 @@ class BpeTokenizer(_LibraryTokenizer):
             tokenizer = cls(vocabulary, merges)
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        if value.get("special_tokens") != tokenizer.to_dict()["special_tokens"]:
-            raise ValueError(f"{path} is damaged: its special tokens are not those of its vocabulary.")
+        if value != tokenizer.to_dict():
+            raise ValueError(f"{path} is damaged: its special tokens, or other entries, do not fit its vocabulary.")
         return tokenizer
 
     def to_huggingface(self) -> dict[str, Any]:
@@ -186,13 +192,17 @@ class HuggingFaceTokenizer(_LibraryTokenizer):
         try:
             added = {int(token["id"]): token for token in definition.get("added_tokens") or []}
             self._added = {i: b"" if token["special"] else token["content"].encode() for i, token in added.items()}
+            special = {token["content"]: i for i, token in added.items() if token["special"]}
             vocabulary = self._library.get_vocab(with_added_tokens=True)
         except Exception as error:  # the library raises nothing more particular
-            raise ValueError(f"the library `tokenizers` cannot read it ({error}).") from None
+            raise ValueError(f"the library `tokenizers` cannot read it ({error!s:.200}).") from None
         if not vocabulary:
             raise ValueError("its vocabulary is empty.")
         self.vocab_size = max(vocabulary.values()) + 1
-        special = {token["content"]: i for i, token in added.items() if token["special"]}
+        if self.vocab_size > MOST_TOKENS:
+            raise ValueError(f"its ids go to {self.vocab_size:,}, and {MOST_TOKENS:,} is the most that is read.")
+        if definition["model"].get("dropout"):
+            raise ValueError("it has a dropout: the same text would not always have the same tokens.")
         self.end_of_text_id = next((special[name] for name in _ENDS if name in special), None)
 
     @cached_property
@@ -218,7 +228,7 @@ class HuggingFaceTokenizer(_LibraryTokenizer):
     @classmethod
     def from_dict(cls, value: dict[str, Any], path: Path) -> HuggingFaceTokenizer:
         """The inverse of `to_dict`. Raises ValueError that names `path` if it is damaged."""
-        if value.get("version") != 1 or not isinstance(value.get("definition"), dict):
+        if value.keys() - {"kind"} != {"version", "definition"} or value["version"] != 1 or not _is_model(value):
             raise ValueError(f"{path} does not hold a tokenizer that this version knows.")
         try:
             return cls(value["definition"])
@@ -240,12 +250,28 @@ def read_foreign(value: dict[str, Any], path: Path) -> Tokenizer:
         raise ValueError(f"{path} is damaged: its ids are not 0 to {len(ids) - 1}.")
     if not merges.is_file():
         raise FileNotFoundError(f"{path} needs GPT-2's merges.txt beside it.")
-    lines = merges.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
+    lines = read_bytes(merges, LARGEST_TOKENIZER).decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
     pairs = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
     try:
         return BpeTokenizer(sorted(value, key=value.__getitem__), pairs)
     except ValueError as error:
         raise ValueError(f"{path} and its {merges.name} are damaged: {error}") from None
+
+
+def _is_model(value: dict[str, Any]) -> bool:
+    definition = value["definition"]
+    return isinstance(definition, dict) and isinstance(definition.get("model"), dict)
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """What the library `tokenizers` cannot do, as an error like any other: a panic of Rust's is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"The library `tokenizers` failed: {error!s:.200}") from None
 
 
 def _are_texts(value: Any) -> bool:

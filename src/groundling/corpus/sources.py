@@ -7,6 +7,7 @@ silence: a wrong character in the training text is a wrong character in everythi
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from groundling import storage
 from groundling.config import did_you_mean
@@ -26,6 +27,7 @@ SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/da
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 CHUNK = 4 * 2**20  # bytes read at once: memory does not grow with the corpus
+_MOST_UNPACKED = 200  # times; text shrinks to a tenth at best, and what is made to fill a disk to a thousandth
 _SNIFF = 8192  # a NUL byte this early means that a file is not UTF-8 text
 
 _BOMS = (
@@ -150,7 +152,7 @@ def _standard_input() -> Source:
     if not content:
         raise ValueError("Standard input is empty: there is no text to train on.")
     path = storage.cache_folder() / "stdin" / f"{hashlib.sha256(content).hexdigest()[:16]}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path.parent)
     storage.write_file(path, content)
     return Source("stdin", str(path), (_file(path, "standard input"),))
 
@@ -198,12 +200,66 @@ _NAMED: dict[str, Callable[[], Source]] = {"shakespeare": _shakespeare, "python-
 
 def read_bytes(document: Document) -> Iterator[bytes]:
     """The document's bytes in chunks. Raises OSError with a sentence if they cannot be read to the end."""
+    n_bytes = 0
     try:
         with document.open() as file:
             while chunk := file.read(CHUNK):
+                n_bytes += len(chunk)
+                if n_bytes > _MOST_UNPACKED * max(document.size, 2**20):
+                    raise OSError(
+                        f"{document.name} grows to more than {_MOST_UNPACKED} times its size when it is unpacked, "
+                        "which no text does: it is not read. If it is meant, unpack it first."
+                    )
                 yield chunk
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise OSError(f"{document.name} is damaged: it is not a whole gzip file.") from None
+
+
+class Reading:
+    """A source that is read through, and remembers what it read: whether that was what it is said to be."""
+
+    def __init__(self, source: Source) -> None:
+        self._digests = [hashlib.sha256() for _ in source.documents]
+        documents = (self._listened(number, document) for number, document in enumerate(source.documents))
+        self.source = dataclasses.replace(source, documents=tuple(documents))
+
+    def _listened(self, number: int, document: Document) -> Document:
+        def opened() -> BinaryIO:
+            self._digests[number] = hashlib.sha256()  # read a second time, the last time counts
+            return cast(BinaryIO, _Listened(document.open(), self._digests[number]))
+
+        return dataclasses.replace(document, open=opened)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the bytes that were read, document after document."""
+        return hashlib.sha256(b"".join(digest.digest() for digest in self._digests)).hexdigest()
+
+    def check(self, fingerprint: str) -> None:
+        """Raise ValueError if what was read is not the text of this fingerprint."""
+        if self.fingerprint != fingerprint:
+            raise ValueError(
+                f"The text {self.source.name} was changed while it was read. Give the same command again when nothing "
+                "writes to it any more."
+            )
+
+
+class _Listened:
+    """A file of which every byte that is read goes into a digest as well."""
+
+    def __init__(self, file: BinaryIO, digest: hashlib._Hash) -> None:
+        self._file, self._digest = file, digest
+
+    def read(self, n: int) -> bytes:
+        chunk = self._file.read(n)
+        self._digest.update(chunk)
+        return chunk
+
+    def __enter__(self) -> _Listened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def read_text(

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from groundling import storage
+from groundling.untrusted import LARGEST_TOKENIZER
 
 END_OF_TEXT = "<|endoftext|>"
 Unknown = Literal["error", "skip"]
@@ -128,7 +129,11 @@ class Tokenizer(ABC):
             path = path / names[0]
         elif not path.exists():
             raise FileNotFoundError(f"There is no tokenizer at {path}.")
-        value = storage.read_json(path)
+        return Tokenizer.of(storage.read_json(path, LARGEST_TOKENIZER), path)
+
+    @staticmethod
+    def of(value: Any, path: Path) -> Tokenizer:
+        """The tokenizer that some JSON of the file `path` defines. Raises ValueError if that is none."""
         if not isinstance(value, dict):
             raise ValueError(f"{path} does not hold a tokenizer that this version knows.")
         kind = value.get("kind")
@@ -197,7 +202,8 @@ class CharTokenizer(Tokenizer):
                 position = int(np.argmin(known))
                 raise UnknownText(
                     f"The character {text[position]!r} (U+{ord(text[position]):04X}) at position {offset + position} "
-                    f"is not among the {len(self._codes)} that this model knows; remove it, or use --unknown skip."
+                    f"is not among the {len(self._codes)} that this model knows; remove it. sample, chat, eval and "
+                    "serve can leave it out, with --unknown skip."
                 )
             ids = ids[known]
         return ids
@@ -213,9 +219,12 @@ class CharTokenizer(Tokenizer):
         if value.get("version") != 1 or not isinstance(characters, str) or not isinstance(special, dict):
             raise ValueError(f"{path} does not hold a tokenizer that this version knows.")
         try:
-            return cls(characters, END_OF_TEXT in special)
+            tokenizer = cls(characters, END_OF_TEXT in special)
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
+        if value != tokenizer.to_dict():
+            raise ValueError(f"{path} is damaged: it has entries that a character tokenizer has not.")
+        return tokenizer
 
     def to_huggingface(self) -> dict[str, Any]:
         # BPE that merges nothing: a symbol of its model is a character, so there is no id beside ours.

@@ -26,9 +26,11 @@ from filelock import FileLock
 
 from groundling import storage
 from groundling.config import CorpusSettings
+from groundling.corpus.contents import contents_of
 from groundling.corpus.fitting import Meter, Notice, Progress, border, fit_tokenizer, once, silent
-from groundling.corpus.sources import Document, Source, find_source, read_bytes, read_text
+from groundling.corpus.sources import Document, Reading, Source, find_source, read_text
 from groundling.corpus.tokenizer import Tokenizer, Unknown, UnknownText
+from groundling.untrusted import LARGEST_TOKENIZER
 
 _PIECE = 4 * 2**20  # tokens that are looked through at a time
 
@@ -102,42 +104,32 @@ def prepare(
 ) -> Corpus:
     """Tokenize `source`, or find it tokenized already. Without a `tokenizer`, it is the one of the settings.
 
-    `fingerprint` is the text's own, where `fingerprint_of` has told it.
+    `fingerprint` is the text's own, where `contents_of` has told it.
     Raises ValueError with a sentence for the user if the text is empty, undecodable or not expressible.
     """
     notice = once(notice)  # the same text may be read several times
     for sentence in source.notices:
         notice(sentence)
-    fingerprint = fingerprint or fingerprint_of(source, progress)
+    fingerprint = fingerprint or contents_of(source, progress).fingerprint
     if tokenizer is None:
         tokenizer = _tokenizer_of(source, fingerprint, settings, notice, progress)
     folder = _home(fingerprint, tokenizer, unknown)
     if not _is_prepared(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder.parent)
         with FileLock(folder.with_suffix(".lock")):  # two runs may begin on the same new text at once
-            if not _is_prepared(folder):
+            if not _is_prepared(folder, lambda fault: notice(f"{fault} They are prepared anew from the text.")):
                 storage.remove_folder(folder)
                 storage.sweep(folder.parent, folder.name)
                 _tokenize(source, fingerprint, tokenizer, unknown, folder, notice, progress)
     return _open(folder, source.name, source.address, settings)
 
 
-def reopen(fingerprint: str, name: str, address: str, tokenizer: Tokenizer, settings: CorpusSettings) -> Corpus | None:
+def reopen(
+    fingerprint: str, name: str, address: str, tokenizer: Tokenizer, settings: CorpusSettings, notice: Notice = silent
+) -> Corpus | None:
     """A corpus whose text is gone, if it is still in the cache as a run of this tokenizer prepared it."""
     folder = _home(fingerprint, tokenizer, "error")
-    return _open(folder, name, address, settings) if _is_prepared(folder) else None
-
-
-def fingerprint_of(source: Source, progress: Progress = silent) -> str:
-    """SHA-256 of the documents' bytes, whatever the files are called."""
-    meter, whole = Meter(progress, "checking", source.size), hashlib.sha256()
-    for document in source.documents:
-        digest = hashlib.sha256()
-        for chunk in read_bytes(document):
-            digest.update(chunk)
-            meter.add(len(chunk))
-        whole.update(digest.digest())
-    return whole.hexdigest()
+    return _open(folder, name, address, settings) if _is_prepared(folder, notice) else None
 
 
 def _tokenizer_of(
@@ -146,22 +138,25 @@ def _tokenizer_of(
     """The settings' tokenizer for this text, made once and kept in the cache."""
     if settings.tokenizer not in ("char", "bpe"):
         return fit_tokenizer(source, settings, notice, progress)  # there is nothing to make
-    key: dict[str, Any] = {"version": 1, "text": fingerprint, "tokenizer": settings.tokenizer}
+    key: dict[str, Any] = {"version": 2, "text": fingerprint, "tokenizer": settings.tokenizer}
     if settings.tokenizer == "bpe":
         key |= {"vocab_size": settings.vocab_size, "val_fraction": settings.val_fraction}
     path = storage.cache_folder() / "tokenizers" / f"{_short_hash(key)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path.parent)
     with FileLock(path.with_suffix(".lock")):
         try:
-            return Tokenizer.load(path)
+            return Tokenizer.of(storage.read_sealed(path, LARGEST_TOKENIZER), path)
         except (FileNotFoundError, ValueError):
-            tokenizer = fit_tokenizer(source, settings, notice, progress)
-            tokenizer.save(path)
+            reading = Reading(source)
+            tokenizer = fit_tokenizer(reading.source, settings, notice, progress)
+            reading.check(fingerprint)
+            storage.sweep(path.parent, path.name)
+            storage.write_sealed(path, tokenizer.to_dict())
             return tokenizer
 
 
 def _home(fingerprint: str, tokenizer: Tokenizer, unknown: Unknown) -> Path:
-    key = {"version": 2, "text": fingerprint, "tokenizer": tokenizer.fingerprint, "unknown": unknown}
+    key = {"version": 3, "text": fingerprint, "tokenizer": tokenizer.fingerprint, "unknown": unknown}
     return storage.cache_folder() / "tokens" / _short_hash(key)
 
 
@@ -169,14 +164,15 @@ def _short_hash(key: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
 
 
-def _is_prepared(folder: Path) -> bool:
-    """Whether it is there and whole. The sizes of its files are checked, not their hashes: they may be large."""
+def _is_prepared(folder: Path, notice: Notice = silent) -> bool:
+    """Whether it is there and whole: its files are hashed, once in each process."""
     try:
-        storage.read_manifest(folder)
-        Tokenizer.load(folder / "tokenizer.json")
-    except ValueError:
-        return False
-    return True
+        if folder.exists():
+            storage.verify_once(folder)
+            return True
+    except (ValueError, OSError) as error:
+        notice(f"Tokens in the cache cannot be used: {error}")
+    return False
 
 
 def _tokenize(
@@ -185,7 +181,7 @@ def _tokenize(
 ) -> None:  # fmt: skip
     """Write the folder described at the top of this file."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    meter, about = Meter(progress, "tokenizing", source.size), dict[str, Any]()
+    meter, about, reading = Meter(progress, "tokenizing", source.size), dict[str, Any](), Reading(source)
     ends, places = list[int](), [(0, 0)]
     n_tokens = n_known = n_ends = n_characters = 0
 
@@ -195,27 +191,28 @@ def _tokenize(
             n_characters += len(chunk)
             yield chunk
 
-    with storage.new_folder(folder, about) as temporary:
-        with (temporary / "tokens.bin").open("wb") as file:
-            for document in source.documents:
-                try:
-                    for ids in tokenizer.encode_chunks(read(document), unknown):
-                        ids.astype(dtype).tofile(file)
-                        n_tokens, n_known = n_tokens + len(ids), n_known + int(tokenizer.sizes[1][ids].sum())
-                        places.append((n_tokens, n_known + n_ends))
-                except UnknownText as error:
-                    raise UnknownText(f"{document.name}: {error}") from None
-                if tokenizer.end_of_text_id is not None:
-                    np.array([tokenizer.end_of_text_id], dtype).tofile(file)
-                    n_tokens, n_ends = n_tokens + 1, n_ends + 1
+    # A character takes as many bytes as a token at most, or little more.
+    with storage.explained(folder, source.size * dtype.itemsize), storage.new_folder(folder, about) as temporary:
+        for document in reading.source.documents:
+            try:
+                for ids in tokenizer.encode_chunks(read(document), unknown):
+                    storage.disk.write(temporary / "tokens.bin", ids.astype(dtype).tobytes())
+                    n_tokens, n_known = n_tokens + len(ids), n_known + int(tokenizer.sizes[1][ids].sum())
                     places.append((n_tokens, n_known + n_ends))
-                ends.append(n_tokens)
+            except UnknownText as error:
+                raise UnknownText(f"{document.name}: {error}") from None
+            if tokenizer.end_of_text_id is not None:
+                storage.disk.write(temporary / "tokens.bin", np.array([tokenizer.end_of_text_id], dtype).tobytes())
+                n_tokens, n_ends = n_tokens + 1, n_ends + 1
+                places.append((n_tokens, n_known + n_ends))
+            ends.append(n_tokens)
+        reading.check(fingerprint)
         if n_characters == 0:
             raise ValueError(f"{source.name} is empty: there is no text in it.")
         if n_known == 0:
             raise ValueError(f"{source.name} has no character that this model knows.")
-        np.array(ends, dtype=np.int64).tofile(temporary / "documents.bin")
-        np.array(places, dtype=np.int64).tofile(temporary / "places.bin")
+        storage.disk.write(temporary / "documents.bin", np.array(ends, dtype=np.int64).tobytes())
+        storage.disk.write(temporary / "places.bin", np.array(places, dtype=np.int64).tobytes())
         tokenizer.save(temporary / "tokenizer.json")
         about |= {
             "fingerprint": fingerprint,
@@ -228,7 +225,7 @@ def _tokenize(
 
 
 def _open(folder: Path, name: str, address: str, settings: CorpusSettings) -> Corpus:
-    about = storage.read_manifest(folder)
+    about = _about(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     whole = Tokens(folder / "tokens.bin", about["dtype"], 0, about["tokens"])
     cut = _cut(folder, whole, tokenizer, settings.val_fraction)
@@ -244,11 +241,36 @@ def _open(folder: Path, name: str, address: str, settings: CorpusSettings) -> Co
     )
 
 
+def _about(folder: Path) -> dict[str, Any]:
+    """What the manifest says of a prepared corpus. Raises ValueError if that is not what its files hold."""
+    about = storage.read_manifest(folder)
+    counts: list[Any] = [about.get(name) for name in ("tokens", "documents", "characters")]
+    files = {name: (folder / f"{name}.bin") for name in ("tokens", "documents", "places")}
+    if (
+        about.get("dtype") not in ("uint16", "uint32")
+        or not all(type(count) is int and count > 0 for count in counts)
+        or not isinstance(about.get("fingerprint"), str)
+        or not all(file.is_file() for file in files.values())
+        or files["tokens"].stat().st_size != counts[0] * np.dtype(about["dtype"]).itemsize
+        or files["documents"].stat().st_size != 8 * counts[1]
+        or files["places"].stat().st_size % 16
+    ):
+        raise ValueError(f"{folder} is damaged: its manifest does not say what its files hold.")
+    return about
+
+
+def _rises(numbers: npt.NDArray[np.int64], end: int | None = None) -> bool:
+    rises = len(numbers) > 0 and numbers[0] >= 0 and bool((np.diff(numbers) >= 0).all())
+    return rises and end in (None, int(numbers[-1]))
+
+
 def _cut(folder: Path, whole: Tokens, tokenizer: Tokenizer, val_fraction: float) -> int:
     """The token that the validation part begins with: it begins at the same character whatever the tokenizer, or at
     the first token behind that, so that figures of several tokenizers are about the same text."""
     ends = np.memmap(folder / "documents.bin", dtype=np.int64, mode="r")
     tokens, units = np.fromfile(folder / "places.bin", dtype=np.int64).reshape(-1, 2).T
+    if not (_rises(ends, len(whole)) and _rises(tokens, len(whole)) and _rises(units)):
+        raise ValueError(f"{folder} is damaged: its places are not those of its tokens.")
     wanted = border(units[np.searchsorted(tokens, ends)], int(units[-1]), val_fraction)
     before = int(np.searchsorted(units, wanted, side="right")) - 1
     cut, missing = int(tokens[before]), wanted - int(units[before])
@@ -257,6 +279,8 @@ def _cut(folder: Path, whole: Tokens, tokenizer: Tokenizer, val_fraction: float)
     continues = np.array([b"\x80" <= piece[:1] < b"\xc0" for piece in tokenizer.pieces])  # a character begun before
     while cut < len(whole):
         ids = whole.read(cut, min(cut + _PIECE, len(whole)))
+        if ids.max() >= tokenizer.vocab_size:
+            raise ValueError(f"{folder} is damaged: it has tokens that its tokenizer has not.")
         characters = tokenizer.sizes[1][ids]
         begun = characters.cumsum()
         free = (begun - characters >= missing) & ~continues[ids]

@@ -8,7 +8,8 @@ from typing import Any
 
 from groundling.evaluation.losses import TokenLoss
 from groundling.evaluation.score import Score
-from groundling.page import render, visible
+from groundling.page import render
+from groundling.untrusted import visible
 
 _SHADES = 10
 

@@ -70,10 +70,16 @@ def stride_of(model: GPT, sliding: bool) -> int:
     return max(model.config.block_size // 2, 1) if sliding else model.config.block_size
 
 
-def _batches(tokens: Tokens, starts: npt.NDArray[np.int64], block_size: int) -> Iterator[npt.NDArray[np.int64]]:
+def windows_at_once(block_size: int) -> int:
+    """How many windows go through the model together, unless fewer are asked for."""
+    return max(1, _TOKENS_PER_BATCH // block_size)
+
+
+def _batches(
+    tokens: Tokens, starts: npt.NDArray[np.int64], block_size: int, batch_size: int
+) -> Iterator[npt.NDArray[np.int64]]:
     """Windows with the token that follows them, (B, T + 1); the text's last one may be shorter, and comes alone."""
     whole = starts[starts + block_size < len(tokens)]
-    batch_size = max(1, _TOKENS_PER_BATCH // block_size)
     for i in range(0, len(whole), batch_size):
         yield tokens.windows(whole[i : i + batch_size], block_size + 1)
     if len(whole) < len(starts):
@@ -87,6 +93,7 @@ def predictions(
     *,
     sliding: bool = False,
     max_tokens: int = 0,
+    batch_size: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
     """The tokens that were to be predicted, (N,), and the model's logits for each, (N, V) in float32, batch by batch.
@@ -99,7 +106,7 @@ def predictions(
     block_size, stride = model.config.block_size, stride_of(model, sliding)
     starts = windows_of(len(tokens), block_size, max_tokens, stride)
     done = 0
-    for batch in _batches(tokens, starts, block_size):
+    for batch in _batches(tokens, starts, block_size, batch_size or windows_at_once(block_size)):
         if stopped():
             raise Interrupted
         ids = torch.from_numpy(batch[:, :-1]).to(machine.device)
@@ -125,15 +132,18 @@ def score(
     *,
     max_tokens: int = 0,
     sliding: bool = False,
+    batch_size: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Score:
-    """Score `tokens`, or `max_tokens` of them; with `sliding`, by windows that overlap.
+    """Score `tokens`, or `max_tokens` of them, `batch_size` windows at once; with `sliding`, by windows that overlap.
 
     Raises ValueError if there is nothing to predict, Interrupted once `stopped()` says so.
     """
     bytes_of, characters_of = tokenizer.sizes
     nats, n_tokens, n_characters, n_bytes = 0.0, 0, 0, 0
-    for targets, logits in predictions(model, tokens, machine, sliding=sliding, max_tokens=max_tokens, stopped=stopped):
+    for targets, logits in predictions(
+        model, tokens, machine, sliding=sliding, max_tokens=max_tokens, batch_size=batch_size, stopped=stopped
+    ):
         losses = F.cross_entropy(logits, torch.from_numpy(targets).to(logits.device), reduction="none")
         nats += float(losses.cpu().double().sum())
         n_tokens += losses.numel()

@@ -5,7 +5,8 @@ positions, GELU, biases. `modern` is what Qwen3 computes (Qwen3 Technical Report
 on normalized queries and keys, SwiGLU, grouped-query attention, no biases. Both are this one class: the choices
 `norm`, `position`, `mlp` and `tie_head` decide which modules it is built from.
 
-Shapes: B batch, T time, C = n_embd, nh heads, nkv key and value heads, hd = C / nh head size, V vocabulary.
+Shapes: B batch, T time, C = n_embd, nh heads, nkv key and value heads, hd head size (C / nh if
+nothing else is said), V vocabulary.
 
 Read it from the bottom: GPT is a stack of Blocks, a Block is SelfAttention and an MLP, each of which reads a
 normalized copy of the residual stream (B, T, C) and adds its finding to it.
@@ -86,12 +87,12 @@ class SelfAttention(nn.Module):
         self.head_dim = config.head_dim
         # Query, key and value in one product.
         self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * self.head_dim, bias=config.has_biases)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.has_biases)
+        self.c_proj = nn.Linear(config.n_head * self.head_dim, config.n_embd, bias=config.has_biases)
         self.turn = Rotary(config) if config.position == "rope" else Unturned()
 
     def forward(self, x: torch.Tensor, place: Place | None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); with a place, after what its cache holds."""
-        B, T, C = x.shape
+        B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, nh + 2 nkv, T, hd)
         q, k, v = qkv.split(self.heads, dim=1)
         q, k = self.turn(q, k, place)
@@ -99,7 +100,7 @@ class SelfAttention(nn.Module):
         if place is not None:
             (k, v), visible = place.store(self.layer, k, v), place.visible
         y = attend(q, k, v, visible)  # (B, nh, T, hd)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
 class GeluMLP(nn.Module):

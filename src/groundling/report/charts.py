@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,10 @@ _APART = 4.5  # per cent of the height between two labels, so that they do not l
 
 @dataclass(frozen=True)
 class Curve:
-    """Values over steps. `look` is how it is drawn: see report/page.html."""
+    """Values over steps. `look` is how it is drawn, a class in the styles of the page."""
 
     name: str
-    look: Literal["validation", "training", "raw", "plain"]
+    look: str
     x: Sequence[float] | _F64
     y: Sequence[float] | _F64
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from groundling.config import GROUPS, Config, flag
 from groundling.evaluation.originality import COPIED, TrainingText, parts
-from groundling.page import visible
 from groundling.report.charts import Chart, Curve, Line, drawn
 from groundling.training.console import duration
 from groundling.training.diagnosis import Finding, diagnose, standing, verdict
 from groundling.training.history import History
 from groundling.training.plot import smooth
+from groundling.untrusted import visible
 
 _SAMPLES = 100  # places of the slider
 _SAMPLE_CHARACTERS = 400_000  # of all samples on the page together

@@ -72,7 +72,7 @@ def choose_forward(
             return model, False, f"not compiled, since that would not pay for itself in {_rounded(plain * passes)}"
         if not has_compiler():
             return model, False, "not compiled, since no compiler is here"
-    compiled = _compiled(model, machine, accumulate)
+    compiled = compiled_forward(model, machine, accumulate)
     trial = _try(model, compiled, objective, batch, machine)
     _remember(memory, trial)
     if trial.error:
@@ -82,7 +82,8 @@ def choose_forward(
     return compiled, True, f"compiled in {trial.seconds:.0f} s, which saves {max(trial.gain, 0):.0%} of a step"
 
 
-def _compiled(model: GPT, machine: Machine, accumulate: int) -> Callable[..., torch.Tensor]:
+def compiled_forward(model: GPT, machine: Machine, accumulate: int) -> Callable[..., torch.Tensor]:
+    """The model, to be compiled when it first runs, for steps of `accumulate` passes."""
     if machine.device.type != "cuda":
         return functools.partial(model, through=Compiled())
     # A GPU is worth the minute that a whole model takes to compile, and a small one waits for Python between its
@@ -166,7 +167,7 @@ def _recall(path: Path) -> Trial | None:
 
 def _remember(path: Path, trial: Trial) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(path.parent)
         storage.write_json(path, asdict(trial))
     except OSError:
         pass  # a cache that cannot be written costs the next run some seconds, and nothing else

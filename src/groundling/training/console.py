@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from contextlib import suppress
 from typing import IO
 
 from rich.console import Console as RichConsole
@@ -18,13 +20,17 @@ from groundling.training.events import (
     Event,
     Finished,
     Notice,
+    OutOfMemory,
     Paused,
     Planned,
     Preparing,
+    RolledBack,
     Sample,
+    Skipped,
     Started,
     Step,
 )  # fmt: skip
+from groundling.untrusted import visible
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -50,11 +56,18 @@ class Console:
         self._end_live()
 
     def __call__(self, event: Event) -> None:
+        try:
+            self._show(event)
+        except OSError:  # the terminal was closed, or whoever read along has left: no run is lost for that
+            self._live = None
+            self.out = RichConsole(quiet=True)
+
+    def _show(self, event: Event) -> None:
         match event:
             case Preparing():
                 self._preparing(event)
             case Notice():
-                self.out.print(f"[yellow]note:[/] {escape(event.sentence)}")
+                self.out.print(f"[yellow]note:[/] {escape(visible(event.sentence))}")
             case Planned():
                 self._planned(event)
             case Started():
@@ -63,6 +76,18 @@ class Console:
                 self._milestones = event.milestones
             case Step():
                 self._step(event)
+            case Skipped():
+                self.out.print(
+                    f"[yellow]step {event.step:,} is left out:[/] {event.cause}; weights and optimizer stay as before"
+                )
+            case RolledBack():
+                where = f"the checkpoint of step {event.to:,}" if event.to else "the start"
+                self.out.print(
+                    f"[yellow]back from step {event.step:,} to {where}:[/] {event.cause}; from there on at "
+                    f"{event.rate_share:.3g} of the learning rates that were set"
+                )
+            case OutOfMemory():
+                self._out_of_memory(event)
             case Evaluation():
                 self._evaluation(event)
             case Sample():
@@ -75,7 +100,8 @@ class Console:
                     )
             case Paused():
                 self._end_live()
-                self.out.print(f"Saved at step {event.step:,}. To continue:  [bold]groundling resume {event.run}[/]")
+                self.out.print(f"Saved at step {event.step:,}. To continue:  ", end="")
+                self.out.print(Text(f"groundling resume {shlex.quote(event.run)}", style="bold"))
             case Finished():
                 self._end_live()
                 self._finished(event)
@@ -116,7 +142,7 @@ class Console:
         self.out.print(table)
         corpus, machine = event.corpus, event.machine
         self.out.print(
-            f"corpus  {escape(corpus['name'])}: {corpus['characters']:,} characters, vocabulary of "
+            f"corpus  {escape(visible(corpus['name']))}: {corpus['characters']:,} characters, vocabulary of "
             f"{corpus['vocab_size']:,}; {corpus['training_tokens']:,} tokens to train on, "
             f"{corpus['validation_tokens']:,} to validate"
         )
@@ -163,6 +189,14 @@ class Console:
             self.out.print(f"    {words}")
             self._standing = words
 
+    def _out_of_memory(self, event: OutOfMemory) -> None:
+        self.out.print(
+            f"[yellow]memory ran out {event.doing}:[/] training goes on from step {event.step:,} in smaller pieces "
+            f"(windows in a pass: {event.batch_size:,}, passes a step: {event.accumulate:,}, windows at once in an "
+            f"evaluation: {event.evaluation_batch:,}). Each step reads the same text as before; the last digits may "
+            "differ from those of a run that did not run out of memory."
+        )
+
     def _finished(self, event: Finished) -> None:
         self.out.print()
         self.out.print(
@@ -187,9 +221,10 @@ class Console:
             self.out.print(Text(f"  {command}", style="bold"))
 
     def _end_live(self) -> None:
-        if self._live:
-            self._live.stop()
-            self._live = None
+        live, self._live = self._live, None
+        if live:
+            with suppress(OSError):  # the terminal is gone
+                live.stop()
 
 
 def duration(seconds: float) -> str:
@@ -203,4 +238,4 @@ def duration(seconds: float) -> str:
 
 
 def _indent(text: str) -> str:
-    return "\n".join("    " + line for line in text.strip("\n").splitlines())
+    return "\n".join("    " + line for line in visible(text).strip("\n").split("\n"))

@@ -87,10 +87,12 @@ def _goal(n: int) -> str:
 
 def _diverged(h: History) -> Iterator[Finding]:
     if h.diverged is not None:
+        cause = h.diverged_by or "the loss or the gradient stopped being a finite number"
         yield Finding(
             "diverged",
-            f"at step {h.diverged:,} the loss or the gradient stopped being a finite number, at a learning rate of "
-            f"{h.rate_at(h.diverged):.2g}; the training loss before was {h.loss_before(h.diverged):.3f}.",
+            f"at step {h.diverged:,} {cause}, at a learning rate of {h.rate_at(h.diverged):.2g}"
+            + (f", though it went back {len(h.rolled_back)} times" if h.rolled_back else "")
+            + f"; the training loss before was {h.loss_before(h.diverged):.3f}.",
             "Start again with a tenth of the learning rate or a longer warm-up; in float16, with --dtype float32.",
         )
 
@@ -200,8 +202,16 @@ def _is_stuck(h: History) -> bool:
 
 
 def _rate_too_high(h: History) -> Iterator[Finding]:
-    """Spikes, or a training loss that rises again while the rate is up."""
-    if h.n_steps < _ENOUGH or h.diverged is not None or _is_stuck(h):
+    """It had to go back; or spikes, or a training loss that rises again while the rate is up."""
+    if h.rolled_back and h.diverged is None and not _is_stuck(h):
+        last = h.rolled_back[-1]
+        yield Finding(
+            "rate too high",
+            f"at step {last['step']:,} {last['cause']}: it went back to step {last['to']:,}, and on at "
+            f"{last['rate_share']:.3g} of the learning rates that were set.",
+            "It got over that; a new run does better at such rates from the start, or with a longer warm-up.",
+        )
+    if h.n_steps < _ENOUGH or h.diverged is not None or h.rolled_back or _is_stuck(h):
         return
     spikes = h.spikes(_SPIKE)
     if spikes:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from groundling import storage
 from groundling.corpus.fitting import Progress
 
 
@@ -129,10 +125,57 @@ class Checked(Event):
 
 
 @dataclass(frozen=True)
-class Diverged(Event):
-    """The loss or the gradient of `step` was no finite number. Nothing of it is saved."""
+class Skipped(Event):
+    """The loss or the gradient of `step` was at fault, as `cause` says: weights and optimizer are as before it.
+
+    `rollbacks` is how many there were before.
+    """
 
     step: int
+    cause: str
+    rollbacks: int
+
+
+@dataclass(frozen=True)
+class RolledBack(Event):
+    """Training went back from `step`, for what `cause` says, to the checkpoint of step `to` (0: the start).
+
+    The steps between are made again, with `rate_share` of the learning rates that were set. `evaluated_step` is the
+    last one before `to` that was evaluated, `rollbacks` how many there were before.
+    """
+
+    step: int
+    to: int
+    evaluated_step: int
+    cause: str
+    rate_share: float
+    rollbacks: int
+
+
+@dataclass(frozen=True)
+class OutOfMemory(Event):
+    """Memory ran out; training goes on after `step` steps with `batch_size` windows in a pass, and `accumulate` passes
+    a step, which reads the same windows as before. `evaluation_batch` is how many an evaluation reads at once.
+
+    If the optimizer was at work, training went back to `step`; `evaluated_step` is the last one that was evaluated by
+    then, and `rollbacks` how many there were.
+    """
+
+    step: int
+    evaluated_step: int
+    doing: str
+    batch_size: int
+    accumulate: int
+    evaluation_batch: int
+    rollbacks: int
+
+
+@dataclass(frozen=True)
+class Diverged(Event):
+    """Training cannot come beyond `step`, for what `cause` says. Nothing of that step is saved."""
+
+    step: int
+    cause: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,48 +214,3 @@ Subscriber = Callable[[Event], None]
 def reporters(tell: Subscriber) -> tuple[Callable[[str], None], Progress]:
     """What tells a subscriber a sentence, and how far the reading of a text is: see corpus/fitting.py."""
     return lambda sentence: tell(Notice(sentence)), lambda doing, done, total: tell(Preparing(doing, done, total))
-
-
-_KEPT = (Notice, Planned, Started, Checked, Step, Evaluation, Saved, Diverged, Paused, Finished)
-
-
-class RunFiles:
-    """The subscriber that keeps a run's history: `metrics.jsonl` and `samples.jsonl`, one JSON object a line."""
-
-    def __init__(self, folder: Path) -> None:
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8", newline="\n")
-        self._samples = (folder / "samples.jsonl").open("a", encoding="utf-8", newline="\n")
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Sample):
-            self._write(self._samples, event)
-        elif isinstance(event, _KEPT):
-            self._write(self._metrics, event)
-
-    def _write(self, file: Any, event: Event) -> None:
-        file.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
-        file.flush()  # whoever watches the file sees the line now
-
-    def __enter__(self) -> RunFiles:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._metrics.close()
-        self._samples.close()
-
-
-def rewind(folder: Path, step: int, evaluated_step: int) -> None:
-    """Drop from a run's history what happened after the checkpoint from which it continues: it happens again."""
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        lines = storage.read_json_lines(folder / name)
-        kept = [line for line in lines if _precedes(line, step, evaluated_step)]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-        storage.write_file(folder / name, text)
-
-
-def _precedes(line: dict[str, Any], step: int, evaluated_step: int) -> bool:
-    limit = evaluated_step if line["event"] in ("evaluation", "sample") else step
-    # What carries no step (a notice), or tells of a session (started, paused), did happen.
-    return bool(line["event"] in ("started", "notice") or line.get("step", 0) <= limit)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 
 import numpy as np
 import torch
@@ -21,12 +17,16 @@ from groundling.machine import Machine
 from groundling.model.gpt import GPT
 from groundling.training.checkpoint import TrainState
 from groundling.training.clock import Clock
-from groundling.training.events import Evaluation, Event, Sample, Saved, Step
+from groundling.training.events import Evaluation, Event, Notice, Sample, Saved, Skipped, Step
+from groundling.training.memory import ADVICE, HalfDoneError, OutOfMemoryError, is_out_of_memory, told_as
 from groundling.training.objective import Objective
 from groundling.training.optimizer import Optimizers
+from groundling.training.rescue import Fault, check_finite, fault_in, note_bad, note_sound, roll_back
 from groundling.training.schedule import rate_factor
 
 _STEPS_BEFORE_SCALING_UP = 1000
+
+Forward = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,17 @@ class Actions:
     """What `fit` does beside training, supplied by whoever calls it."""
 
     evaluate: Callable[[], Score]  # may raise Interrupted
-    sample: Callable[[int], Sample]  # given the step
+    sample: Callable[[int], Sample]  # given the step; may raise Interrupted
     save: Callable[[], Path]
+    restore: Callable[[], TrainState]  # model, optimizer and state as last saved, or as at the start
+    shrink: Callable[[str], tuple[Forward, Batches, TrainingSettings]]  # what to go on with in less memory
     stopped: Callable[[], bool]
     emit: Callable[[Event], None]
 
 
 def fit(
     model: GPT,
-    forward: Callable[..., torch.Tensor],
+    forward: Forward,
     objective: Objective,
     batches: Batches,
     optimizer: Optimizers,
@@ -57,14 +59,56 @@ def fit(
     which it would be compiled again, so they run as they are.
 
     Returns whether it came to the end; if `actions.stopped()` ends it before, everything is saved.
-    Raises DivergedError if the loss is not finite; nothing of that is saved.
+    Raises DivergedError if rescue.py knows no way on, and OutOfMemoryError if nothing smaller can be tried.
     """
     clock = Clock(state.elapsed, settings)
-    over = False
     if _out_of_patience(state, settings):  # a run that had ended so, and is to go on
         state.evaluations_since_best = 0
     # Dropout is seeded in every micro-step; the caller's own random numbers are left alone.
     with machine.own_randomness():
+        return _Loop(model, forward, objective, batches, optimizer, state, settings, machine, actions, clock).run()
+
+
+@dataclass
+class _Loop:
+    """What `fit` was given, of which `forward`, `batches` and `settings` change where memory runs out."""
+
+    model: GPT
+    forward: Forward
+    objective: Objective
+    batches: Batches
+    optimizer: Optimizers
+    state: TrainState
+    settings: TrainingSettings
+    machine: Machine
+    actions: Actions
+    clock: Clock
+
+    def run(self) -> bool:
+        """Train, and rescue the run from what it meets, until it ends or is stopped."""
+        while True:
+            try:
+                return self._until_trouble()
+            except Fault as fault:
+                self.optimizer.zero_grad()
+                actions = self.actions
+                roll_back(fault, self.state, self.settings, self.machine, actions.restore, actions.emit)
+                continue
+            except Exception as error:
+                if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+                    raise
+                # What is not seen yet is as good as half done.
+                back = isinstance(error, HalfDoneError) or _sees_late(self.machine)
+            # Not before the error is gone, and with it all that the pass had computed.
+            self.optimizer.zero_grad()
+            if back:
+                vars(self.state).update(vars(self.actions.restore()))
+            self.forward, self.batches, self.settings = self.actions.shrink("in a training step")
+
+    def _until_trouble(self) -> bool:
+        """The loop itself. Raises Fault, or whatever says that memory ran out."""
+        state, settings, actions, clock = self.state, self.settings, self.actions, self.clock
+        over = False
         while True:
             over = over or clock.is_over(state.step)  # once for all: the evaluation below takes time too
             improved = False
@@ -76,42 +120,82 @@ def fit(
                     pass  # `stopped` says so below; the evaluation is made when the run is resumed
                 over = over or _out_of_patience(state, settings)
             finished = over and state.evaluated_step == state.step
-            checkpoint_is_due = state.step % settings.checkpoint_every == 0 and state.step > 0
-            if improved or finished or checkpoint_is_due or actions.stopped():
-                state.elapsed = clock.elapsed()
-                with clock.timing("save"):
-                    checkpoint = actions.save()
-                actions.emit(Saved(state.step, checkpoint.name))
+            due = improved or finished or (state.step % settings.checkpoint_every == 0 and state.step > 0)
+            if due or actions.stopped():
+                self._save(due)
             if finished:
                 return True
             if actions.stopped():
                 return False
+            if state.step in state.passed_over:
+                state.step += 1
+                continue
+            try:
+                with clock.timing("step") as timing:
+                    results, cause, factor = self._steps()
+                    timing.times = len(results)
+            except Interrupted:
+                continue  # what is learned is saved above; the step is made when the run is resumed
+            self._take_in(results, cause)
+            if not cause and (state.step % settings.log_every == 0 or state.step == settings.steps):
+                self._tell(results[-1], factor)
 
-            outcomes: list[torch.Tensor] = []
-            with clock.timing("step") as timing:
-                while not outcomes or (_sees_late(machine) and _is_unseen(state, settings, actions, clock)):
-                    factor = rate_factor(clock.progress(state.step), settings)
-                    optimizer.schedule(factor)
-                    outcome = train_step(forward, model, objective, batches, optimizer, state, settings, machine)
-                    outcomes.append(outcome)
-                    state.step += 1
-                    state.tokens += batches.tokens_per_step
-                results = torch.stack(outcomes).tolist()  # a GPU is waited for here, and nowhere before
-                timing.times = len(results)
-            for number, (loss, norm) in enumerate(results, state.step - len(results) + 1):
-                if _sees_late(machine) and not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise DivergedError(number, loss, norm)
-                state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
-            if state.step % settings.log_every == 0 or state.step == settings.steps:
-                rate, speed = factor * settings.learning_rate, batches.tokens_per_step / clock.typical("step")
-                left = clock.seconds_left(state.step)
-                # JSON has no infinity.
-                shown = norm if math.isfinite(norm) else None
-                actions.emit(Step(state.step, loss, rate, state.tokens, speed, clock.elapsed(), left, shown))
+    def _save(self, due: bool) -> None:
+        """`due` is a checkpoint that stands there as a matter of course, and not because somebody stopped the run."""
+        state = self.state
+        check_finite(state.step, self.model, self.optimizer)
+        if due and not state.bad_steps:
+            state.sound_step = state.step
+        state.elapsed = self.clock.elapsed()
+        with self.clock.timing("save"), told_as(f"saving step {state.step:,}"):
+            checkpoint = self.actions.save()
+        self.actions.emit(Saved(state.step, checkpoint.name))
+
+    def _steps(self) -> tuple[list[list[float]], str, float]:
+        """One step, or all up to where the results are looked at: loss and norm of each, why the last one was left out
+        if it was, and the share of the learning rates that it had. Raises Interrupted before anything is changed."""
+        state, settings, actions = self.state, self.settings, self.actions
+        outcomes: list[torch.Tensor] = []
+        while not outcomes or (_sees_late(self.machine) and _is_unseen(state, settings, actions, self.clock)):
+            factor = state.rate_share * rate_factor(self.clock.progress(state.step), settings)
+            self.optimizer.schedule(factor)
+            outcome, cause = train_step(
+                self.forward, self.model, self.objective, self.batches, self.optimizer, state, settings, self.machine,
+                (lambda: False) if outcomes else actions.stopped,
+            )  # fmt: skip
+            outcomes.append(outcome)
+            state.step += 1
+        return torch.stack(outcomes).tolist(), cause, factor  # a GPU is waited for here, and nowhere before
+
+    def _take_in(self, results: list[list[float]], cause: str) -> None:
+        """Note loss and gradient norm of the steps just made, the last of which was left out if there is a `cause`."""
+        state, model, optimizer = self.state, self.model, self.optimizer
+        if cause:
+            self.actions.emit(Skipped(state.step, cause, state.rollbacks))
+            note_bad(state.step - 1, cause, state, model, optimizer)
+            return
+        for step, (loss, norm) in enumerate(results, state.step - len(results)):
+            found = fault_in(loss, norm, state, model.vocab_size) if _sees_late(self.machine) else ""
+            if found and not (math.isfinite(loss) and math.isfinite(norm)):
+                raise Fault(step + 1, found, [step])  # the weights have had it
+            if found:
+                note_bad(step, found, state, model, optimizer)
+            else:
+                note_sound(loss, state)
+            state.tokens += self.batches.tokens_per_step
+            state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
+
+    def _tell(self, result: list[float], factor: float) -> None:
+        (loss, norm), state, clock = result, self.state, self.clock
+        rate, speed = factor * self.settings.learning_rate, self.batches.tokens_per_step / clock.typical("step")
+        left = clock.seconds_left(state.step)
+        # JSON has no infinity.
+        shown = norm if math.isfinite(norm) else None
+        self.actions.emit(Step(state.step, loss, rate, state.tokens, speed, clock.elapsed(), left, shown))
 
 
 def train_step(
-    forward: Callable[..., torch.Tensor],
+    forward: Forward,
     model: GPT,
     objective: Objective,
     batches: Batches,
@@ -119,19 +203,24 @@ def train_step(
     state: TrainState,
     settings: TrainingSettings,
     machine: Machine,
-) -> torch.Tensor:
-    """One optimizer step. Returns the loss (nats a token) and the gradient's norm, (2,), on the machine's device.
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[torch.Tensor, str]:
+    """One optimizer step. Returns the loss (nats a token) and the gradient's norm, (2,), on the machine's device, and
+    why the step was left out, with all weights as they were, if it was: see rescue.py, but also `_sees_late`.
 
     In float16 small gradients would vanish: the loss is scaled up before they are computed, and they are scaled down
     after (Micikevicius et al., "Mixed Precision Training", 2018). Where they leave the range, the step is left out and
-    the scale halved; its norm is then infinite or not a number.
+    the scale halved, which is no fault; its norm is then infinite or not a number.
 
-    Raises DivergedError, before any weight is touched, if a result is not finite; but see `_sees_late`.
+    Raises Interrupted between two passes, with nothing changed, once `stopped()` says so.
     """
     model.train()
     scale = state.loss_scale if machine.dtype == torch.float16 else 1.0
     total = torch.zeros((), device=machine.device)
     for micro_step in range(settings.accumulate):
+        if micro_step and stopped():
+            optimizer.zero_grad()
+            raise Interrupted
         torch.manual_seed(_dropout_seed(settings.seed, state.step, micro_step))
         tokens, targets = (part.to(machine.device, non_blocking=True) for part in batches(state.step, micro_step))
         with machine.autocast():
@@ -142,15 +231,22 @@ def train_step(
         torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], scale)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
     outcome = torch.stack((total / settings.accumulate, norm))
-    in_range = _sees_late(machine) or bool(outcome.isfinite().all())
-    if not in_range and scale <= 1.0:
-        raise DivergedError(state.step + 1, *outcome.tolist())
-    if in_range:
-        optimizer.step()
+    cause, in_range = "", True
+    if not _sees_late(machine):
+        value, length = outcome.tolist()
+        in_range = math.isfinite(length)
+        cause = fault_in(value, length if scale <= 1.0 else 0.0, state, model.vocab_size)
+    if in_range and not cause:
+        try:
+            optimizer.step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise HalfDoneError from None
     optimizer.zero_grad()
-    if scale != 1.0:
+    if scale != 1.0 and not cause:
         _rescale(state, in_range)
-    return outcome
+    return outcome, cause
 
 
 def _sees_late(machine: Machine) -> bool:
@@ -162,18 +258,8 @@ def _sees_late(machine: Machine) -> bool:
 def _is_unseen(state: TrainState, settings: TrainingSettings, actions: Actions, clock: Clock) -> bool:
     """Whether another step may follow before anything is told, evaluated or saved."""
     ends = (settings.log_every, settings.eval_every, settings.checkpoint_every)
-    return not (any(state.step % end == 0 for end in ends) or clock.is_over(state.step) or actions.stopped())
-
-
-class DivergedError(FloatingPointError):
-    """The loss or the gradient of `step` is no finite number."""
-
-    def __init__(self, step: int, loss: float, norm: float) -> None:
-        super().__init__(
-            f"Training diverged: in step {step} the loss is {loss} and the gradient's norm {norm}. "
-            "A lower --learning-rate, a longer --warmup-steps or --dtype float32 helps; checkpoints are as they were."
-        )
-        self.step = step
+    ended = any(state.step % end == 0 for end in ends) or state.step in state.passed_over
+    return not (ended or clock.is_over(state.step) or actions.stopped())
 
 
 def _rescale(state: TrainState, in_range: bool) -> None:
@@ -206,49 +292,33 @@ def _evaluate(
     clock: Clock,
     over: bool,
 ) -> bool:
-    """Score the validation part and write a sample. Returns whether this is the best so far."""
+    """Score the validation part and write a sample. Returns whether this is the best so far.
+
+    Raises Fault if the score is no finite number. `state` changes last, so that an Interrupted leaves it as it was.
+    """
     result = actions.evaluate()
+    if not math.isfinite(result.loss):
+        raise Fault(state.step, f"the validation loss is {result.loss}")
     training_loss = state.loss_sum / state.loss_count if state.loss_count else None
     # An untrained model is never the best one: a run that diverges at once must not be told to keep it.
     best = state.step > 0 and (state.best_loss is None or result.loss < state.best_loss)
-    state.evaluations_since_best = 0 if best else state.evaluations_since_best + (state.step > 0)
-    if best:
-        state.best_loss, state.best_step = result.loss, state.step
     actions.emit(Evaluation(state.step, result.loss, result.bits_per_byte, training_loss, best, clock.elapsed()))
     every = settings.sample_every if settings.sample_every is not None else settings.eval_every
     if every and settings.sample_tokens and (state.step % every == 0 or over):
-        actions.emit(actions.sample(state.step))
+        _sample(state.step, actions)
+    if best:
+        state.best_loss, state.best_step = result.loss, state.step
+    state.evaluations_since_best = 0 if best else state.evaluations_since_best + (state.step > 0)
     state.evaluated_step, state.loss_sum, state.loss_count = state.step, 0.0, 0
     return best
 
 
-class StopRequest:
-    """While it is entered, the first Ctrl-C (SIGINT), SIGTERM or SIGHUP asks for a stop; the second one kills."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, object] = {}
-
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.signal = number
-        # Straight to the file descriptor: a display may hold its lock just now.
-        os.write(2, b"\nStopping: this step is finished and saved first; once more to quit at once.\n")
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-                if (number := getattr(signal, name, None)) is not None:
-                    self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+def _sample(step: int, actions: Actions) -> None:
+    try:
+        sample = actions.sample(step)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        actions.emit(Notice(f"Memory ran out while a sample was written; training goes on. {ADVICE}"))
+    else:
+        actions.emit(sample)

@@ -41,7 +41,11 @@ class History:
     sees_future: bool = False
     """Whether its model was found to do so: see evaluation/causality.py."""
     diverged: int | None = None
-    """The step at which a figure was no longer finite."""
+    """The step beyond which it did not come."""
+    diverged_by: str = ""
+    """What was wrong there."""
+    rolled_back: Sequence[Mapping[str, Any]] = field(default=())
+    """Where it went back, and why: the events `RolledBack`."""
 
     @staticmethod
     def read(lines: Sequence[Mapping[str, Any]], config: Config, sees_future: bool = False) -> History:
@@ -49,8 +53,8 @@ class History:
         steps = [line for line in lines if line["event"] == "step"]
         points = [line for line in lines if line["event"] == "evaluation"]
         started = next((line for line in lines if line["event"] == "started"), None)
-        checked = next((line for line in lines if line["event"] == "checked"), {})
-        diverged = [line["step"] for line in lines if line["event"] == "diverged"]
+        checked: Mapping[str, Any] = next((line for line in reversed(lines) if line["event"] == "checked"), {})
+        diverged: Mapping[str, Any] = next((line for line in reversed(lines) if line["event"] == "diverged"), {})
         corpus = started["corpus"] if started else {}
         return History(
             steps=np.array([line["step"] for line in steps], dtype=np.int64),
@@ -68,7 +72,9 @@ class History:
             one_gram=checked.get("one_gram", 0.0),
             leakage=checked.get("leakage"),
             sees_future=sees_future,
-            diverged=diverged[-1] if diverged else None,
+            diverged=diverged.get("step"),
+            diverged_by=diverged.get("cause", ""),
+            rolled_back=[line for line in lines if line["event"] == "rolledback"],
         )
 
     @property

@@ -37,10 +37,19 @@ class Optimizers:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
+    def forget(self) -> None:
+        """Back to the state before the first step."""
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+
     def state_of(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
         """The state that belongs to `parameter`, to be read or filled."""
         state: dict[str, Any] = self._owners[parameter].state[parameter]
         return state
+
+    def n_moments(self, parameter: torch.nn.Parameter) -> int:
+        """Numbers that are kept for each number of `parameter`: AdamW's two moments, or Muon's momentum."""
+        return 1 if isinstance(self._owners[parameter], Muon) else 2
 
 
 def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
@@ -150,6 +159,18 @@ def state_tensors(model: GPT, optimizer: Optimizers) -> dict[str, torch.Tensor]:
         for name, parameter in model.named_parameters()
         for quantity, value in optimizer.state_of(parameter).items()
     }
+
+
+def state_shapes(model: GPT, optimizer: Optimizers) -> dict[str, tuple[int, ...]]:
+    """The shapes of `state_tensors` once a step was done."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in model.named_parameters():
+        if optimizer.n_moments(parameter) == 1:
+            shapes[f"{name}/momentum"] = tuple(parameter.shape)
+        else:
+            shapes |= {f"{name}/exp_avg": tuple(parameter.shape), f"{name}/exp_avg_sq": tuple(parameter.shape)}
+            shapes[f"{name}/step"] = ()
+    return shapes
 
 
 def load_state_tensors(model: GPT, optimizer: Optimizers, tensors: dict[str, torch.Tensor]) -> None:

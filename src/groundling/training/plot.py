@@ -58,7 +58,7 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
 
 def _draw_milestones(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     """What counting reaches on this text, as lines: the uniform model down to the best n-gram model."""
-    checked = next((line for line in lines if line["event"] == "checked"), None)
+    checked = next((line for line in reversed(lines) if line["event"] == "checked"), None)
     if checked is None:
         return
     losses = checked["milestones"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 from groundling.config import TrainingSettings
 from groundling.corpus.tokens import Corpus
 from groundling.evaluation.originality import TrainingText
+from groundling.evaluation.score import Interrupted
 from groundling.inference.sampling import Sampling
 from groundling.inference.text import beginning, stream
 from groundling.model.gpt import GPT
@@ -17,15 +19,23 @@ _MAX_CHARACTERS = 10_000_000  # of the text: a longer one would take seconds of 
 
 
 class Sampler:
-    """Lets `model` write, always from the same prompt and seed, and compares that with the training text."""
+    """Lets `model` write, always from the same prompt and seed, and compares that with the training text.
 
-    def __init__(self, model: GPT, corpus: Corpus, settings: TrainingSettings) -> None:
-        self._model, self._corpus, self._settings = model, corpus, settings
+    Raises Interrupted once `stopped()` says so.
+    """
+
+    def __init__(self, model: GPT, corpus: Corpus, settings: TrainingSettings, stopped: Callable[[], bool]) -> None:
+        self._model, self._corpus, self._settings, self._stopped = model, corpus, settings, stopped
 
     def __call__(self, step: int) -> Sample:
         tokenizer, settings = self._corpus.tokenizer, self._settings
         ids = tokenizer.encode(settings.sample_prompt, "skip") or beginning(tokenizer, self._corpus.n_documents)
-        text = "".join(stream(self._model, tokenizer, ids, settings.sample_tokens, Sampling(seed=_SEED)))
+        pieces: list[str] = []
+        for piece in stream(self._model, tokenizer, ids, settings.sample_tokens, Sampling(seed=_SEED)):
+            if self._stopped():
+                raise Interrupted
+            pieces.append(piece)
+        text = "".join(pieces)
         prompt = tokenizer.decode(ids)
         if self._training_text is None:
             return Sample(step, prompt, text)

@@ -1,0 +1,141 @@
+"""What every request passes first: its Host, Origin, key and size are judged before anything of it is parsed.
+
+- Host: a page elsewhere can point a name of its own at 127.0.0.1 (DNS rebinding), and its requests then look local to
+  the browser; the name stays in the Host header. Addresses cannot be rebound.
+- Origin: browsers say which page sent a request, and only pages of this very server may. No header ever allows others.
+- The key, where there is one, is asked for on every path but `/health`, on paths that do not exist too.
+- The body is read whole before the app sees any of it, up to a size and within a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import re
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from groundling.web.errors import ApiError, client_left
+
+MAX_BODY = 1 << 20
+MAX_HEADERS = 32 << 10
+BODY_SECONDS = 30.0
+OPEN_PATHS = frozenset({"/health"})
+"""What may be asked for without the key."""
+
+SAFE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{1,5})?")
+
+
+class Guard:
+    """ASGI middleware around the whole app, websockets and mounted pages included."""
+
+    def __init__(
+        self, app: ASGIApp, *, names: frozenset[str], loopback: bool, key: str | None, max_body: int = MAX_BODY
+    ) -> None:
+        """`names` are the host names that count as this server's. Of addresses, those of this machine alone do where
+        it listens on nothing else (`loopback`), and all do where it listens to the network."""
+        self.app = app
+        self.names = names
+        self.loopback = loopback
+        self.key = key.encode() if key else None
+        self.max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with what is wrong."""
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        safe = _with_safe_headers(send)
+        try:
+            self.judge(scope)
+            if scope["type"] == "http":
+                receive = await _whole_body(Headers(scope=scope), receive, self.max_body)
+        except ApiError as error:
+            if scope["type"] == "websocket":  # closed before it was accepted: uvicorn answers 403
+                return await send({"type": "websocket.close", "code": 1008})
+            return await error.response()(scope, receive, safe)
+        return await self.app(scope, receive, safe)
+
+    def judge(self, scope: Scope) -> None:
+        """Raise the ApiError that answers a request which may not pass."""
+        headers = Headers(scope=scope)
+        if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADERS:
+            raise ApiError(431, f"The headers are larger than {MAX_HEADERS:,} bytes.")
+        host = headers.get("host", "").lower()
+        if not self.is_ours(host):
+            raise ApiError(403, "The Host header names another server than this one.", code="host_not_allowed")
+        for origin in headers.getlist("origin"):
+            if origin.lower() not in (f"http://{host}", f"https://{host}"):
+                raise ApiError(403, "Pages of other sites may not use this server.", code="origin_not_allowed")
+        if self.key is None or scope["path"] in OPEN_PATHS:
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given_bytes = given.strip().encode("latin-1")  # as the bytes came; both sides may hold any character
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given_bytes, self.key):
+            raise ApiError(
+                401, "This server asks for a key, in the header `Authorization: Bearer KEY`.", code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+
+    def is_ours(self, host: str) -> bool:
+        """Whether a Host header, in lower case, names this server."""
+        match = _HOST.fullmatch(host)
+        if match is None:
+            return False
+        name = match[1] or match[2]
+        if name in self.names:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or not self.loopback
+
+
+async def _whole_body(headers: Headers, receive: Receive, max_body: int) -> Receive:
+    """Read the body; what the app receives is the whole of it, and after that what the connection says (it ended)."""
+    too_large = ApiError(413, f"The body is larger than {max_body:,} bytes.", code="request_too_large")
+    length = headers.get("content-length", "0")
+    if not length.isascii() or not length.isdigit() or int(length[:20]) > max_body:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise client_left()
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > max_body:
+                    raise too_large
+    except TimeoutError:
+        raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:.0f} seconds.") from None
+    whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+    async def replay() -> Message:
+        return whole.pop() if whole else await receive()
+
+    return replay
+
+
+def _with_safe_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in SAFE_HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return sending

@@ -1,0 +1,181 @@
+"""What a request may say: names, types and bounds, all checked before anything is computed or allocated.
+
+The names and meanings are OpenAI's, with `top_k`, `min_p` and `repetition_penalty` beside them as other servers have
+them. `null` counts as not given. What OpenAI knows and does not change the text is accepted and ignored; what would
+change it, and is not here, is refused, and so is what nobody knows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import from_json
+
+MAX_PROMPTS = 64
+MAX_PROMPT_TOKENS = 100_000
+MAX_SEQUENCES = 64
+"""Of prompts times `n`."""
+MAX_TOKENS = 16_384
+MAX_WRITTEN = 2**16
+"""Tokens and log probabilities of a request: sequences times `max_tokens`, times one more than `logprobs` asks for.
+They are held until the client has read them."""
+MAX_ECHO = 1 << 20
+"""Characters that a request may have repeated to it."""
+MAX_STOPS = 8
+MAX_STOP_LENGTH = 256
+MAX_MESSAGES = 512
+MAX_FIELDS = 1024
+"""Of any object, and so of `logit_bias`."""
+
+_IGNORED = {
+    "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+}  # fmt: skip
+_NEUTRAL: dict[str, Any] = {
+    "best_of": 1, "suffix": "", "tools": [], "functions": [], "tool_choice": "none", "function_call": "none",
+    "parallel_tool_calls": True, "response_format": {"type": "text"}, "modalities": ["text"],
+}  # fmt: skip
+"""What asks for something that is not here, with the value that asks for nothing."""
+
+
+def _few(given: Any) -> Any:
+    if isinstance(given, dict) and len(given) > MAX_FIELDS:  # each wrong one would become an error of its own first
+        raise ValueError(f"Object should have at most {MAX_FIELDS} items, not {len(given):,}")
+    return given
+
+
+class Body(BaseModel):
+    """Types are meant: "1" is no number, and true is none either."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_says_nothing(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        _few(given)
+        said = {name: value for name, value in given.items() if value is not None and name not in _IGNORED}
+        return {name: value for name, value in said.items() if name not in _NEUTRAL or value != _NEUTRAL[name]}
+
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, Field(max_length=1 << 20)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    """Accepted, and nothing is padded."""
+
+
+class Generation(Body):
+    """What completions and chats have in common."""
+
+    model: str | None = Field(None, max_length=512, description="One of /v1/models; the first of them if not given.")
+    n: int = Field(1, ge=1, le=MAX_SEQUENCES)
+    temperature: float = Field(1.0, ge=0, le=100, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, le=2**31, description="0: no limit.")
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: Annotated[dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Bias], BeforeValidator(_few)] = Field(
+        {}, max_length=MAX_FIELDS
+    )
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] = Field([])
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class CompletionRequest(Generation):
+    """POST /v1/completions"""
+
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+    ) = ""
+    max_tokens: int = Field(16, ge=1, le=MAX_TOKENS)
+    logprobs: int | None = Field(None, ge=0, le=20, description="How many of the likeliest tokens to tell beside each.")
+    echo: bool = Field(False, description="Begin the text with the prompt.")
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]  # one prompt of token ids
+        return list(self.prompt)
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_MESSAGES)]
+    name: str | None = Field(None, max_length=64, description="Accepted and ignored.")
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(Generation):
+    """POST /v1/chat/completions"""
+
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="A whole context if not given.")
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="The newer name of max_tokens.")
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+
+class TokenizeRequest(Body):
+    """POST /v1/tokenize"""
+
+    model: str | None = Field(None, max_length=512)
+    prompt: Text
+
+
+class DetokenizeRequest(Body):
+    """POST /v1/detokenize"""
+
+    model: str | None = Field(None, max_length=512)
+    tokens: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_PROMPT_TOKENS)]
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        # This parser refuses NaN, bytes that are no UTF-8, half surrogate pairs, and nesting deeper than 200.
+        try:
+            return from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
+            raise HTTPException(400, f"The body is not JSON: {error}.") from None
+
+
+class StrictRoute(APIRoute):
+    """A route whose JSON is parsed strictly."""
+
+    def get_route_handler(self) -> Any:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return strict

@@ -1,0 +1,134 @@
+"""`serve`: models loaded, a socket bound, requests answered until a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+import psutil
+import uvicorn
+
+from groundling.catalog import load
+from groundling.corpus.tokenizer import Unknown
+from groundling.inference.precision import Precision
+from groundling.web.app import Api, create_app
+from groundling.web.connection import Connection
+from groundling.web.guard import Guard
+from groundling.web.metrics import Metrics, counted
+from groundling.web.served import Served, open_runs
+
+MAX_SLOTS = 64
+FAREWELL_SECONDS = 5
+"""How long answers that are under way may go on after a signal to stop."""
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
+def serve(
+    *runs: str | os.PathLike[str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    slots: int | None = None,
+    precision: Precision = "float32",
+    unknown: Unknown = "error",
+    out: str | os.PathLike[str] | None = None,
+    notice: Callable[[str], None] = _say,
+) -> None:
+    """Answer OpenAI's clients with these runs (names, or paths to runs or checkpoints), until SIGINT or SIGTERM.
+
+    Each model is read into memory once, with weights of that `precision`, so that its run may go on training. It
+    generates up to `slots` texts at a time: as many as memory has room for, up to 64, if None. `api_key` (else the
+    environment's GROUNDLING_API_KEY) is what clients have to send; without one the server listens to this machine only.
+    Port 0 takes a free one. `unknown` says what happens to characters of a prompt that a model never saw: an error, or
+    they are left out. `notice` is told where it listens. docs/server.md has the rest.
+
+    Raises ValueError where that cannot be, FileNotFoundError for a run that is not there, OSError for a port in use.
+    """
+    key = api_key if api_key is not None else os.environ.get("GROUNDLING_API_KEY")
+    if key is not None and not key.strip():
+        raise ValueError("--api-key is empty: give a key, or leave the option (and GROUNDLING_API_KEY) out.")
+    if slots is not None and not 1 <= slots <= MAX_SLOTS:
+        raise ValueError(f"--slots must lie in [1, {MAX_SLOTS}], and it is {slots}.")
+    if not runs:
+        raise ValueError("Which run? `groundling runs` shows them.")
+    with bind(host, port, key) as listener:
+        models = open_runs([load(run, out=out) for run in runs], precision, unknown)
+        listener.listen(2048)  # from here on nobody is turned away
+        address, bound_port = listener.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        for model in models:
+            notice(f"{model.name}: {model.describe()}")
+        notice(f"http://{shown}:{bound_port}/v1 answers now; Ctrl-C stops it.")
+        try:
+            make_server(models, slots or _room(models), listener, host, key).run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn raises the signal again when all is closed
+            pass
+
+
+class _Server(uvicorn.Server):
+    """Lets answers that are under way come to their end; those that take too long are told that it is over."""
+
+    def __init__(self, api: Api, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._api = api
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        farewell = asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self._api.close)
+        await super().shutdown(sockets)
+        farewell.cancel()
+        self._api.close()
+
+
+def make_server(
+    models: Sequence[Served], slots: int, listener: socket.socket, host: str, key: str | None
+) -> uvicorn.Server:
+    """The server for a bound socket, not yet running."""
+    loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+    machine = socket.gethostname().lower()
+    names = {"localhost"} if loopback else {"localhost", host.lower(), machine, f"{machine}.local"}
+    metrics = Metrics()
+    api = Api(models, slots, metrics)
+    app = Guard(create_app(api), names=frozenset(names), loopback=loopback, key=key)
+    return _Server(
+        api,
+        uvicorn.Config(
+            counted(app, metrics), http=Connection, log_level="error", access_log=False, server_header=False,
+            proxy_headers=False, timeout_graceful_shutdown=2 * FAREWELL_SECONDS,
+        ),
+    )  # fmt: skip
+
+
+def bind(host: str, port: int, key: str | None) -> socket.socket:
+    """A socket bound to `host`, which may be a name. Raises ValueError for one beyond this machine without a key."""
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port must lie in [0, 65536), and it is {port}.")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host.strip("[]") or "?", port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError):
+        raise ValueError(f"--host {host!r} is no address or name of this machine.") from None
+    if key is None and not ipaddress.ip_address(address[0]).is_loopback:
+        raise ValueError(
+            f"--host {host} is reached from other machines, so it needs --api-key (or GROUNDLING_API_KEY): without "
+            "one, anybody in the network could use it."
+        )
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if os.name == "posix":  # or the port would stay taken for a minute after a stop
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"Port {port} of {host} cannot be used ({error.strerror}); choose another with --port.") from None
+    return listener
+
+
+def _room(models: Sequence[Served]) -> int:
+    """As many texts at a time as a quarter of the free memory holds for each model, at least one."""
+    free = psutil.virtual_memory().available / 4 / len(models)
+    return max(1, min(MAX_SLOTS, *(int(free // model.bytes_a_text) for model in models)))

@@ -1,0 +1,1 @@
+"""The studio: a page in a browser on which runs are started, watched, tried out and looked into."""

@@ -1,0 +1,105 @@
+"""The first page: all runs, and the curves of several on one chart."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+from nicegui import events, ui
+
+from groundling.report.charts import drawn
+from groundling.web.studio.charts import MEASURES, comparison
+from groundling.web.studio.parts import Plot, Text, frame, told
+from groundling.web.studio.studio import Studio
+
+_STATUS = {"new": "starting", "unfinished": "paused or stopped"}
+
+
+def runs_page(studio: Studio) -> None:
+    with frame("Runs", "Runs"):
+        RunsPage(studio)
+
+
+class RunsPage:
+    """The list, its search, and the comparison of those that are ticked."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.chosen: list[str] = []
+        self.rows: dict[str, dict[str, Text]] = {}
+        with Text("div", classes="bar"):
+            self.search = ui.input("Search", on_change=self.refresh).props("outlined dense clearable").classes("grow")
+            ui.button("New run", on_click=lambda: ui.navigate.to("/new")).props("unelevated no-caps")
+        self.list = Text("div", classes="runs")
+        self.empty = Text("p", "", "soft")
+        with Text("section") as self.comparing:
+            Text("h2", "Compared")
+            with Text("div", classes="bar"):
+                self.measure = ui.select(
+                    list(MEASURES), value="bits per byte", label="What", on_change=self.compare
+                ).props("outlined dense")  # fmt: skip
+                self.axis = ui.toggle(
+                    {"step": "by steps", "second": "by time"}, value="step", on_change=self.compare
+                ).props("no-caps unelevated")  # fmt: skip
+            self.plot = Plot(classes="tall")
+            self.note = Text("p", "", "soft")
+        ui.timer(2.0, self.refresh)
+
+    async def refresh(self) -> None:
+        """Show the runs as they are now."""
+        with told():
+            rows = await asyncio.to_thread(self.studio.runs)
+            self.chosen = [name for name in self.chosen if any(row["name"] == name for row in rows)]
+            wanted = (self.search.value or "").lower().split()
+            found = [
+                row
+                for row in rows
+                if all(w in f"{row['name']} {row['corpus']} {row['preset']}".lower() for w in wanted)
+            ]
+            if [row["name"] for row in found] != list(self.rows):
+                self.rebuild(found)
+            for row in found:
+                self.fill(row)
+            self.empty.set_text(
+                "" if found else "No run is called so." if rows else f"There are no runs in {self.studio.out} yet."
+            )
+            await self.compare()
+
+    def rebuild(self, found: list[dict[str, Any]]) -> None:
+        """Make a line for each run."""
+        self.list.clear()
+        self.rows = {}
+        with self.list:
+            for row in found:
+                name = row["name"]
+                with Text("div", classes="run"):
+                    tick = ui.checkbox(value=name in self.chosen, on_change=partial(self.choose, name))
+                    tick.props["aria-label"] = f"Compare {name}"
+                    ui.link(name, f"/runs/{name}").classes("name")
+                    self.rows[name] = {key: Text("span", classes=key) for key in ("about", "loss", "step", "status")}
+
+    def fill(self, row: dict[str, Any]) -> None:
+        """Write a run's figures into its line."""
+        line, best, steps = self.rows[row["name"]], row.get("best_validation_loss"), row.get("steps")
+        line["about"].set_text(f"{row.get('corpus') or '–'} · {row.get('preset') or '–'}")
+        line["loss"].set_text("–" if best is None else f"loss {best:.3f}")
+        line["step"].set_text(f"step {row.get('step') or 0:,}" + (f" of {steps:,}" if steps else ""))
+        line["status"].set_text(_STATUS.get(row["status"], row["status"]))
+        line["status"].classes(replace=f"status {row['status']}")
+
+    async def choose(self, name: str, event: events.ValueChangeEventArguments[bool | None]) -> None:
+        """Take a run into the comparison, or out of it."""
+        self.chosen = [each for each in self.chosen if each != name] + [name] * bool(event.value)
+        await self.compare()
+
+    async def compare(self) -> None:
+        """Draw the chosen runs together."""
+        self.comparing.set_visibility(bool(self.chosen))
+        if not self.chosen:
+            return
+        with told():
+            measure, axis = self.measure.value, self.axis.value
+            chart, last, missing = await asyncio.to_thread(comparison, self.studio, self.chosen, measure, axis)
+            self.plot.show(drawn(chart, last) if chart else None, last, axis)
+            self.note.set_text(f"Nothing is logged yet of {', '.join(missing)}." if missing else "")

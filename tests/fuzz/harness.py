@@ -1,0 +1,105 @@
+"""What a fuzzer calls: bytes into whatever reads a stranger's file. `atheris_run.py` is the fuzzer, and
+`test_crashers.py` tries what it once found."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from groundling import storage, untrusted
+from groundling.config.record import check_record
+from groundling.corpus import tokens
+from groundling.corpus.tokenizer import Tokenizer
+from groundling.training.checkpoint import Checkpoints, read_state
+from groundling.training.recorded import read_history, read_result
+from groundling.training.tensors import read_shapes
+
+ROOM = Path(tempfile.mkdtemp(prefix="groundling-fuzz-"))
+
+
+def manifest(content: bytes) -> None:
+    folder = ROOM / "manifest"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokens.bin").write_bytes(b"0" * 6)
+    (folder / storage.MANIFEST).write_bytes(content)
+    storage.verify(folder)
+
+
+def shard(content: bytes) -> None:
+    """A prepared corpus: its manifest, the documents' ends, places, and tokens."""
+    folder = ROOM / "shard"
+    folder.mkdir(exist_ok=True)
+    about, ends, places, ids = [*content.split(b"\n", 3), b"", b"", b""][:4]
+    (folder / "tokenizer.json").write_text('{"kind": "char", "version": 1, "characters": "ab", "special_tokens": {}}')
+    for name, part in (("documents.bin", ends), ("places.bin", places), ("tokens.bin", ids)):
+        (folder / name).write_bytes(part)
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": storage.sha256(p)}
+             for p in folder.iterdir() if p.name != storage.MANIFEST}  # fmt: skip
+    value = untrusted.parse(about, "the manifest")
+    storage.write_sealed(folder / storage.MANIFEST, {"about": value, "files": files})
+    opened = tokens._open(folder, "a text", "address", tokens.CorpusSettings())
+    if len(opened.train):
+        opened.train.read(0, min(8, len(opened.train)))
+
+
+def config(content: bytes) -> None:
+    check_record(untrusted.parse(content, "config.json"), "config.json")
+
+
+def tokenizer(content: bytes) -> None:
+    file = ROOM / "tokenizer.json"
+    file.write_bytes(content)
+    found = Tokenizer.load(file)
+    found.decode(found.encode("a text, and one more.", "skip"))
+
+
+def state(content: bytes) -> None:
+    (ROOM / "state.json").write_bytes(content)
+    read_state(ROOM)
+
+
+def pointer(content: bytes) -> None:
+    (ROOM / "best.json").write_bytes(content)
+    found = Checkpoints(ROOM).pointed("best")
+    assert found is None or found.parent == ROOM
+
+
+def history(content: bytes) -> None:
+    (ROOM / "metrics.jsonl").write_bytes(content)
+    read_history(ROOM / "metrics.jsonl")
+
+
+def result(content: bytes) -> None:
+    (ROOM / "result.json").write_bytes(content)
+    read_result(ROOM / "result.json")
+
+
+def header(content: bytes) -> None:
+    """A safetensors file whose header's length is right."""
+    (ROOM / "model.safetensors").write_bytes(struct.pack("<Q", len(content)) + content + np.zeros(8, "u1").tobytes())
+    read_shapes(ROOM / "model.safetensors")
+
+
+def weights(content: bytes) -> None:
+    (ROOM / "model.safetensors").write_bytes(content)
+    read_shapes(ROOM / "model.safetensors")
+
+
+READERS: tuple[Callable[[bytes], None], ...] = (
+    manifest, shard, config, tokenizer, state, pointer, history, result, header, weights,
+)  # fmt: skip
+
+
+def one_input(content: bytes) -> None:
+    """The first byte chooses who reads the others. A ValueError of one line is an answer; all else is a crash."""
+    if not content:
+        return
+    try:
+        READERS[content[0] % len(READERS)](content[1:])
+    except (ValueError, FileNotFoundError) as error:
+        if not 0 < len(str(error)) < 2000:
+            raise AssertionError(f"an error must be a sentence: {error!r:.300}") from error

@@ -1,0 +1,88 @@
+"""What all exports share: what is asked for, averaged weights, the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small import logits_of, text_of
+
+import groundling
+from groundling.__main__ import main
+from groundling.interchange import huggingface
+from groundling.run import Run
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"to": "pytorch"}, "--to pytorch is not known; there are huggingface, gguf, onnx."),
+        ({"to": "onnx", "quantize": "q8_0"}, "--quantize q8_0 is not for onnx, which takes int8."),
+        ({"to": "gguf", "average": 0}, "--average must be 1 or more"),
+        ({"to": "gguf", "average": 9}, "keeps 2 checkpoint"),
+    ],
+)
+def test_what_cannot_be_made_is_said(pieces: Run, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence.replace(".", r"\.")):
+        groundling.export(pieces, **settings)
+
+
+def test_a_folder_that_exists_is_left_alone(pieces: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileExistsError, match="exists already"):
+        groundling.export(pieces, to="gguf", out=tmp_path / "mine")
+
+
+def test_a_mixture_of_the_families_is_refused(pieces: Run) -> None:
+    mixed = Run(pieces.folder)
+    model = dataclasses.replace(pieces.config.model, norm="rmsnorm")
+    mixed.config = dataclasses.replace(pieces.config, model=model)
+    with pytest.raises(ValueError, match="No other engine knows this mixture"):
+        groundling.export(mixed, to="huggingface")
+
+
+def test_the_mean_of_checkpoints(pieces: Run, tmp_path: Path) -> None:
+    made = groundling.export(pieces, to="huggingface", average=2, out=tmp_path / "mean")
+    assert made["average"]["steps"] == [4, 8]
+    assert made["average"]["best_checkpoint_loss"] == pieces.evaluate()["loss"]
+    assert made["average"]["validation_loss"] != made["average"]["best_checkpoint_loss"]
+    mean = huggingface.Transformers(tmp_path / "mean")
+    run = groundling.import_model(tmp_path / "mean", name="mean")
+    window = [5, 9, 30, 2]
+    assert abs(logits_of(run, [window])[0].numpy() - mean.logits(np.array(window))).max() < 1e-4
+    text = text_of(pieces)
+    assert run.evaluate(text)["loss"] != pieces.evaluate(text)["loss"]
+    card = (tmp_path / "mean" / "README.md").read_text(encoding="utf-8")
+    assert "the mean of the checkpoints at steps 4, 8" in card
+
+
+def test_the_command(characters: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["export", str(characters.checkpoints.path(4)), "--to", "gguf", "--json", "--out", str(tmp_path / "made")]
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    assert exit.value.code == 0
+    made = json.loads(capfd.readouterr().out)
+    assert made["step"] == 4
+    assert made["files"].keys() == {"Modelfile", "README.md", "manifest.json", "model.gguf"}
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    assert exit.value.code == 1
+    assert "exists already: delete it" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("to", "package", "extra"),
+    [("huggingface", "transformers", "export"), ("gguf", "gguf", "gguf"), ("onnx", "onnxscript", "onnx")],
+)
+def test_a_missing_package_is_asked_for(
+    to: Any, package: str, extra: str, pieces: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf'pip install "groundling\[{extra}\]"'):
+        groundling.export(pieces, to=to, out=tmp_path / "export")
+    assert not list(tmp_path.glob("*export*"))

@@ -1,0 +1,174 @@
+"""A session of the official client, as anybody would hold it."""
+
+from __future__ import annotations
+
+import json
+
+import openai as openai_package
+import pytest
+from openai import OpenAI
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
+
+from conftest import Server, serving
+from groundling.inference.sampling import Sampling
+from groundling.run import Run
+from groundling.web.served import NOT_FOR_CHAT, Served
+
+
+def test_models_tell_what_they_are(openai: OpenAI) -> None:
+    cards = openai.models.list().data
+    assert [card.id for card in cards] == ["letters", "poems"]
+    card = openai.models.retrieve("letters")
+    assert card.owned_by == "groundling" and card.created > 1.7e9
+    extra = card.model_dump()
+    assert (extra["context"], extra["step"], extra["chat"], extra["note"]) == (32, 60, False, NOT_FOR_CHAT)
+
+
+def test_a_completion_is_what_the_run_itself_writes(openai: OpenAI, trained: list[Run]) -> None:
+    answer = openai.completions.create(model="letters", prompt="The ", max_tokens=40, seed=3, extra_body={"top_k": 9})
+    sampling = Sampling(temperature=1.0, top_k=9, seed=3)
+    assert answer.choices[0].text == "".join(trained[0].stream("The ", sampling, 40))
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 40)
+    Completion.model_validate(json.loads(answer.to_json()), strict=True)
+
+
+def test_prompts_come_as_texts_and_as_ids_and_choices_in_order(openai: OpenAI, server: Server) -> None:
+    ids = [server.post("/v1/tokenize", {"prompt": text}).json["tokens"] for text in ("The ", "An ")]
+    settings = {"model": "letters", "max_tokens": 6, "n": 2, "seed": 5, "echo": True}
+    texts = openai.completions.create(prompt=["The ", "An "], **settings)
+    assert [choice.index for choice in texts.choices] == [0, 1, 2, 3]
+    assert [choice.text[:3] for choice in texts.choices] == ["The", "The", "An ", "An "]
+    assert texts.choices[0].text != texts.choices[1].text
+    assert texts.usage is not None and texts.usage.prompt_tokens == 7
+    same = openai.completions.create(prompt=ids, **settings)
+    assert [choice.text for choice in same.choices] == [choice.text for choice in texts.choices]
+    single = openai.completions.create(prompt=ids[0], **settings)
+    assert [choice.text for choice in single.choices] == [choice.text for choice in texts.choices[:2]]
+
+
+def test_a_stream_adds_up_to_the_whole(openai: OpenAI) -> None:
+    settings = {"model": "poems", "prompt": "🌒", "max_tokens": 60, "seed": 1, "n": 3}
+    whole = openai.completions.create(**settings)
+    parts = ["", "", ""]
+    finish: dict[int, str] = {}
+    for chunk in openai.completions.create(**settings, stream=True):
+        choice = chunk.choices[0]
+        parts[choice.index] += choice.text
+        if choice.finish_reason:
+            finish[choice.index] = choice.finish_reason
+    assert parts == [choice.text for choice in whole.choices]
+    assert finish == {choice.index: choice.finish_reason for choice in whole.choices}
+
+
+def test_a_chat_answers_and_streams(openai: OpenAI) -> None:
+    messages = [{"role": "system", "content": "The"}, {"role": "user", "content": [{"type": "text", "text": "An "}]}]
+    settings = {"model": "letters", "messages": messages, "max_tokens": 30, "seed": 2, "logprobs": True}
+    whole = openai.chat.completions.create(**settings, top_logprobs=3)
+    message = whole.choices[0].message
+    plain = openai.completions.create(model="letters", prompt="The\nAn ", max_tokens=30, seed=2)
+    assert (message.role, message.content) == ("assistant", plain.choices[0].text)
+    ChatCompletion.model_validate(json.loads(whole.to_json()), strict=True)
+    chunks = list(
+        openai.chat.completions.create(**settings, top_logprobs=3, stream=True, stream_options={"include_usage": True})
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == message.content
+    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    streamed = [token for chunk in chunks[1:-1] for token in chunk.choices[0].logprobs.content]
+    assert streamed == whole.choices[0].logprobs.content and len(streamed) == 30
+    assert all(len(token.top_logprobs) == 3 for token in streamed)
+
+
+def test_a_chat_without_a_length_writes_a_context(openai: OpenAI) -> None:
+    answer = openai.chat.completions.create(model="letters", messages=[{"role": "user", "content": "The "}], seed=1)
+    assert answer.usage.completion_tokens == 32
+
+
+def test_log_probabilities_stand_at_their_characters(openai: OpenAI) -> None:
+    answer = openai.completions.create(
+        model="letters", prompt="The ", max_tokens=12, temperature=0, logprobs=2, echo=True
+    )
+    choice = answer.choices[0]
+    told = choice.logprobs
+    assert [choice.text[offset] for offset in told.text_offset] == told.tokens
+    assert told.text_offset[0] == 4
+    for token, logprob, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+        assert len(top) == 2 and top[token] == logprob == max(top.values())  # greedy
+
+
+def test_pieces_of_characters_keep_their_names(openai: OpenAI) -> None:
+    answer = openai.completions.create(model="poems", prompt="🌒", max_tokens=8, temperature=0, logprobs=5)
+    tokens = answer.choices[0].logprobs.tokens
+    as_bytes = [int(token[8:], 16) if token.startswith("bytes:") else ord(token) for token in tokens]
+    assert any(token.startswith(r"bytes:\x") for token in tokens)
+    assert bytes(as_bytes).decode("utf-8", "ignore") == answer.choices[0].text
+
+
+def test_it_ends_at_a_stop_text_and_at_a_document(openai: OpenAI) -> None:
+    free = openai.completions.create(model="letters", prompt="The ", max_tokens=60, seed=4).choices[0]
+    stop = free.text[20:23]
+    for stream in (False, True):
+        answer = openai.completions.create(
+            model="letters", prompt="The ", max_tokens=60, seed=4, stop=["Ü", stop], stream=stream
+        )
+        choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
+        assert "".join(choice.text for choice in choices) == free.text[: free.text.index(stop)]
+        assert choices[-1].finish_reason == "stop"
+    end = {"256": 100}  # the byte model's end of a document, which this makes certain
+    ended = openai.completions.create(model="poems", prompt="a", logit_bias=end, logprobs=1)
+    assert ended.choices[0].text == "" and ended.choices[0].finish_reason == "stop"
+    assert ended.choices[0].logprobs.tokens == []
+
+
+def test_knobs_reach_the_engine(openai: OpenAI) -> None:
+    settings = {"model": "letters", "prompt": "The ", "max_tokens": 25, "seed": 6}
+    plain = openai.completions.create(**settings).choices[0].text
+    for knobs in (
+        {"temperature": 0.2}, {"top_p": 0.3}, {"extra_body": {"top_k": 2}}, {"extra_body": {"min_p": 0.6}},
+        {"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"extra_body": {"repetition_penalty": 5.0}},
+    ):  # fmt: skip
+        assert openai.completions.create(**settings, **knobs).choices[0].text != plain, knobs
+    assert openai.completions.create(**settings).choices[0].text == plain
+
+
+def test_what_says_nothing_is_ignored_and_what_is_not_here_refused(openai: OpenAI) -> None:
+    say = [{"role": "user", "content": "The "}]
+    openai.chat.completions.create(
+        model="letters", messages=say, max_tokens=1, user="me", metadata={"a": "b"}, response_format={"type": "text"},
+        tools=[], store=False,
+    )  # fmt: skip
+    with pytest.raises(openai_package.BadRequestError, match="Unrecognized request argument supplied: response_format"):
+        openai.chat.completions.create(model="letters", messages=say, response_format={"type": "json_object"})
+    image = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/"}}]
+    with pytest.raises(openai_package.BadRequestError, match="messages"):
+        openai.chat.completions.create(model="letters", messages=[{"role": "user", "content": image}])
+
+
+def test_errors_are_those_of_the_client(openai: OpenAI, models: list[Served]) -> None:
+    with pytest.raises(openai_package.NotFoundError) as unknown:
+        openai.completions.create(model="gpt-5", prompt="a")
+    assert unknown.value.code == "model_not_found" and unknown.value.param == "model"
+    with pytest.raises(openai_package.BadRequestError, match="'Ü'") as strange:
+        openai.completions.create(model="letters", prompt="Ü")
+    assert strange.value.param == "prompt"
+    with pytest.raises(openai_package.BadRequestError, match=r"Token ids must lie in \[0, 257\)"):
+        openai.completions.create(model="poems", prompt=[257])
+    with pytest.raises(openai_package.BadRequestError, match=r"Token ids must lie in \[0, 257\)"):
+        openai.completions.create(model="poems", prompt="a", logit_bias={"257": 1})
+    with serving(models, key="sesame") as guarded:
+        assert guarded.client().models.list().data[0].id == "letters"
+        with pytest.raises(openai_package.AuthenticationError):
+            OpenAI(base_url=guarded.url + "/v1", api_key="wrong").models.list()
+
+
+def test_tokens_go_there_and_back(server: Server) -> None:
+    text = "Über 行🌒"
+    there = server.post("/v1/tokenize", {"model": "poems", "prompt": text}).json
+    assert there["tokens"] == list(text.encode()) and there["count"] == len(there["tokens"])
+    back = server.post("/v1/detokenize", {"model": "poems", "tokens": there["tokens"]})
+    assert back.json == {"prompt": text}
+    assert server.post("/v1/tokenize", {"prompt": ""}).json["tokens"] == []
+    assert server.post("/v1/detokenize", {"model": "poems", "tokens": [257]}).error["param"] == "tokens"

@@ -1,0 +1,174 @@
+"""`groundling serve` as a process: where it listens, what it refuses, how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import openai as openai_package
+import pytest
+
+import groundling
+from conftest import serving
+from groundling.__main__ import main
+from groundling.run import Run
+from groundling.web import server as server_module
+from groundling.web.served import TEMPLATE, Served, open_runs
+from groundling.web.server import bind
+
+
+def test_beyond_this_machine_it_needs_a_key(trained: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1"):
+        with pytest.raises(ValueError, match="needs --api-key"):
+            groundling.serve(trained[0].folder, host=host)
+    bind("0.0.0.0", 0, "key").close()
+    for empty in ("", "  "):
+        with pytest.raises(ValueError, match="--api-key is empty"):
+            groundling.serve(trained[0].folder, api_key=empty)
+        monkeypatch.setenv("GROUNDLING_API_KEY", empty)
+        with pytest.raises(ValueError, match="--api-key is empty"):
+            groundling.serve(trained[0].folder, host="0.0.0.0")
+
+
+def test_names_of_this_machine_are_loopback() -> None:
+    for host in ("localhost", "127.0.0.1", "127.0.0.2"):
+        with bind(host, 0, None) as listener:
+            assert listener.getsockname()[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["letters", "--port", "70000"], "--port must lie in [0, 65536), and it is 70000."),
+        (["letters", "--host", "no.such.host.invalid"], "--host 'no.such.host.invalid' is no address"),
+        (["letters", "--host", ""], "--host '' is no address"),
+        (["letters", "--slots", "0"], "--slots must lie in [1, 64], and it is 0."),
+        (["letters", "letters", "--port", "0"], "Two of the models would be called 'letters'"),
+        (["lettres", "--port", "0"], "There is no run 'lettres'"),
+        ([], "Which run?"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(
+    trained: list[Run], arguments: list[str], sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["serve", *arguments, "--out", str(trained[0].folder.parent)])
+    assert end.value.code == 1
+    error = capfd.readouterr().err
+    assert error.startswith(f"groundling: {sentence}") and error.count("\n") == 1
+
+
+def test_a_port_in_use_is_named(trained: list[Run]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="choose another with --port"):
+        groundling.serve(trained[0].folder, port=taken.getsockname()[1])
+
+
+def test_checkpoints_have_names_of_their_own(trained: list[Run]) -> None:
+    paths = sorted((trained[0].folder / "checkpoints").glob("step-*"))
+    served = open_runs([groundling.load(path) for path in paths[-2:]])
+    assert [model.name for model in served] == ["letters@step-000030", "letters@step-000060"]
+    assert [model.step for model in served] == [30, 60]
+
+
+def test_a_checkpoint_that_training_deletes_meanwhile_is_no_matter(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(Path(shutil.copytree(trained[0].folder, tmp_path / "runs" / "copied")))
+    old = run.checkpoints.path(30)
+    real = Run.checkpoint.fget
+    asked: list[Path] = []
+
+    def checkpoint(self: Run) -> Path:
+        if not asked:  # the first one to be found is gone before it can be read
+            asked.append(old)
+            shutil.rmtree(old)
+            return old
+        return real(self)  # type: ignore[misc]
+
+    monkeypatch.setattr(Run, "checkpoint", property(checkpoint))
+    assert open_runs([run])[0].step == 60
+
+
+def test_a_chat_template_is_followed_and_cannot_reach_out(trained: list[Run], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained[1].folder, tmp_path / "runs" / "tuned"))
+    (folder / TEMPLATE).write_text(
+        "{% if messages[0].role == 'assistant' %}{{ raise_exception('The user begins.') }}{% endif %}"
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    models = open_runs([Run(folder)])
+    messages = [{"role": "user", "content": "{{ 7 * 7 }}"}]
+    with serving(models) as server:
+        assert server.ask("GET", "/v1/models").json["data"][0]["chat"] is True
+        chat = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 20, "seed": 1}).json
+        prompt = "[user] {{ 7 * 7 }}\n[assistant] "
+        plain = server.post("/v1/completions", {"prompt": prompt, "max_tokens": 20, "seed": 1}).json
+        assert chat["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
+        assert chat["usage"] == plain["usage"]
+        refused = server.post("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "x"}]})
+        assert refused.status == 400 and "The user begins." in refused.error["message"]
+        given = server.post("/v1/chat/completions", {"messages": messages, "chat_template": "{{ 1 }}"})
+        assert given.status == 400 and given.error["param"] == "chat_template"
+    for attack in (
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__ }}",
+    ):
+        (folder / TEMPLATE).write_text(attack)
+        with serving(open_runs([Run(folder)])) as server:
+            answer = server.post("/v1/chat/completions", {"messages": messages})
+            assert answer.status == 400 and "unsafe" in answer.error["message"]
+    (folder / TEMPLATE).write_text("{% if %}")
+    with pytest.raises(ValueError, match="is no chat template"):
+        open_runs([Run(folder)])
+
+
+def test_characters_that_a_model_never_saw_can_be_left_out(trained: list[Run]) -> None:
+    with serving(open_runs(trained[:1], unknown="skip")) as server:
+        assert server.post("/v1/tokenize", {"prompt": "Üa行"}).json["count"] == 1
+        assert server.post("/v1/completions", {"prompt": "行"}).status == 200
+
+
+def test_stopping_tells_streams_that_take_too_long(models: list[Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "FAREWELL_SECONDS", 0.3)
+    with serving(models) as server:
+        stream = server.client().completions.create(model="letters", prompt="The ", max_tokens=16_000, stream=True)
+        next(iter(stream))
+    with pytest.raises(openai_package.APIError, match="The server is stopping"):
+        list(stream)
+
+
+def process(run: Run, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """A server of its own, and its address."""
+    command = [sys.executable, "-m", "groundling", "serve", str(run.folder), "--port", "0", *arguments]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert child.stdout is not None
+    assert child.stdout.readline().startswith(f"{run.name}: ")
+    return child, child.stdout.readline().split()[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other signals elsewhere")
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_lets_answers_end_and_the_run_may_be_gone(trained: list[Run], tmp_path: Path, number: int) -> None:
+    run = Run(Path(shutil.copytree(trained[0].folder, tmp_path / "runs" / "letters")))
+    child, url = process(run)
+    try:
+        shutil.rmtree(run.folder)
+        body = json.dumps({"prompt": "The ", "max_tokens": 300, "stream": True}).encode()
+        request = urllib.request.Request(f"{url}/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answer.readline()
+            child.send_signal(number)
+            rest = answer.read()
+        assert rest.endswith(b"data: [DONE]\n\n") and b"length" in rest
+        _, errors = child.communicate(timeout=60)
+        assert errors == ""
+        assert child.returncode == (0 if number == signal.SIGINT else -signal.SIGTERM)
+    finally:
+        child.kill()
