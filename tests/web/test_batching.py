@@ -11,8 +11,8 @@ from typing import Any
 
 import openai as openai_package
 import pytest
+from asked import SLOTS, Server, request, serving, wait_for
 
-from conftest import SLOTS, Server, request, serving, wait_for
 from groundling.inference.engine import Engine, Request
 from groundling.inference.sampling import Sampling
 from groundling.web import batching

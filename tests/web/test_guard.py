@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from asked import Server, request, serving, wait_for
 
-from conftest import Server, request, serving, wait_for
 from groundling.web import connection, guard
 from groundling.web.guard import SAFE_HEADERS, Guard
 from groundling.web.schemas import MAX_TOKENS

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from asked import Server, request, wait_for
 
-from conftest import Server, request, wait_for
 from groundling.run import Run
 from groundling.web.connection import HEADER_SECONDS
 

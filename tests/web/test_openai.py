@@ -6,11 +6,11 @@ import json
 
 import openai as openai_package
 import pytest
+from asked import Server, serving
 from openai import OpenAI
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from conftest import Server, serving
 from groundling.inference.sampling import Sampling
 from groundling.run import Run
 from groundling.web.served import NOT_FOR_CHAT, Served

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
+from asked import Server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
-
-from conftest import Server
 
 FEW, MANY = 24, 1_000
 

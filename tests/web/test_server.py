@@ -14,9 +14,9 @@ from pathlib import Path
 
 import openai as openai_package
 import pytest
+from asked import serving
 
 import groundling
-from conftest import serving
 from groundling.__main__ import main
 from groundling.run import Run
 from groundling.web import server as server_module
