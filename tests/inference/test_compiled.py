@@ -24,6 +24,7 @@ MODERN = replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu")
 FAMILIES = {
     "gpt2": GPT2, "gpt2-untied": replace(GPT2, tie_head=False), "modern": MODERN,
     "modern-shared": replace(MODERN, n_kv_head=2), "rmsnorm-only": replace(GPT2, norm="rmsnorm"),
+    "large-heads": replace(MODERN, head_size=24, mlp_size=40),
 }  # fmt: skip
 
 

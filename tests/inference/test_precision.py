@@ -18,6 +18,7 @@ GPT2 = ModelSettings(block_size=32, n_layer=3, n_head=4, n_embd=64)
 FAMILIES = {
     "gpt2": GPT2,
     "gpt2-untied": replace(GPT2, tie_head=False),
+    "odd-width": replace(GPT2, n_embd=60),
     "modern": replace(GPT2, n_kv_head=2, norm="rmsnorm", position="rope", mlp="swiglu"),
 }
 V = 70

@@ -225,7 +225,7 @@ def _activate(x, is_gated, y):  # type: ignore[no-untyped-def]
 def _forward(tokens, rows, positions, w, n_head, n_kv, is_rms, is_gated, keys, values):  # type: ignore[no-untyped-def]
     n, C, hd = len(tokens), w.wte.shape[1], keys.shape[4]
     x, normed, added = np.empty((n, C), _f32), np.empty((n, C), _f32), np.empty((n, C), _f32)
-    qkv, gathered = np.empty((n, w.qkv.weight.shape[1]), _f32), np.empty((n, C), _f32)
+    qkv, gathered = np.empty((n, w.qkv.weight.shape[1]), _f32), np.empty((n, w.proj.weight.shape[2]), _f32)
     hidden, active = np.empty((n, w.fc.weight.shape[1]), _f32), np.empty((n, w.out.weight.shape[2]), _f32)
     scores = np.empty(keys.shape[3], _f32)
     for t in range(n):

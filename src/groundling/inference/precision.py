@@ -98,11 +98,16 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.weight, scales = in_int8(linear.weight)
+        weight, scales = in_int8(linear.weight)
+        # PyTorch's kernel reads whole vectors, beyond the end of a row that is not so many: zeros change nothing.
+        self.missing = -linear.in_features % 32
+        self.weight = F.pad(weight, (0, self.missing))
         self.scales = scales.bfloat16()
         self.bias = None if linear.bias is None else linear.bias.detach().float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch._weight_int8pack_mm(x.flatten(0, -2).bfloat16(), self.weight, self.scales).float()
-        y = y.view(*x.shape[:-1], -1)
+        rows = x.flatten(0, -2).bfloat16()
+        if self.missing:
+            rows = F.pad(rows, (0, self.missing))
+        y = torch._weight_int8pack_mm(rows, self.weight, self.scales).float().view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
