@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import groundling
 from groundling.run import Run
@@ -87,6 +89,20 @@ def test_evaluation_gives_the_figures_of_the_training_log(run: Run) -> None:
     assert result == run.evaluate()
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
     assert run.evaluate(max_tokens=0)["tokens"] > result["tokens"]
+
+
+def test_an_averaged_model_is_what_is_evaluated_sampled_and_saved(text_file: Path, tiny: dict[str, Any]) -> None:
+    events: list[Event] = []
+    run = groundling.train(text_file, name="averaged", weight_average=0.3, on_event=events.append, **tiny)
+    last = next(event for event in reversed(events) if isinstance(event, Evaluation))
+    assert last.best
+    assert run.evaluate()["loss"] == last.validation_loss
+    sample = next(event for event in reversed(events) if isinstance(event, Sample))
+    assert sample.text == run.generate(sample.prompt, max_new_tokens=tiny["sample_tokens"], seed=1)
+    state = load_file(run.checkpoint / "optimizer.safetensors")
+    trained, saved = state["wte.weight/trained"], load_file(run.checkpoint / "model.safetensors")["wte.weight"]
+    assert not torch.equal(trained, saved)
+    assert torch.allclose(trained, saved, atol=0.05)
 
 
 def test_evaluation_on_another_text_reads_all_of_it(run: Run, tmp_path: Path) -> None:

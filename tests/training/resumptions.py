@@ -116,6 +116,32 @@ def forget(quantity: str) -> None:
     session.load_training = forgetful
 
 
+def keep_average() -> None:
+    """Training goes on with the average, in place of the weights that it is of."""
+    from groundling.training.optimizer import Optimizers
+
+    fill = Optimizers.fill
+
+    def filling(self: Any, parameter: Any, quantity: str, value: Any) -> None:
+        fill(self, parameter, quantity, parameter.detach().clone() if quantity == "trained" else value)
+
+    Optimizers.fill = filling  # type: ignore[method-assign]
+
+
+def lose_average() -> None:
+    """The average begins anew."""
+    from groundling import session
+
+    load = session.load_training
+
+    def losing(path: Path, model: Any, optimizer: Any) -> Any:
+        state = load(path, model, optimizer)
+        optimizer._averages.clear()
+        return state
+
+    session.load_training = losing
+
+
 def change_state(change: Callable[[Any, Any], None]) -> None:
     """Something is not as it was saved, of the model or of where training stands."""
     from groundling import session
@@ -177,6 +203,8 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "second moment of AdamW": lambda: forget("exp_avg_sq"),
     "step count of AdamW": lambda: forget("step"),
     "momentum of Muon": lambda: forget("momentum"),
+    "weights that the model is the average of": keep_average,
+    "average of the weights": lose_average,
     "step of the schedule": shift_schedule,
     "seed of dropout": shift_dropout,
     "data by one token": shift_data,

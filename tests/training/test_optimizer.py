@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -17,10 +18,10 @@ def model_of(n_embd: int = 16) -> GPT:
     return GPT(ModelSettings(block_size=8, n_layer=2, n_head=2, n_embd=n_embd), 11)
 
 
-def step(model: GPT, optimizer: Optimizers, seed: int) -> None:
+def step(model: GPT, optimizer: Optimizers, seed: int, before: int = 0) -> None:
     tokens = torch.randint(11, (4, 8), generator=torch.Generator().manual_seed(seed))
     model(tokens).square().mean().backward()
-    optimizer.step()
+    optimizer.step(before)
     optimizer.zero_grad()
 
 
@@ -34,21 +35,53 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         assert decay[id(parameter)] == (0.0 if is_vector else 0.3), name
 
 
+@pytest.mark.parametrize("average", [0.0, 0.2])
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_saved_state_continues_as_if_it_had_never_stopped(kind: Any) -> None:
-    settings = TrainingSettings(optimizer=kind)
+def test_saved_state_continues_as_if_it_had_never_stopped(kind: Any, average: float) -> None:
+    settings = TrainingSettings(optimizer=kind, weight_average=average)
     model = model_of()
     optimizer = new_optimizer(model, settings)
     for seed in range(3):
         step(model, optimizer, seed)
     twin = model_of()
-    twin.load_state_dict(model.state_dict())
+    with optimizer.averaged():
+        twin.load_state_dict(model.state_dict())
     twin_optimizer = new_optimizer(twin, settings)
     load_state_tensors(twin, twin_optimizer, {k: v.clone() for k, v in state_tensors(model, optimizer).items()})
     for seed in range(3, 6):
         step(model, optimizer, seed)
         step(twin, twin_optimizer, seed)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    with optimizer.averaged(), twin_optimizer.averaged():
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_the_average_is_of_the_latest_share_of_all_steps() -> None:
+    model, share = model_of(), 0.25
+    optimizer = new_optimizer(model, TrainingSettings(optimizer="muon", weight_average=share))
+    history = []
+    for n in range(40):
+        step(model, optimizer, seed=n, before=n)
+        history.append(model.wte.weight.detach().double().clone())
+    # What each of the weights of 40 steps counts, by its own rate and those after it.
+    rates = [1 / (1 + share * n) for n in range(40)]
+    counts = [rate * math.prod(1 - later for later in rates[n + 1 :]) for n, rate in enumerate(rates)]
+    assert sum(counts) == pytest.approx(1)
+    assert sum(n * count for n, count in enumerate(counts)) == pytest.approx(39 / (1 + share), abs=1)
+    expected = sum(count * weights for count, weights in zip(counts, history, strict=True))
+    with optimizer.averaged():
+        assert torch.allclose(model.wte.weight.double(), expected, atol=1e-6)
+    assert torch.equal(model.wte.weight.double(), history[-1])
+
+
+def test_without_an_average_the_model_is_what_was_trained() -> None:
+    model = model_of()
+    optimizer = new_optimizer(model, TrainingSettings())
+    step(model, optimizer, 0)
+    weights = model.wte.weight.clone()
+    with optimizer.averaged():
+        assert torch.equal(model.wte.weight, weights)
+    assert not any("trained" in name for name in state_tensors(model, optimizer))
 
 
 def test_state_of_another_model_is_refused() -> None:

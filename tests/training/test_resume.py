@@ -34,7 +34,7 @@ MODERN = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "n_kv_head": 1
 
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "arithmetic": {"float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"}},
-    "optimizer": {"adamw": {"optimizer": "adamw"}, "muon": {"optimizer": "muon", **MODERN}},
+    "optimizer": {"adamw": {"optimizer": "adamw"}, "muon": {"optimizer": "muon", "weight_average": 0.1, **MODERN}},
     "dropout": {"without": {"dropout": 0.0}, "with": {"dropout": 0.2}},
     "accumulation": {"1": {"accumulate": 1}, "4": {"accumulate": 4}},
     "schedule": {

@@ -173,6 +173,12 @@ class TrainingSettings:
     warmup_steps: int = setting(100, "Steps over which the learning rate rises to its peak.")
     final_lr_fraction: float = setting(0.1, "The learning rate at the end, as a share of the peak.")
     weight_decay: float = setting(0.1, "Decoupled decay, relative to the learning rate; on matrices only.")
+    weight_average: float = setting(
+        0.0,
+        "Let the model be the average of its weights over the latest steps, this share of all so far; 0 for the "
+        "weights as the last step left them.",
+        before=0.0,
+    )
     beta1: float = setting(0.9, "AdamW: decay of the gradient's mean.")
     beta2: float = setting(0.99, "AdamW: decay of the gradient's square.")
     grad_clip: float = setting(1.0, "Largest norm of the gradient; 0 switches clipping off.")
@@ -209,7 +215,7 @@ class TrainingSettings:
             _require(0 < value < math.inf, f"{flag(name)} must be above 0, and it is {value}.")
         floor = self.final_lr_fraction
         _require(0 <= floor <= 1, f"--final-lr-fraction must lie in [0, 1], and it is {floor}.")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "weight_average"):
             _require(
                 0 <= getattr(self, name) < 1,
                 f"{flag(name)} must lie in [0, 1), and it is {getattr(self, name)}.",

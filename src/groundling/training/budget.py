@@ -125,10 +125,10 @@ def rehearse(machine: Machine) -> float:
 
 
 def memory_needed(model: ModelSettings, vocab_size: int, batch_size: int) -> int:
-    """Bytes that training takes, roughly: PyTorch itself, four floats a parameter, and activations."""
+    """Bytes that training takes, roughly: PyTorch itself, five floats a parameter, and activations."""
     tokens = batch_size * model.block_size
     activations = tokens * (model.n_layer * model.n_embd * 80 + vocab_size * 12)
-    return round(0.45e9 + 16 * parameters(model, vocab_size) + activations)
+    return round(0.45e9 + 20 * parameters(model, vocab_size) + activations)
 
 
 def fit_to_machine(

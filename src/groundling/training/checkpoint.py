@@ -1,8 +1,8 @@
 """A checkpoint is a folder that needs nothing else, in open formats, and is whole or not there.
 
 checkpoints/step-000400/
-  model.safetensors      the weights
-  optimizer.safetensors  the optimizer's state
+  model.safetensors      the weights, or their average over the latest steps
+  optimizer.safetensors  the optimizer's state; with an average, the weights as trained, too
   state.json             where training stood: step, tokens, seconds, best loss, ...
   config.json            every setting
   tokenizer.json
@@ -117,7 +117,8 @@ class Checkpoints:
             "versions": versions() | {"groundling": __version__},
         }
         with storage.new_folder(path, about) as temporary:
-            _write_tensors(temporary / "model.safetensors", model.state_dict())
+            with optimizer.averaged():
+                _write_tensors(temporary / "model.safetensors", model.state_dict())
             _write_tensors(temporary / "optimizer.safetensors", state_tensors(model, optimizer))
             storage.disk.write(temporary / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
             for name, content in files.items():
@@ -195,7 +196,7 @@ class Checkpoints:
 
 def size_of(model: GPT, optimizer: Optimizers) -> int:
     """About how many bytes a checkpoint has: weights, the optimizer's state, and some kilobytes beside them."""
-    return 20_000 + sum(p.numel() * p.element_size() * (1 + optimizer.n_moments(p)) for p in model.parameters())
+    return 20_000 + sum(p.numel() * p.element_size() * (1 + len(optimizer.quantities(p))) for p in model.parameters())
 
 
 def load_weights(path: Path, model: GPT) -> None:

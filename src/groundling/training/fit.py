@@ -115,7 +115,7 @@ class _Loop:
             if _evaluation_is_due(state, settings, over):
                 try:
                     with clock.timing("evaluation"):
-                        improved = _evaluate(state, settings, actions, clock, over)
+                        improved = _evaluate(state, settings, actions, clock, self.optimizer, over)
                 except Interrupted:
                     pass  # `stopped` says so below; the evaluation is made when the run is resumed
                 over = over or _out_of_patience(state, settings)
@@ -238,7 +238,7 @@ def train_step(
         cause = fault_in(value, length if scale <= 1.0 else 0.0, state, model.vocab_size)
     if in_range and not cause:
         try:
-            optimizer.step()
+            optimizer.step(state.step)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -290,13 +290,15 @@ def _evaluate(
     settings: TrainingSettings,
     actions: Actions,
     clock: Clock,
+    optimizer: Optimizers,
     over: bool,
 ) -> bool:
     """Score the validation part and write a sample. Returns whether this is the best so far.
 
     Raises Fault if the score is no finite number. `state` changes last, so that an Interrupted leaves it as it was.
     """
-    result = actions.evaluate()
+    with optimizer.averaged():
+        result = actions.evaluate()
     if not math.isfinite(result.loss):
         raise Fault(state.step, f"the validation loss is {result.loss}")
     training_loss = state.loss_sum / state.loss_count if state.loss_count else None
@@ -305,7 +307,8 @@ def _evaluate(
     actions.emit(Evaluation(state.step, result.loss, result.bits_per_byte, training_loss, best, clock.elapsed()))
     every = settings.sample_every if settings.sample_every is not None else settings.eval_every
     if every and settings.sample_tokens and (state.step % every == 0 or over):
-        _sample(state.step, actions)
+        with optimizer.averaged():
+            _sample(state.step, actions)
     if best:
         state.best_loss, state.best_step = result.loss, state.step
     state.evaluations_since_best = 0 if best else state.evaluations_since_best + (state.step > 0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,12 +12,21 @@ import torch
 from groundling.config import TrainingSettings
 from groundling.model.gpt import GPT, SelfAttention, SwigluMLP
 
+_TRAINED = "trained"  # the weights that training goes on with, where the model is their average
+
 
 class Optimizers:
-    """One or several optimizers as one. `schedule` sets all learning rates, each relative to its own peak."""
+    """One or several optimizers as one. `schedule` sets all learning rates, each relative to its own peak.
 
-    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+    Where `average` is not 0, a second copy of the weights follows them at a distance: their average over the latest
+    steps, that share of all so far (Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models",
+    2024, section 3.1). It is what is evaluated, sampled and saved as the model.
+    """
+
+    def __init__(self, *optimizers: torch.optim.Optimizer, average: float = 0.0) -> None:
         self.optimizers = optimizers
+        self.average = average
+        self._averages: dict[torch.Tensor, torch.Tensor] = {}
         self._owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
         for group in self.groups:
             group["peak"] = group["lr"]
@@ -29,9 +39,35 @@ class Optimizers:
         for group in self.groups:
             group["lr"] = factor * group["peak"]
 
-    def step(self) -> None:
+    def step(self, before: int = 0) -> None:
+        """One step, `before` of which were made; it decides how far back the average reaches."""
         for optimizer in self.optimizers:
             optimizer.step()
+        if self.average:
+            self._follow(1 / (1 + self.average * before))
+
+    @torch.no_grad()
+    def _follow(self, share: float) -> None:
+        if self._averages:
+            torch._foreach_lerp_(list(self._averages.values()), list(self._averages), share)
+        else:
+            self._averages = {p: p.detach().clone() for p in self._owners}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The weights are their averages meanwhile; the same tensors, with other numbers in them."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for weights, average in self._averages.items():
+            trained = weights.clone()
+            weights.copy_(average)
+            average.copy_(trained)
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
@@ -41,15 +77,33 @@ class Optimizers:
         """Back to the state before the first step."""
         for optimizer in self.optimizers:
             optimizer.state.clear()
+        self._averages = {}
 
     def state_of(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
         """The state that belongs to `parameter`, to be read or filled."""
         state: dict[str, Any] = self._owners[parameter].state[parameter]
         return state
 
-    def n_moments(self, parameter: torch.nn.Parameter) -> int:
-        """Numbers that are kept for each number of `parameter`: AdamW's two moments, or Muon's momentum."""
-        return 1 if isinstance(self._owners[parameter], Muon) else 2
+    def quantities(self, parameter: torch.nn.Parameter) -> tuple[str, ...]:
+        """What is kept for each number of `parameter`: AdamW's two moments, or Muon's momentum; where the model is
+        saved as an average, the number itself."""
+        moments = ("momentum",) if isinstance(self._owners[parameter], Muon) else ("exp_avg", "exp_avg_sq")
+        return (*moments, _TRAINED) if self.average else moments
+
+    def tensors_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        """The state of `parameter` by the names that it has in a file."""
+        trained = {_TRAINED: parameter.detach()} if parameter in self._averages else {}
+        return self.state_of(parameter) | trained
+
+    @torch.no_grad()
+    def fill(self, parameter: torch.nn.Parameter, quantity: str, value: torch.Tensor) -> None:
+        """The inverse of `tensors_of`, for a parameter that is as the model was saved."""
+        value = value.to(parameter.device)
+        if quantity == _TRAINED:
+            self._averages[parameter] = parameter.detach().clone()
+            parameter.copy_(value)
+        else:
+            self.state_of(parameter)[quantity] = value
 
 
 def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
@@ -70,8 +124,9 @@ def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = t
         fused=model.device.type != "mps",  # on Apple GPUs the fused kernel is far slower than the plain one
     )
     if not parts:
-        return Optimizers(adamw)
-    return Optimizers(adamw, Muon(parts, settings.matrix_learning_rate, settings.weight_decay, dtype))
+        return Optimizers(adamw, average=settings.weight_average)
+    muon = Muon(parts, settings.matrix_learning_rate, settings.weight_decay, dtype)
+    return Optimizers(adamw, muon, average=settings.weight_average)
 
 
 def matrix_parts(model: GPT) -> dict[torch.Tensor, list[int]]:
@@ -157,7 +212,7 @@ def state_tensors(model: GPT, optimizer: Optimizers) -> dict[str, torch.Tensor]:
     return {
         f"{name}/{quantity}": value
         for name, parameter in model.named_parameters()
-        for quantity, value in optimizer.state_of(parameter).items()
+        for quantity, value in optimizer.tensors_of(parameter).items()
     }
 
 
@@ -165,19 +220,21 @@ def state_shapes(model: GPT, optimizer: Optimizers) -> dict[str, tuple[int, ...]
     """The shapes of `state_tensors` once a step was done."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, parameter in model.named_parameters():
-        if optimizer.n_moments(parameter) == 1:
-            shapes[f"{name}/momentum"] = tuple(parameter.shape)
-        else:
-            shapes |= {f"{name}/exp_avg": tuple(parameter.shape), f"{name}/exp_avg_sq": tuple(parameter.shape)}
+        quantities = optimizer.quantities(parameter)
+        shapes |= {f"{name}/{quantity}": tuple(parameter.shape) for quantity in quantities}
+        if "exp_avg" in quantities:
             shapes[f"{name}/step"] = ()
     return shapes
 
 
 def load_state_tensors(model: GPT, optimizer: Optimizers, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of `state_tensors`. Raises ValueError if the tensors do not belong to this model."""
+    """The inverse of `state_tensors`, for a model that has its saved weights already.
+
+    Raises ValueError if the tensors do not belong to this model.
+    """
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, _, quantity = key.partition("/")
         if name not in parameters or (value.dim() and value.shape != parameters[name].shape):
             raise ValueError(f"The optimizer's saved {key} does not belong to this model.")
-        optimizer.state_of(parameters[name])[quantity] = value.to(parameters[name].device)
+        optimizer.fill(parameters[name], quantity, value)
