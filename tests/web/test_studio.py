@@ -19,6 +19,7 @@ import pytest
 
 import groundling
 from groundling import storage
+from groundling.__main__ import main
 from tiny import TINY
 
 pytest.importorskip("nicegui", reason="needs the extra studio")
@@ -36,6 +37,22 @@ class Server:
     process: subprocess.Popen[str]
 
 
+def started(folder: Path, verb: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "groundling", verb, *arguments, "--port", "0", "--out", str(folder / "runs")],
+        stdout=subprocess.PIPE, text=True, cwd=folder,
+    )  # fmt: skip
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    """What the first line with an address says."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"http://\S+", line):
+            return found[0]
+    raise AssertionError("it ended")
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Server]:
     """The studio with three runs: `first`, `second`, and one that says EVIL wherever a run can say something."""
@@ -44,17 +61,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Ser
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROUNDLING_CACHE", str(folder / "cache"))
         (folder / "prose.txt").write_text(prose, encoding="utf-8")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "groundling", "studio", "--port", "0", "--out", str(runs)],
-            stdout=subprocess.PIPE, text=True, cwd=folder,
-        )  # fmt: skip
+        process = started(folder, "studio")
         groundling.train(folder / "prose.txt", name="first", out=runs, on_event=lambda _: None, **TINY)
         shutil.copytree(runs / "first", runs / "second")
         hostile(runs)
-        assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found
-        yield Server(found[0], runs, process)
+        yield Server(address_of(process), runs, process)
         if process.poll() is None:
             process.kill()
         process.wait()
@@ -91,13 +102,14 @@ def open_page(browser: Any, server: Server) -> Iterator[Open]:
     context.set_default_timeout(60_000)
     trouble: list[str] = []
 
-    def open_page(path: str, width: int = 1200) -> Any:
+    def open_page(path: str, width: int = 1200, at: str = server.address) -> Any:
         page = context.new_page()
         page.set_viewport_size({"width": width, "height": 900})
         page.on("console", lambda message: trouble.append(message.text))
         page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("request", lambda request: request.url.startswith(server.address) or trouble.append(request.url))
-        page.goto(server.address + path)
+        root = at.removesuffix("/studio")
+        page.on("request", lambda request: request.url.startswith(root) or trouble.append(request.url))
+        page.goto(at + path)
         return page
 
     yield open_page
@@ -259,6 +271,54 @@ def test_pages_say_what_they_may_do(server: Server) -> None:
         told = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in told and "frame-ancestors 'none'" in told
     assert "'unsafe-inline'" not in told.split("style-src")[0]
+
+
+def test_it_stands_on_the_port_of_serve(open_page: Open, server: Server, text_file: Path) -> None:
+    process = started(server.runs.parent, "serve", "first", "--studio")
+    try:
+        address = address_of(process)
+        assert address.endswith("/studio")
+        page = open_page("/", at=address)
+        page.get_by_role("link", name="first").click()
+        page.wait_for_url(f"{address}/runs/first")
+        page.get_by_role("button", name="Let it write").click()
+        page.wait_for_url(f"{address}/playground?run=first")
+        page.get_by_role("slider", name="Tokens").focus()
+        page.keyboard.press("Home")
+        page.get_by_role("button", name="Write").click()
+        page.locator(".writer").get_by_text("10 tokens, seed").wait_for()
+        page.goto(f"{address}/new")
+        big = text_file.with_name("big.txt")  # larger than what the API takes
+        big.write_text("To be, or not to be.\n" * 100_000, encoding="utf-8")
+        page.set_input_files("input[type=file]", big)
+        page.wait_for_function("document.querySelector('.form input').value.endsWith('texts/big.txt')")
+        page.close()  # before the server, which it would miss
+        # The API is there as ever: its texts, its errors, its bounds.
+        root = address.removesuffix("/studio")
+        assert ask(root, "/v1/completions", {"prompt": "The ", "max_tokens": 5})["usage"]["completion_tokens"] == 5
+        for path, body, status in (("/v1/nothing", {}, 404), ("/v1/completions", {"prompt": "x" * 2**20}, 413)):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                ask(root, path, body)
+            assert refused.value.code == status
+            assert json.load(refused.value)["error"]["type"] == "invalid_request_error"
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=15) == 0
+
+
+def ask(root: str, path: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(
+        root + path, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.parametrize("wish", [["--api-key", "secret"], ["--api-key", "secret", "--host", "0.0.0.0"]], ids=str)
+def test_on_the_port_of_serve_it_has_no_key(server: Server, wish: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "first", "--studio", "--port", "0", *wish, "--out", str(server.runs)])
+    assert "--studio goes with this machine alone and without --api-key" in capfd.readouterr().err
 
 
 def test_ctrl_c_ends_it(server: Server) -> None:

@@ -18,6 +18,7 @@ def serve(
     slots: Annotated[int | None, Parameter(show_default=False)] = None,
     precision: Literal["float32", "bfloat16", "int8"] = "float32",
     unknown: Literal["error", "skip"] = "error",
+    studio: Annotated[bool, Parameter(negative="")] = False,
     out: Out = None,
 ) -> None:
     """Answer programs that speak OpenAI's API, with one or several models.
@@ -36,10 +37,15 @@ def serve(
         Of the weights: fewer bits are read faster, and round the model.
     unknown
         What to do with characters of a prompt that a model never saw.
+    studio
+        Show the studio's pages too, below /studio; on this machine alone, and without a key.
     """
     try:
         from groundling.web.server import serve
     except ModuleNotFoundError as error:
         raise ValueError(f'Serving needs {error.name}: pip install "groundling[serve]".') from None
 
-    serve(*runs, host=host, port=port, api_key=api_key, slots=slots, precision=precision, unknown=unknown, out=out)
+    serve(
+        *runs, host=host, port=port, api_key=api_key, slots=slots, precision=precision, unknown=unknown, studio=studio,
+        out=out,
+    )  # fmt: skip

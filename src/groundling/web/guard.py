@@ -20,10 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from groundling.web.errors import ApiError, client_left
 
 MAX_BODY = 1 << 20
+MAX_UPLOAD = 100 << 20
+"""Bytes of a text that comes from a page. A longer one is given by its path."""
 MAX_HEADERS = 32 << 10
 BODY_SECONDS = 30.0
 OPEN_PATHS = frozenset({"/health"})
 """What may be asked for without the key."""
+_UPLOADS = re.compile(r"(/studio)?/_nicegui/client/[^/]+/upload/[^/]+")
+"""Where pages send files to: NiceGUI's paths."""
 
 SAFE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -41,15 +45,16 @@ class Guard:
     """ASGI middleware around the whole app, websockets and mounted pages included."""
 
     def __init__(
-        self, app: ASGIApp, *, names: frozenset[str], loopback: bool, key: str | None, max_body: int = MAX_BODY
+        self, app: ASGIApp, *, names: frozenset[str], loopback: bool, key: str | None, uploads: bool = False
     ) -> None:
         """`names` are the host names that count as this server's. Of addresses, those of this machine alone do where
-        it listens on nothing else (`loopback`), and all do where it listens to the network."""
+        it listens on nothing else (`loopback`), and all do where it listens to the network. With `uploads`, the
+        studio's pages may send files."""
         self.app = app
         self.names = names
         self.loopback = loopback
         self.key = key.encode() if key else None
-        self.max_body = max_body
+        self.uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with what is wrong."""
@@ -59,7 +64,9 @@ class Guard:
         try:
             self.judge(scope)
             if scope["type"] == "http":
-                receive = await _whole_body(Headers(scope=scope), receive, self.max_body)
+                upload = self.uploads and _UPLOADS.fullmatch(scope["path"])
+                most = MAX_UPLOAD + MAX_BODY if upload else MAX_BODY
+                receive = await _whole_body(Headers(scope=scope), receive, most)
         except ApiError as error:
             if scope["type"] == "websocket":  # closed before it was accepted: uvicorn answers 403
                 return await send({"type": "websocket.close", "code": 1008})

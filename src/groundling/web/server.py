@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 
 import psutil
 import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from groundling.catalog import load
 from groundling.corpus.tokenizer import Unknown
+from groundling.folder import runs_folder
 from groundling.inference.precision import Precision
 from groundling.web.app import Api, create_app
 from groundling.web.connection import Connection
@@ -37,6 +40,7 @@ def serve(
     slots: int | None = None,
     precision: Precision = "float32",
     unknown: Unknown = "error",
+    studio: bool = False,
     out: str | os.PathLike[str] | None = None,
     notice: Callable[[str], None] = _say,
 ) -> None:
@@ -46,7 +50,8 @@ def serve(
     generates up to `slots` texts at a time: as many as memory has room for, up to 64, if None. `api_key` (else the
     environment's GROUNDLING_API_KEY) is what clients have to send; without one the server listens to this machine only.
     Port 0 takes a free one. `unknown` says what happens to characters of a prompt that a model never saw: an error, or
-    they are left out. `notice` is told where it listens. docs/server.md has the rest.
+    they are left out. With `studio` its pages are there too, below `/studio`, with the runs of the folder `out`.
+    `notice` is told where it listens. docs/server.md has the rest.
 
     Raises ValueError where that cannot be, FileNotFoundError for a run that is not there, OSError for a port in use.
     """
@@ -58,15 +63,18 @@ def serve(
     if not runs:
         raise ValueError("Which run? `groundling runs` shows them.")
     with bind(host, port, key) as listener:
+        pages = _pages(listener, key, out) if studio else None
         models = open_runs([load(run, out=out) for run in runs], precision, unknown)
         listener.listen(2048)  # from here on nobody is turned away
         address, bound_port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         for model in models:
             notice(f"{model.name}: {model.describe()}")
+        if studio:
+            notice(f"The studio is at http://{shown}:{bound_port}/studio")
         notice(f"http://{shown}:{bound_port}/v1 answers now; Ctrl-C stops it.")
         try:
-            make_server(models, slots or _room(models), listener, host, key).run(sockets=[listener])
+            make_server(models, slots or _room(models), listener, host, key, pages).run(sockets=[listener])
         except KeyboardInterrupt:  # uvicorn raises the signal again when all is closed
             pass
 
@@ -86,22 +94,42 @@ class _Server(uvicorn.Server):
 
 
 def make_server(
-    models: Sequence[Served], slots: int, listener: socket.socket, host: str, key: str | None
-) -> uvicorn.Server:
-    """The server for a bound socket, not yet running."""
+    models: Sequence[Served], slots: int, listener: socket.socket, host: str, key: str | None,
+    pages: Callable[[FastAPI], ASGIApp] | None = None,
+) -> uvicorn.Server:  # fmt: skip
+    """The server for a bound socket, not yet running. `pages` may add some to its app, and put something around it."""
     loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
     machine = socket.gethostname().lower()
     names = {"localhost"} if loopback else {"localhost", host.lower(), machine, f"{machine}.local"}
     metrics = Metrics()
     api = Api(models, slots, metrics)
-    app = Guard(create_app(api), names=frozenset(names), loopback=loopback, key=key)
+    inner = create_app(api)
+    whole = pages(inner) if pages else inner
+    app = Guard(whole, names=frozenset(names), loopback=loopback, key=key, uploads=pages is not None)
     return _Server(
         api,
         uvicorn.Config(
             counted(app, metrics), http=Connection, log_level="error", access_log=False, server_header=False,
-            proxy_headers=False, timeout_graceful_shutdown=2 * FAREWELL_SECONDS,
+            proxy_headers=False, timeout_graceful_shutdown=2 * FAREWELL_SECONDS, ws_max_size=2**20,
         ),
     )  # fmt: skip
+
+
+def _pages(
+    listener: socket.socket, key: str | None, out: str | os.PathLike[str] | None
+) -> Callable[[FastAPI], ASGIApp]:
+    """What puts the studio on the server's app. Raises ValueError where it must not, or cannot, be."""
+    if key is not None or not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        raise ValueError(
+            "The studio starts programs and reads files, and its pages cannot send a key, so --studio goes with this "
+            "machine alone and without --api-key. `groundling studio`, beside the server, has the same pages."
+        )
+    try:
+        from groundling.web.studio.app import mount
+        from groundling.web.studio.studio import Studio
+    except ModuleNotFoundError as error:
+        raise ValueError(f'The studio needs {error.name}: pip install "groundling[studio]".') from None
+    return lambda app: mount(app, Studio(runs_folder(out)), "/studio")
 
 
 def bind(host: str, port: int, key: str | None) -> socket.socket:

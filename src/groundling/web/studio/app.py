@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import warnings
 import webbrowser
 
 import nicegui
@@ -11,6 +12,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from nicegui import ui
+from starlette.types import ASGIApp
 
 from groundling.folder import runs_folder
 from groundling.web.connection import Connection
@@ -23,7 +25,7 @@ from groundling.web.studio.playground import playground
 from groundling.web.studio.policy import Policy
 from groundling.web.studio.run_page import run_page
 from groundling.web.studio.runs_page import runs_page
-from groundling.web.studio.studio import MAX_UPLOAD, Studio
+from groundling.web.studio.studio import Studio
 
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#2f6f4f"/>'
@@ -32,9 +34,14 @@ _ICON = (
 )
 
 
-def mount(app: FastAPI, studio: Studio, path: str = "/") -> None:
-    """Put the studio's pages below `path` of `app`. NiceGUI has one set of pages a process, so this is done once."""
+def mount(app: FastAPI, studio: Studio, path: str = "/") -> ASGIApp:
+    """Put the studio's pages below `path` of `app`, and return what to serve in its place.
+
+    NiceGUI has one set of pages a process, so this is done once.
+    """
     nicegui.app.on_shutdown(studio.closing.set)
+    # NiceGUI looks at each object that there is, at PyTorch's deprecated ones too.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"nicegui\.")
     ui.add_head_html(f"<style>{style()}</style>", shared=True)
 
     @ui.page("/")
@@ -65,6 +72,7 @@ def mount(app: FastAPI, studio: Studio, path: str = "/") -> None:
         app, mount_path=path, title="groundling", favicon=_ICON, dark=None, tailwind=False, reconnect_timeout=30,
         show_welcome_message=False, gzip_middleware_factory=None,
     )  # fmt: skip
+    return Policy(app)
 
 
 def serve_studio(
@@ -88,8 +96,7 @@ def serve_studio(
     studio = Studio(runs_folder(out))
     torch.set_num_threads(1)  # the cores are for training; one text at a time needs no more
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    mount(app, studio)
-    guarded = Guard(Policy(app), names=frozenset({"localhost"}), loopback=True, key=None, max_body=MAX_UPLOAD + 2**20)
+    guarded = Guard(mount(app, studio), names=frozenset({"localhost"}), loopback=True, key=None, uploads=True)
     config = uvicorn.Config(
         guarded, http=Connection, ws_max_size=2**20, log_level="warning", access_log=False, server_header=False,
         proxy_headers=False, timeout_graceful_shutdown=2,

@@ -7,8 +7,9 @@ import asyncio
 from nicegui import events, ui
 
 from groundling.config import PRESETS
+from groundling.web.guard import MAX_UPLOAD
 from groundling.web.studio.parts import Text, frame, told
-from groundling.web.studio.studio import MAX_UPLOAD, NAMED, Studio
+from groundling.web.studio.studio import NAMED, Studio
 
 _PLANNED = "planned for the time"
 _TOKENIZERS = {"char": "characters", "byte": "bytes", "bpe": "pieces of words"}

@@ -15,11 +15,10 @@ from groundling.claim import LOCK
 from groundling.config import Config
 from groundling.corpus.sources import find_source
 from groundling.folder import is_name
+from groundling.web.guard import MAX_UPLOAD
 from groundling.web.studio.live import Live
 from groundling.web.studio.processes import OUTPUT, Processes
 
-MAX_UPLOAD = 100 * 2**20
-"""Bytes of a text that comes from the browser. A longer one is given by its path."""
 NAMED = ("shakespeare", "python-docs")
 """Corpora that need no file."""
 
