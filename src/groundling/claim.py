@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import os
 import platform
-import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -27,7 +26,7 @@ from groundling.corpus.fitting import silent
 from groundling.corpus.sources import Source, find_source
 from groundling.corpus.tokenizer import UnknownText
 from groundling.corpus.tokens import Corpus, prepare
-from groundling.folder import is_name
+from groundling.folder import as_name, is_name
 from groundling.machine import Machine, bits, versions
 from groundling.run import Run
 from groundling.training.checkpoint import TrainState, read_state
@@ -48,7 +47,7 @@ def claim(
     """
     if name is not None and not is_name(name):
         raise ValueError(f"--name {name!r} cannot name a folder: use letters, digits, '.', '_' and '-'.")
-    base = name or re.sub(r"[^A-Za-z0-9._-]+", "-", text.name).strip("-.") or "run"
+    base = name or as_name(text.name)
     for number in itertools.count(1):
         run = Run(folder / (base if number == 1 else f"{base}-{number}"))
         storage.make_folder(run.folder)

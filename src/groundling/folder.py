@@ -47,7 +47,7 @@ class RunFolder:
         if checkpoint is None or self.begun:
             for part in (folder, folder / "checkpoints", *(folder / "checkpoints").glob("step-*")):
                 check_folder(part)
-        self._checkpoint = checkpoint
+        self.chosen = checkpoint
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class RunFolder:
     @cached_property
     def record(self) -> dict[str, Any]:
         """`config.json`: settings, corpus, versions, machine."""
-        path = (self._checkpoint or self.folder) / "config.json"
+        path = (self.chosen or self.folder) / "config.json"
         return check_record(storage.read_json(path), str(path))
 
     @cached_property
@@ -75,7 +75,7 @@ class RunFolder:
     @property
     def checkpoint(self) -> Path:
         """The checkpoint in use. Raises ValueError if the run has none yet."""
-        path = self._checkpoint or self.checkpoints.pointed("best") or self.checkpoints.newest(lambda _: None)
+        path = self.chosen or self.checkpoints.pointed("best") or self.checkpoints.newest(lambda _: None)
         if path is None:
             raise ValueError(
                 f"The run {self.name} has no checkpoint yet: continue it with `groundling resume {self.reference}`."
@@ -84,7 +84,7 @@ class RunFolder:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        path = (self._checkpoint or self.folder) / "tokenizer.json"
+        path = (self.chosen or self.folder) / "tokenizer.json"
         tokenizer = Tokenizer.load(path)
         if tokenizer.fingerprint != self.record["corpus"]["tokenizer"]:
             raise ValueError(f"{path} is not the tokenizer that {self.name} was trained with: its hash is another one.")
@@ -134,6 +134,11 @@ class RunFolder:
 
 def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
     return Path(out or os.environ.get("GROUNDLING_RUNS") or "runs")
+
+
+def as_name(text: str, otherwise: str = "run") -> str:
+    """What of `text` can stand in the name of a folder; `otherwise` if nothing can."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or otherwise
 
 
 def is_name(text: str) -> bool:

@@ -43,7 +43,7 @@ from groundling.training.objective import next_token
 from groundling.training.optimizer import Optimizers, new_optimizer
 from groundling.training.recorded import RunFiles, rewind
 from groundling.training.rescue import DivergedError, restore
-from groundling.training.samples import Sampler
+from groundling.training.samples import Samples
 from groundling.training.stopping import StopRequest
 from groundling.training.tensors import check_fits, check_memory
 from groundling.training.trackers import Tracked, Tracker, tracking
@@ -92,7 +92,7 @@ def train_on(
             tell(_checked(text))
         actions = Actions(
             evaluate=lambda: room.evaluate(text, stop),
-            sample=Sampler(model, text, settings, stop),
+            sample=Samples(model, text, settings, stop),
             save=lambda: run.checkpoints.save(model, optimizer, state, run.folder, settings.keep_checkpoints),
             restore=lambda: restore(
                 run.checkpoints, state, model, optimizer, lambda: _beginning(config, text).state_dict()

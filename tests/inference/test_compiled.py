@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from models import untrained
 
 from groundling.config import ModelSettings
 from groundling.inference.drafts import Drafts
@@ -30,12 +31,7 @@ FAMILIES = {
 
 @pytest.fixture(params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> GPT:
-    torch.manual_seed(0)
-    model = GPT(FAMILIES[request.param], V).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
+    return untrained(FAMILIES[request.param], V, spread=0.2)
 
 
 def logits_of(model: GPT, precision: Precision, tokens: list[list[int]], at_once: int) -> np.ndarray:

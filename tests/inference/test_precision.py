@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from models import untrained
 
 from groundling.config import ModelSettings
 from groundling.inference.engine import generate
@@ -26,12 +27,7 @@ V = 70
 
 @pytest.fixture(params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> GPT:
-    torch.manual_seed(0)
-    model = GPT(FAMILIES[request.param], V).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return untrained(FAMILIES[request.param], V, spread=0.1)
 
 
 def tokens() -> torch.Tensor:

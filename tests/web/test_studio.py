@@ -24,7 +24,6 @@ from tiny import TINY
 
 pytest.importorskip("nicegui", reason="needs the extra studio")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 1'>{{ evil = 1 }}"
 
 Open = Callable[..., Any]
@@ -81,18 +80,6 @@ def hostile(runs: Path) -> None:
     with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": "sample", "step": 40, "prompt": EVIL, "text": EVIL, "copied_share": 1.0,
                                "longest_copy": 40, "copied_spans": [[5, 45]]}) + "\n")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser is here: none of {', '.join(BROWSERS)} is on the path")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from groundling.claim import lock
 from groundling.config import PRESETS, Config
 from groundling.corpus.bpe import BpeTokenizer
 from groundling.corpus.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
-from groundling.folder import is_name, runs_folder
+from groundling.folder import as_name, is_name, runs_folder
 from groundling.interchange.huggingface import ARCHITECTURES, NAMES, turned
 from groundling.interchange.names import Family, inward
 from groundling.machine import choose, versions
@@ -81,7 +80,7 @@ def import_model(
         raise ValueError(f"{source}: its tokenizer has {tokenizer.vocab_size:,} tokens, and its model only {rows:,}.")
     if tokenizer.vocab_size < rows:
         notice(f"{rows - tokenizer.vocab_size:,} rows of the vocabulary, which no token uses, are left out.")
-    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", source.resolve().name).strip("-.") or "imported"
+    name = name or as_name(source.resolve().name, "imported")
     if not is_name(name):
         raise ValueError(f"--name {name!r} cannot name a folder: use letters, digits, '.', '_' and '-'.")
     tensors = _cut(turned(_read(source, family), family), family, model["block_size"], tokenizer.vocab_size)

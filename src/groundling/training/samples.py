@@ -18,7 +18,7 @@ _SEED = 1  # always the same, so that samples can be compared
 _MAX_CHARACTERS = 10_000_000  # of the text: a longer one would take seconds of the training time to index
 
 
-class Sampler:
+class Samples:
     """Lets `model` write, always from the same prompt and seed, and compares that with the training text.
 
     Raises Interrupted once `stopped()` says so.

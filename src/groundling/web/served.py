@@ -116,8 +116,7 @@ def open_runs(runs: Sequence[Run], precision: Precision = "float32", unknown: Un
 
 def _name(run: Run) -> str:
     """The run's own, and for a chosen checkpoint with the checkpoint's."""
-    chosen = run._checkpoint
-    return f"{run.name}@{chosen.name}" if chosen else run.name
+    return f"{run.name}@{run.chosen.name}" if run.chosen else run.name
 
 
 def _template(folder: Path) -> jinja2.Template | None:

@@ -14,7 +14,7 @@ from groundling import catalog, storage
 from groundling.claim import LOCK
 from groundling.config import Config
 from groundling.corpus.sources import find_source
-from groundling.folder import is_name
+from groundling.folder import as_name, is_name
 from groundling.web.guard import MAX_UPLOAD
 from groundling.web.studio.live import Live
 from groundling.web.studio.processes import OUTPUT, Processes
@@ -136,7 +136,7 @@ class Studio:
         try:
             if arrived.stat().st_size > MAX_UPLOAD:
                 raise ValueError(f"The text is larger than {MAX_UPLOAD // 2**20} MB: give its path instead.")
-            plain = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/\\]", name)[-1]).strip("-.")
+            plain = as_name(re.split(r"[/\\]", name)[-1], "text")
             stem, dot, suffix = plain.partition(".")
             for number in itertools.count(1):
                 path = arrived.parent / f"{stem[:60] or 'text'}{'' if number == 1 else f'-{number}'}{dot}{suffix[-10:]}"
@@ -149,7 +149,7 @@ class Studio:
             arrived.unlink(missing_ok=True)
 
     def _free_name(self, wished: str) -> str:
-        base = re.sub(r"[^A-Za-z0-9._-]+", "-", wished).strip("-.") or "run"
+        base = as_name(wished)
         for number in itertools.count(1):
             folder = self.out / (base if number == 1 else f"{base}-{number}")
             self._forget_unbegun(folder)
