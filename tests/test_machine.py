@@ -10,7 +10,7 @@ import torch
 
 from groundling import machine
 from groundling.config import MachineSettings
-from groundling.machine import Speed, choose, measure_speed, usable_threads
+from groundling.machine import Speed, choose, keep_freed_memory, measure_speed, usable_threads
 
 
 @pytest.fixture
@@ -112,3 +112,13 @@ def test_a_gpu_that_only_emulates_bfloat16_gets_float16(
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert machine._best_dtype(torch.device("cuda"))[0] == dtype
+
+
+def test_what_is_freed_is_kept_for_the_next_who_asks() -> None:
+    resource = pytest.importorskip("resource")
+    if not keep_freed_memory():
+        pytest.skip("the C library here cannot be told")
+    for _ in range(21):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(4_000_000)  # 4,000 pages
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 400  # of the last time

@@ -5,6 +5,7 @@ Nothing happens at import. `choose` turns the `auto` settings into facts; `surve
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -71,6 +72,7 @@ def choose(settings: MachineSettings, decided: dict[str, Any] | None = None) -> 
         reasons.append(f"device {device}: {_DEVICE_REASONS[device.type]}")
     if torch.device(decided.get("device", "meta")).type != device.type:
         decided = {}
+    keep_freed_memory()
     threads, reason = usable_threads()
     if settings.threads or decided.get("threads"):
         torch.set_num_threads(settings.threads or min(decided["threads"], threads))
@@ -84,6 +86,25 @@ def choose(settings: MachineSettings, decided: dict[str, Any] | None = None) -> 
     compile = settings.compile if settings.compile != "auto" else decided.get("compile", "auto")
     return Machine(device, dtype, compile, torch.get_num_threads(), tuple(reasons))
 
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let the C library keep what is freed for the next who asks, and return whether it does.
+
+    Each training step asks for the memory that the last one freed. If the system had it in between, it comes back page
+    by page, each of them cleared first: a third of the time of a step (docs/LOG.md). Only glibc gives it back and can
+    be told not to; for allocations from a GiB on it goes on to do so, or from 32 MiB on if it is an old one.
+    """
+    if sys.platform != "linux":
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    never = library.mallopt(_TRIM_THRESHOLD, -1)
+    return bool(never and any(library.mallopt(_MMAP_THRESHOLD, size) for size in (2**30, 2**25)))
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 _DEVICE_REASONS = {
     "cuda": "an NVIDIA or AMD GPU is here",

@@ -187,7 +187,7 @@ def _turn(x, weight, cos, sin):  # type: ignore[no-untyped-def]
     for i in range(half):
         a, b = x[i] * factor * weight[i], x[i + half] * factor * weight[i + half]
         x[i] = a * cos[i] - b * sin[i]
-        x[i + half] = b * cos[i + half] + a * sin[i + half]
+        x[i + half] = b * cos[i] + a * sin[i]
 
 
 @_compiled

@@ -50,24 +50,22 @@ class Rotary(nn.Module):
         self.q_norm = nn.RMSNorm(hd, eps=_EPS)
         self.k_norm = nn.RMSNorm(hd, eps=_EPS)
         speeds = config.rope_theta ** (-torch.arange(0, hd, 2, dtype=torch.float64) / hd)
-        angles = torch.outer(torch.arange(config.block_size, dtype=torch.float64), speeds).repeat(1, 2)
-        self.register_buffer("cos", angles.cos().float(), persistent=False)  # (block_size, hd)
+        angles = torch.outer(torch.arange(config.block_size, dtype=torch.float64), speeds)
+        self.register_buffer("cos", angles.cos().float(), persistent=False)  # (block_size, hd / 2)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, place: Place | None) -> tuple[torch.Tensor, torch.Tensor]:
         """q (B, nh, T, hd) and k (B, nkv, T, hd) at `place`, the beginning if None, normalized and turned."""
         positions = slice(q.size(2)) if place is None else place.positions
-        cos, sin = self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # (B or 1, 1, T, hd)
-        # In float32, as Qwen3 does: norms and angles are where bfloat16 would be felt.
-        q_turned = self._turn(self.q_norm(q.float()), cos, sin)
-        k_turned = self._turn(self.k_norm(k.float()), cos, sin)
-        return q_turned.type_as(q), k_turned.type_as(k)
+        cos, sin = self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # (B or 1, 1, T, hd / 2)
+        return self._turn(self.q_norm, q, cos, sin), self._turn(self.k_norm, k, cos, sin)
 
     @staticmethod
-    def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def _turn(norm: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        # In float32, as Qwen3 does: norms and angles are where bfloat16 would be felt.
         # Pairs are (i, i + hd/2), as in transformers, not neighbours, as in the paper: a matter of order alone.
-        a, b = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-b, a), dim=-1) * sin
+        a, b = norm(x.float()).chunk(2, dim=-1)
+        return torch.cat(((a * cos - b * sin).type_as(x), (b * cos + a * sin).type_as(x)), dim=-1)
 
 
 class Unturned(nn.Module):

@@ -40,7 +40,7 @@ def memory_to_write(config: ModelSettings, vocab_size: int) -> int:
     """Bytes that a model takes when it writes: weights, rotations, and keys and values of a whole context, in float32,
     and the masks and logits of one position each."""
     numbers = sum(_size(shape) for shape in weight_shapes(config, vocab_size).values())
-    rotations = 2 * config.n_layer * config.block_size * config.head_dim if config.position == "rope" else 0
+    rotations = config.n_layer * config.block_size * config.head_dim if config.position == "rope" else 0
     cache = 2 * config.n_layer * config.block_size * config.kv_heads * config.head_dim
     return 4 * (numbers + rotations + cache + vocab_size)
 
