@@ -57,13 +57,18 @@ def our_step(preset: Preset, dtype: str, compile: str) -> Step:
     return step
 
 
+def device_here() -> torch.device:
+    """Not by `choose`, which also tells the C library to keep freed memory: nanoGPT does not."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def nanogpt_step(folder: Path, preset: Preset, strengthened: bool) -> Step:
     """One step of nanoGPT's train.py: as shipped (float32 on CPUs, whatever its dtype says), or strengthened."""
     sys.path.insert(0, str(folder))
     import model as nanogpt
 
     m, t = preset.model, preset.training
-    device = choose(MachineSettings()).device.type
+    device = device_here().type
     config = nanogpt.GPTConfig(
         block_size=m.block_size, vocab_size=VOCAB_SIZE, n_layer=m.n_layer, n_head=m.n_head, n_embd=m.n_embd,
         dropout=m.dropout, bias=False,
@@ -100,7 +105,7 @@ def measure(variant: dict[str, Any], steps: int) -> dict[str, Any]:
         step = our_step(preset, variant["dtype"], variant["compile"])
     else:
         step = nanogpt_step(Path(variant["folder"]), preset, variant["kind"] == "strengthened")
-    device = choose(MachineSettings()).device
+    device = device_here()
     windows = preset.training.batch_size * preset.training.accumulate
     tokens = torch.randint(VOCAB_SIZE, (windows, preset.model.block_size + 1), device=device)
     seconds = []
