@@ -61,8 +61,8 @@ class Batches:
         first = (step * self.accumulate + micro_step) * self.batch_size
         epochs, places = np.divmod(np.arange(first, first + self.batch_size), self.windows_per_epoch)
         starts = np.empty(self.batch_size, dtype=np.int64)
-        for epoch in np.unique(epochs):
-            keys = np.random.SeedSequence([self.seed, int(epoch)]).generate_state(5, np.uint64).astype(np.uint64)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            keys = np.random.SeedSequence([self.seed, epoch]).generate_state(5, np.uint64).astype(np.uint64)
             slack = len(self.tokens) - self.windows_per_epoch * self.block_size
             phase = int(keys[4] % np.uint64(slack))  # the largest one ends at the text's last token
             here = epochs == epoch
