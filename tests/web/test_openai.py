@@ -6,11 +6,13 @@ import json
 
 import openai as openai_package
 import pytest
+import torch
 from asked import Server, serving
 from openai import OpenAI
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
+from groundling.inference.engine import window_start
 from groundling.inference.sampling import Sampling
 from groundling.run import Run
 from groundling.web.served import NOT_FOR_CHAT, Served
@@ -94,9 +96,38 @@ def test_log_probabilities_stand_at_their_characters(openai: OpenAI) -> None:
     choice = answer.choices[0]
     told = choice.logprobs
     assert [choice.text[offset] for offset in told.text_offset] == told.tokens
-    assert told.text_offset[0] == 4
-    for token, logprob, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+    assert told.text_offset[0] == 0
+    assert told.token_logprobs[0] is told.top_logprobs[0] is None  # nothing came before it
+    for token, logprob, top in list(zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True))[4:]:
         assert len(top) == 2 and top[token] == logprob == max(top.values())  # greedy
+    assert answer.usage.completion_tokens == 12
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_given_text_is_scored_as_the_run_scores_it(openai: OpenAI, trained: list[Run], stream: bool) -> None:
+    """As evaluation harnesses ask for it."""
+    run, text = trained[0], "The one and the other, and what is between them. " * 2  # three windows
+    answer = openai.completions.create(
+        model="letters",
+        prompt=[text, "", "An "],
+        max_tokens=1,
+        temperature=0,
+        logprobs=1,
+        echo=True,
+        n=2,
+        stream=stream,
+    )
+    chunks = answer if stream else [answer]
+    told = [choice for chunk in chunks for choice in chunk.choices if choice.index == 1]
+    logprobs = [value for choice in told for value in choice.logprobs.token_logprobs]
+    offsets = [value for choice in told for value in choice.logprobs.text_offset]
+    ids, size = run.tokenizer.encode(text), run.config.model.block_size
+    assert len(logprobs) == len(ids) + 1 and logprobs[0] is None
+    assert offsets == list(range(len(ids) + 1))
+    for n in (1, 5, size - 1, size, size + 1, len(ids) - 1):
+        start = window_start(n - 1, size)
+        nats = run.model(torch.tensor([ids[start:n]]))[0, -1].detach().log_softmax(-1)
+        assert logprobs[n] == pytest.approx(float(nats[ids[n]]), abs=1e-4)
 
 
 def test_pieces_of_characters_keep_their_names(openai: OpenAI) -> None:

@@ -256,12 +256,32 @@ class Engine:
             finish = "end"
         if row.request.logprobs is None:
             return Written(row.slot, token, finish)
-        nats = log_probabilities(logits)
-        likeliest = np.argsort(-nats, kind="stable")[: row.request.logprobs].tolist()
-        return Written(row.slot, token, finish, float(nats[token]), tuple((i, float(nats[i])) for i in likeliest))
+        return Written(row.slot, token, finish, *_judged(token, logits, row.request.logprobs))
 
     def _tensor(self, tokens: list[list[int]]) -> torch.Tensor:
         return torch.tensor(tokens, device=self._model.device)
+
+
+@torch.inference_mode()
+def read(model: GPT, tokens: Sequence[int], logprobs: int = 0) -> list[Written]:
+    """The tokens of a given text as if they had been written: each with its log probability, in the window in which the
+    engine reads a text, and the `logprobs` likeliest tokens there. Nothing comes before the first, which has neither.
+    """
+    told, size = [Written(0, tokens[0])], model.eval().config.block_size
+    while (n := len(told)) < len(tokens):
+        start = window_start(n - 1, size)
+        window = tokens[start : start + size]
+        logits = model(torch.tensor([window], device=model.device))[0, n - 1 - start :].float().cpu().numpy()
+        for token, row in zip(tokens[n : start + size + 1], logits, strict=False):  # after the last one nothing comes
+            told.append(Written(0, token, "", *_judged(token, row, logprobs)))
+    return told
+
+
+def _judged(token: int, logits: npt.NDArray[np.float32], count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """The token's log probability, and the likeliest tokens with theirs."""
+    nats = log_probabilities(logits)
+    likeliest = np.argsort(-nats, kind="stable")[:count].tolist()
+    return float(nats[token]), tuple((i, float(nats[i])) for i in likeliest)
 
 
 def generate(

@@ -23,7 +23,7 @@ from groundling.machine import Machine
 from groundling.model.gpt import GPT
 from groundling.training.checkpoint import Checkpoints, TrainState, load_training, read_state
 from groundling.training.events import Event, RolledBack
-from groundling.training.optimizer import Optimizers, state_tensors
+from groundling.training.optimizer import Optimizers
 
 _REMEMBERED = 64  # losses that the usual one is the median of
 _FEWEST = 16  # of them, before which no loss is called a spike
@@ -97,10 +97,10 @@ def note_bad(step: int, cause: str, state: TrainState, model: GPT, optimizer: Op
 def check_finite(step: int, model: GPT, optimizer: Optimizers) -> None:
     """Raises Fault, naming it, if a weight or something of the optimizer's state is no finite number."""
     # The optimizer first: it spoils the weights, and they do not spoil it.
-    for name, tensor in state_tensors(model, optimizer).items():
-        if not tensor.isfinite().all():
-            parameter, _, quantity = name.partition("/")
-            raise Fault(step, f"the optimizer's {quantity} of {parameter} is not all finite numbers")
+    for name, parameter in model.named_parameters():
+        for quantity, tensor in optimizer.state_of(parameter).items():
+            if not tensor.isfinite().all():
+                raise Fault(step, f"the optimizer's {quantity} of {name} is not all finite numbers")
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise Fault(step, f"the weights {name} are not all finite numbers")

@@ -20,7 +20,8 @@ UNLIKELY = -9999.0
 
 @dataclass
 class Form:
-    """How the answer to one request looks. `echo` holds what each text begins with."""
+    """How the answer to one request looks. `echo` holds what each text begins with, and `echoed` the tokens of that,
+    where their log probabilities are asked for."""
 
     chat: bool
     model: str
@@ -28,6 +29,7 @@ class Form:
     prompt_tokens: int
     logprobs: bool
     echo: Sequence[str]
+    echoed: Sequence[Sequence[Written]] = ()
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -67,7 +69,10 @@ class Form:
         return {
             "tokens": [self._shown(token.token) for token in tokens],
             "token_logprobs": [_finite(token.logprob) for token in tokens],
-            "top_logprobs": [{self._shown(id): _finite(value) for id, value in token.top} for token in tokens],
+            "top_logprobs": [
+                None if token.logprob is None else {self._shown(id): _finite(value) for id, value in token.top}
+                for token in tokens
+            ],
             "text_offset": offsets,
         }
 
@@ -91,17 +96,16 @@ class Form:
 async def whole(form: Form, pieces: AsyncIterator[Pieces]) -> dict[str, Any]:
     """The answer when all of it is there."""
     texts = [[begin] for begin in form.echo]
-    tokens: list[list[Written]] = [[] for _ in form.echo]
+    tokens = [list(echoed) for echoed in form.echoed or [[] for _ in form.echo]]
     finish: list[str | None] = [None] * len(form.echo)
     async for step in pieces:
         for index, piece in step:
             texts[index].append(piece.text)
             tokens[index] += piece.tokens
             finish[index] = piece.finish or finish[index]
-    choices = [
-        form.choice(i, "".join(texts[i]), tokens[i], finish[i], len(form.echo[i])) for i in range(len(form.echo))
-    ]
-    return form.envelope(choices) | {"usage": form.usage(sum(map(len, tokens)))}
+    begins = [0] * len(form.echo) if form.echoed else list(map(len, form.echo))
+    choices = [form.choice(i, "".join(texts[i]), tokens[i], finish[i], begins[i]) for i in range(len(form.echo))]
+    return form.envelope(choices) | {"usage": form.usage(sum(map(len, tokens)) - sum(map(len, form.echoed)))}
 
 
 async def streamed(form: Form, pieces: AsyncIterator[Pieces], include_usage: bool) -> AsyncIterator[bytes]:
@@ -113,7 +117,7 @@ async def streamed(form: Form, pieces: AsyncIterator[Pieces], include_usage: boo
         return _event(form.envelope(choices, chunk=True) | nothing_yet)
 
     for index, begin in enumerate(form.echo):
-        first = form.choice(index, begin, [], None, 0, chunk=True)
+        first = form.choice(index, begin, form.echoed[index] if form.echoed else [], None, 0, chunk=True)
         if form.chat:
             first["delta"]["role"] = "assistant"
         if form.chat or begin:
@@ -137,6 +141,6 @@ def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _finite(logprob: float | None) -> float:
-    assert logprob is not None  # it was asked for
-    return max(logprob, UNLIKELY)
+def _finite(logprob: float | None) -> float | None:
+    """None for the first token of a prompt, as at OpenAI: nothing came before it."""
+    return None if logprob is None else max(logprob, UNLIKELY)

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from groundling import __version__
-from groundling.inference.engine import Request, window_start
+from groundling.inference.engine import Request, Written, window_start
 from groundling.inference.sampling import Sampling
 from groundling.web import errors
 from groundling.web.answers import Form, streamed, whole
@@ -116,7 +116,12 @@ class Api:
         echo = [_text_of(model, prompt) if body.echo else "" for prompt in prompts for _ in range(body.n)]
         if sum(map(len, echo)) > MAX_ECHO:
             raise ApiError(400, f"At most {MAX_ECHO:,} characters a request are repeated.", param="echo")
+        scored = [len(each) for each, prompt in zip(ids, prompts, strict=True) if prompt]
+        scored = scored if body.echo and body.logprobs is not None else []
+        _check_size(body.n * (len(prompts) * body.max_tokens + sum(scored)), body.logprobs)
         form = Form(False, model.name, model.tokenizer, sum(map(len, ids)), body.logprobs is not None, echo)
+        if scored and body.logprobs is not None:
+            form.echoed = await asyncio.to_thread(_read_all, model, prompts, ids, body.logprobs, body.n)
         return await self.answer(body, model, ids, body.max_tokens, body.logprobs, form, http)
 
     async def chat(self, body: ChatRequest, http: HttpRequest) -> Response:
@@ -128,6 +133,7 @@ class Api:
         max_tokens = body.max_completion_tokens or body.max_tokens or model.context
         form = Form(True, model.name, model.tokenizer, len(ids), body.logprobs, [""] * body.n)
         top = body.top_logprobs if body.logprobs else None
+        _check_size(body.n * max_tokens, top)
         return await self.answer(body, model, [ids], max_tokens, top, form, http)
 
     async def answer(
@@ -135,12 +141,6 @@ class Api:
         http: HttpRequest,
     ) -> Response:  # fmt: skip
         """Order the texts, and answer with them, whole or as they come. Raises ApiError (429) for a full queue."""
-        entries = len(prompts) * body.n * max_tokens * (1 + (top or 0))
-        if entries > MAX_WRITTEN:
-            raise ApiError(
-                400, f"That asks for {entries:,} tokens and log probabilities, and a request gets at most "
-                f"{MAX_WRITTEN:,}: lower max_tokens, n or logprobs.", param="max_tokens",
-            )  # fmt: skip
         sampling = [_sampling(body, model, choice) for choice in range(body.n)]
         # What the engine would not read is not kept while it waits.
         prompts = [ids[window_start(len(ids) - 1, model.context) :] for ids in prompts]
@@ -194,6 +194,24 @@ async def _unless_gone(http: HttpRequest, work: Coroutine[Any, Any, dict[str, An
     finally:
         task.cancel()
         gone.cancel()
+
+
+def _check_size(tokens: int, top: int | None) -> None:
+    """Raise ApiError for more tokens, each with so many log probabilities, than one request may hold."""
+    entries = tokens * (1 + (top or 0))
+    if entries > MAX_WRITTEN:
+        raise ApiError(
+            400, f"That asks for {entries:,} tokens and log probabilities, and a request gets at most "
+            f"{MAX_WRITTEN:,}: lower max_tokens, n or logprobs.", param="max_tokens",
+        )  # fmt: skip
+
+
+def _read_all(
+    model: Served, prompts: Sequence[str | list[int]], ids: Sequence[list[int]], logprobs: int, n: int
+) -> list[list[Written]]:
+    """The tokens of each prompt that is repeated, for each of its choices; none where there was no prompt."""
+    read = [model.read(each, logprobs) if prompt else [] for each, prompt in zip(ids, prompts, strict=True)]
+    return [tokens for tokens in read for _ in range(n)]
 
 
 def _text_of(model: Served, prompt: str | list[int]) -> str:

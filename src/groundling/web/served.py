@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from groundling.corpus.tokenizer import END_OF_TEXT, Tokenizer, Unknown, UnknownText
+from groundling.inference.engine import Written, read
 from groundling.inference.precision import Precision, with_precision
 from groundling.inference.text import beginning
 from groundling.model.gpt import GPT
@@ -37,6 +39,7 @@ class Served:
         self.step = run.step
         self.created = _seconds(run.record.get("created"))
         self._unknown = unknown
+        self._reading = threading.Lock()
         self._documents = int(run.record["corpus"]["documents"])
         self._template = _template(run.folder)
 
@@ -79,6 +82,11 @@ class Served:
         if max(prompt) >= self.tokenizer.vocab_size:
             raise ApiError(400, f"Token ids must lie in [0, {self.tokenizer.vocab_size}).", param="prompt")
         return list(prompt)
+
+    def read(self, ids: Sequence[int], logprobs: int) -> list[Written]:
+        """The tokens of a prompt with their log probabilities; one prompt at a time, beside what is written."""
+        with self._reading:
+            return read(self.model, ids, logprobs)
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids that a chat is continued from. Raises ApiError for one that the run's template does not take."""
