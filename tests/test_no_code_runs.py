@@ -32,6 +32,8 @@ ALLOWED = {  # file and code: names come from tables of ours
     ("corpus/tokenizer.py", "importlib.import_module(module)"),
     ("corpus/tokenizer.py", "getattr(importlib.import_module(module), name)"),
     ("training/stopping.py", "getattr(signal, name)"),
+    ("machine.py", "import ctypes"),  # the C library that this process has already, to tell it to keep freed memory
+    ("machine.py", "ctypes.CDLL"),
     (  # `apart` is a process group of its own, by the system's name for it
         "web/studio/processes.py",
         "subprocess.Popen([sys.executable, '-P', '-m', 'groundling', *verb], stdin=subprocess.DEVNULL, "

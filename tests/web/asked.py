@@ -14,8 +14,9 @@ from typing import Any
 
 from openai import OpenAI
 
+from groundling.web.binding import bind
 from groundling.web.served import Served
-from groundling.web.server import bind, make_server
+from groundling.web.server import make_server
 
 SLOTS = 16
 

@@ -15,9 +15,9 @@ from nicegui import ui
 from starlette.types import ASGIApp
 
 from groundling.folder import runs_folder
+from groundling.web.binding import bind
 from groundling.web.connection import Connection
 from groundling.web.guard import Guard
-from groundling.web.server import bind
 from groundling.web.studio.inside_page import inside_page
 from groundling.web.studio.new_page import new_page
 from groundling.web.studio.parts import Text, frame, style
