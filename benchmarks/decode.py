@@ -147,7 +147,7 @@ def variants(arguments: argparse.Namespace) -> Iterator[Variant]:
     is_gpt2 = model.config.position == "learned" and model.config.tie_head
     nano = nanogpt(Path(arguments.nanogpt), model) if arguments.nanogpt and is_gpt2 else None
     hugging = huggingface(model) if is_gpt2 else None
-    llama = llama_of(arguments.gguf)
+    llama = llama_of(arguments.gguf, arguments.threads)
     if not is_gpt2:
         print("nanoGPT and transformers are left out: this model is not of GPT-2's family.", file=sys.stderr)
     start = model.config.block_size - 16
@@ -177,7 +177,7 @@ def variants(arguments: argparse.Namespace) -> Iterator[Variant]:
                 yield Variant("llama.cpp", task, 1, arguments.gguf_precision, lambda: llama_steps(llama, start))
 
 
-def llama_of(gguf: str | None) -> Any:
+def llama_of(gguf: str | None, threads: int) -> Any:
     try:
         from llama_cpp import Llama
     except ImportError:
@@ -186,7 +186,7 @@ def llama_of(gguf: str | None) -> Any:
     if not gguf:
         print("llama.cpp is left out: --gguf names no model for it.", file=sys.stderr)
         return None
-    return Llama(gguf, n_ctx=0, n_threads=torch.get_num_threads(), verbose=False)
+    return Llama(gguf, n_ctx=0, n_threads=threads, verbose=False)
 
 
 def bandwidth(size: int) -> float:
@@ -223,10 +223,11 @@ def main() -> None:
         parser.error(f"--nanogpt {arguments.nanogpt}: there is no model.py in it.")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    threads = torch.get_num_threads()
+    arguments.threads = torch.get_num_threads()
     warnings.simplefilter("ignore")
     chosen, began = list(variants(arguments)), time.perf_counter()
-    torch.set_num_threads(threads)  # loading a run sets them as it was trained
+    weights = weights_of(arguments)
+    torch.set_num_threads(arguments.threads)  # loading a run sets them as it was trained
     for number in range(arguments.rounds):
         for i, variant in enumerate(chosen):
             measure(variant)
@@ -234,9 +235,8 @@ def main() -> None:
             left = (time.perf_counter() - began) / done * (arguments.rounds * len(chosen) - done)
             print(f"\r{done}/{arguments.rounds * len(chosen)}, {left:.0f} s left   ", end="", file=sys.stderr)
     print(file=sys.stderr)
-    weights = weights_of(arguments)
     limits = {name: bandwidth(weights * size) / (weights * size) for name, size in BYTES.items()}
-    print(f"{torch.get_num_threads()} threads, {weights:,} weights read a step, {arguments.rounds} rounds")
+    print(f"{arguments.threads} threads, {weights:,} weights read a step, {arguments.rounds} rounds")
     print("| batch | task | program | precision | tokens/s | of the limit | step, ms | slowest step, ms |")
     print("|---|---|---|---|---|---|---|---|")
     for variant in chosen:
