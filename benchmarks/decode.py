@@ -133,14 +133,16 @@ def llama_steps(copy: Any, tokens: int) -> Steps:
         yield 1
 
 
-def variants(arguments: argparse.Namespace) -> Iterator[Variant]:
-    """All that is to be measured, and on standard error what is not, and why."""
+def model_of(arguments: argparse.Namespace) -> GPT:
+    """The run's, or an untrained one of the preset."""
     if arguments.run:
-        run = groundling.load(arguments.run)
-        model = run.model.cpu()
-    else:
-        torch.manual_seed(0)
-        model = GPT(PRESETS[arguments.preset].model, VOCAB_SIZE).eval()
+        return groundling.load(arguments.run).model.cpu()
+    torch.manual_seed(0)
+    return GPT(PRESETS[arguments.preset].model, VOCAB_SIZE).eval()
+
+
+def variants(arguments: argparse.Namespace, model: GPT) -> Iterator[Variant]:
+    """All that is to be measured, and on standard error what is not, and why."""
     ready = Ready(model)
     if ready.few_tokens("float32") is None:
         print("Numba is not installed (pip install 'groundling[fast]'): PyTorch alone is measured.", file=sys.stderr)
@@ -200,12 +202,6 @@ def bandwidth(size: int) -> float:
     return size / statistics.median(seconds)
 
 
-def weights_of(arguments: argparse.Namespace) -> int:
-    """Parameters that a step reads: all but the embeddings' tables, and the head."""
-    model = groundling.load(arguments.run).model if arguments.run else GPT(PRESETS[arguments.preset].model, VOCAB_SIZE)
-    return sum(p.numel() for p in model.h.parameters()) + model.wte.weight.numel()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="workshop", choices=list(PRESETS))
@@ -225,9 +221,10 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     arguments.threads = torch.get_num_threads()
     warnings.simplefilter("ignore")
-    chosen, began = list(variants(arguments)), time.perf_counter()
-    weights = weights_of(arguments)
+    model = model_of(arguments)
     torch.set_num_threads(arguments.threads)  # loading a run sets them as it was trained
+    chosen, began = list(variants(arguments, model)), time.perf_counter()
+    weights = sum(p.numel() for p in model.h.parameters()) + model.wte.weight.numel()  # read in a step: blocks and head
     for number in range(arguments.rounds):
         for i, variant in enumerate(chosen):
             measure(variant)

@@ -45,7 +45,7 @@ class _Matrices(NamedTuple):
 class _Weights(NamedTuple):
     wte: _F32  # (V, C)
     wpe: _F32  # (positions, C); no positions for rotary ones
-    cos: _F32  # (positions, hd); no positions for learned ones
+    cos: _F32  # (positions, hd / 2); no positions for learned ones
     sin: _F32
     norms: _F32  # (layers, 2, weight and bias, C)
     head_norms: _F32  # (layers, of query and key, hd)

@@ -116,12 +116,12 @@ class Api:
         echo = [_text_of(model, prompt) if body.echo else "" for prompt in prompts for _ in range(body.n)]
         if sum(map(len, echo)) > MAX_ECHO:
             raise ApiError(400, f"At most {MAX_ECHO:,} characters a request are repeated.", param="echo")
-        scored = [len(each) for each, prompt in zip(ids, prompts, strict=True) if prompt]
-        scored = scored if body.echo and body.logprobs is not None else []
-        _check_size(body.n * (len(prompts) * body.max_tokens + sum(scored)), body.logprobs)
+        top = body.logprobs if body.echo else None  # what is told of the prompts' own tokens
+        scored = 0 if top is None else sum(len(each) for each, prompt in zip(ids, prompts, strict=True) if prompt)
+        _check_size(body.n * (len(prompts) * body.max_tokens + scored), body.logprobs)
         form = Form(False, model.name, model.tokenizer, sum(map(len, ids)), body.logprobs is not None, echo)
-        if scored and body.logprobs is not None:
-            form.echoed = await asyncio.to_thread(_read_all, model, prompts, ids, body.logprobs, body.n)
+        if scored and top is not None:
+            form.echoed = await asyncio.to_thread(_read_all, model, prompts, ids, top, body.n)
         return await self.answer(body, model, ids, body.max_tokens, body.logprobs, form, http)
 
     async def chat(self, body: ChatRequest, http: HttpRequest) -> Response:
