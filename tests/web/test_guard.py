@@ -189,6 +189,18 @@ def test_large_bodies_are_refused_before_they_are_there(server: Server) -> None:
         assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
+def test_a_client_that_sends_before_it_reads_learns_why_it_was_refused(server: Server, guarded: Server) -> None:
+    body = json.dumps(SAY | {"prompt": "x" * (4 << 20)}).encode()
+    for there, status in ((server, 413), (guarded, 401)) * 5:
+        answer = there.ask("POST", "/v1/completions", body, {"Connection": "close"})
+        assert answer.status == status
+    waiting = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\n\r\n"
+    )
+    with server.connect(waiting) as client:
+        assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
 def test_large_headers_are_refused(server: Server) -> None:
     for headers in ([("X", "a" * 10_000_000)], [("X", "a" * 40_000)], [(f"X{i}", "a" * 100) for i in range(500)]):
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers)

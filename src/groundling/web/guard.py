@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import re
@@ -24,6 +25,10 @@ MAX_UPLOAD = 100 << 20
 """Bytes of a text that comes from a page. A longer one is given by its path."""
 MAX_HEADERS = 32 << 10
 BODY_SECONDS = 30.0
+MAX_DROPPED = 8 << 20
+DROP_SECONDS = 2.0
+"""How much of a refused body is read and dropped, and for how long, before the answer is sent. A connection that is
+closed while its client still sends is lost to it, with the answer that says why."""
 OPEN_PATHS = frozenset({"/health"})
 """What may be asked for without the key."""
 _UPLOADS = re.compile(r"(/studio)?/_nicegui/client/[^/]+/upload/[^/]+")
@@ -70,6 +75,8 @@ class Guard:
         except ApiError as error:
             if scope["type"] == "websocket":  # closed before it was accepted: uvicorn answers 403
                 return await send({"type": "websocket.close", "code": 1008})
+            if "expect" not in Headers(scope=scope):  # a client that waits to be asked has sent nothing to drop
+                await _drop_body(receive)
             return await error.response()(scope, receive, safe)
         return await self.app(scope, receive, safe)
 
@@ -135,6 +142,17 @@ async def _whole_body(headers: Headers, receive: Receive, max_body: int) -> Rece
         return whole.pop() if whole else await receive()
 
     return replay
+
+
+async def _drop_body(receive: Receive) -> None:
+    dropped = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DROP_SECONDS):
+            while dropped < MAX_DROPPED:
+                message = await receive()
+                dropped += len(message.get("body", b""))
+                if not message.get("more_body", False):  # the body's end, or the client's
+                    return
 
 
 def _with_safe_headers(send: Send) -> Send:
