@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from models import untrained
 from groundling.config import ModelSettings
 from groundling.inference.drafts import Drafts
 from groundling.inference.engine import Engine, Request, generate
+from groundling.inference.pace import Pace
 from groundling.inference.precision import Precision, with_precision
 from groundling.inference.ready import Ready
 from groundling.inference.sampling import Sampling
@@ -55,6 +58,39 @@ def test_it_computes_what_the_model_does(model: GPT) -> None:
         np.testing.assert_allclose(ours, model(TOKENS).numpy(), atol=1e-4, rtol=1e-4)
     for at_once in (1, 2, 8):  # to the bit: drafts must not change a text
         assert np.array_equal(ours, logits_of(model, "float32", TOKENS.tolist(), at_once))
+
+
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Always three, not only where they were faster."""
+    import numba
+
+    if numba.config.NUMBA_NUM_THREADS < 3:
+        pytest.skip("fewer than three cores are here")
+    monkeypatch.setattr(Pace, "takes", lambda self, task: True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_threads_change_nothing(
+    model: GPT, precision: Precision, three_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at_once in (1, 5):
+        spread = logits_of(model, precision, TOKENS.tolist(), at_once)
+        with monkeypatch.context() as alone:
+            alone.setattr(Pace, "takes", lambda self, task: False)
+            assert np.array_equal(spread, logits_of(model, precision, TOKENS.tolist(), at_once))
+
+
+def test_several_may_read_at_once(model: GPT, three_threads: None) -> None:
+    few, prompt = FewTokens(model, "float32"), [1, 2, 3]
+    expected = list(generate(model, prompt, 100, Sampling(seed=1), None, few))
+    with ThreadPoolExecutor(4) as pool:
+        texts = pool.map(lambda _: list(generate(model, prompt, 100, Sampling(seed=1), None, few)), range(8))
+    assert list(texts) == [expected] * 8
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from groundling.inference.drafts import Drafts, Pace
+from groundling.inference.drafts import Drafts
 
 TEXT = [int(c) for c in "31415926535897932384626433832795028841971693993751058209749445923078164062862089986280348253"]
 
@@ -35,13 +35,3 @@ def test_the_newest_counts() -> None:
     drafts.show([1, 2, 3, 4, 1, 2, 3, 5])
     assert drafts.draft([9, 1, 2, 3], 1) == [5]
     assert drafts.draft([9, 4, 1, 2, 3], 1) == [5]
-
-
-def test_drafts_are_used_where_they_were_faster() -> None:
-    for seconds, expected in ((0.1, True), (0.4, False)):  # of a step with drafts, which gives two tokens; 0.1 without
-        pace, used = Pace(), 0
-        for _ in range(640):
-            drafted = pace.drafting(1)
-            used += drafted
-            pace.record(1, drafted, *((seconds, 2) if drafted else (0.1, 1)))
-        assert (used > 600) == expected and 5 <= used <= 635  # and now and then the other way is tried again

@@ -160,7 +160,7 @@ def test_log_probabilities_are_the_models_own(model: GPT) -> None:
 
 
 def test_drafts_save_steps_where_the_text_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("groundling.inference.drafts.Pace.drafting", lambda self, n_texts: True)  # not by the clock
+    monkeypatch.setattr("groundling.inference.pace.Pace.takes", lambda self, task: True)  # not by the clock
     model = model_of(GPT2)
     engine = Engine(model, drafts=Drafts())
     engine.add(Request([1], 200, GREEDY))  # greedily it runs in circles before long

@@ -1,8 +1,8 @@
 """The model once more, for few tokens at a time, as one compiled function: a pass without any calls between its parts.
 
 Where one text is written, PyTorch spends more time on calling its hundred operators than on the arithmetic. Numba
-compiles the loops below for this machine, on first use, and keeps what it compiled. One thread: a weight is read once
-and used for all tokens of a pass. Tests hold it to what `GPT.forward` computes.
+compiles the loops below for this machine, on first use, and keeps what it compiled. A weight is read once, by one
+thread, and used for all tokens of a pass. Tests hold it to what `GPT.forward` computes.
 
 Shapes: n tokens, each with the row of the cache and the position where it stands; C width, hd head size, V vocabulary.
 """
@@ -10,6 +10,7 @@ Shapes: n tokens, each with the row of the cache and the position where it stand
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -20,6 +21,7 @@ import torch
 import torch.nn as nn
 from numba.extending import overload
 
+from groundling.inference.pace import Pace
 from groundling.inference.precision import Precision, in_int8
 from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT, Rotary, SelfAttention
@@ -29,9 +31,17 @@ _F32 = npt.NDArray[np.float32]
 _f32 = np.float32
 
 
+# Sums may be taken in any order, which lets them be vectorized; infinity and NaN keep their meaning.
+_OPTIONS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "cache": True, "nogil": True}
+
+
 def _compiled(function: F) -> F:
-    # Sums may be taken in any order, which lets them be vectorized; infinity and NaN keep their meaning.
-    return cast(F, numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, cache=True, nogil=True)(function))
+    return cast(F, numba.njit(**_OPTIONS)(function))
+
+
+def _in_parallel(function: F) -> F:
+    # A `prange` is divided among threads. To begin one takes microseconds: one thread goes round it.
+    return cast(F, numba.njit(parallel=True, **_OPTIONS)(function))
 
 
 class _Matrices(NamedTuple):
@@ -60,7 +70,8 @@ class _Weights(NamedTuple):
 class FewTokens:
     """Reads few tokens as `GPT.forward` does with a cache, on a CPU. Needs Numba, the extra `fast`.
 
-    What it computes for a token does not depend, to the bit, on those that it reads beside it.
+    What it computes for a token does not depend, to the bit, on those that it reads beside it, nor on the number of
+    threads: PyTorch's, or one where that is faster, as it is for small models and beside other busy programs.
     """
 
     def __init__(self, model: GPT, precision: Precision) -> None:
@@ -88,14 +99,28 @@ class FewTokens:
         # products, next to nothing. By size and not by a stopwatch: the text would depend on it, in its last digits.
         self.most = min(8, max(1, 43_000_000 // (sum(p.numel() for p in model.h.parameters()) + head.weight.numel())))
         """Tokens at once up to which this is the faster way."""
+        self._pace, self._threads = Pace(), 1
         self.read([0], [0], [0], model.new_cache(1, capacity=1))  # compiles, where that is new to this machine
+        self._threads = _most_threads()
 
     def read(self, tokens: Sequence[int], rows: Sequence[int], positions: Sequence[int], cache: KVCache) -> _F32:
         """Read the tokens into the cache, those of a row in their order; logits (n, V). Lengths stay as they are."""
-        return _forward(
+        threads, began = min(self._threads, torch.get_num_threads()), time.perf_counter()
+        spread = threads > 1 and self._pace.takes(len(tokens))
+        if spread:
+            numba.set_num_threads(threads)
+        logits: _F32 = _forward(
             np.array(tokens), np.array(rows), np.array(positions), self._weights, *self._shape,
-            cache.keys.numpy(), cache.values.numpy(),
+            cache.keys.numpy(), cache.values.numpy(), threads if spread else 1,
         )  # fmt: skip
+        self._pace.record(len(tokens), spread, time.perf_counter() - began)
+        return logits
+
+
+def _most_threads() -> int:
+    numba.get_num_threads()  # starts them, without which it cannot be said whose they are
+    # What Numba falls back to without OpenMP and TBB ends the process if two threads want them at once.
+    return 1 if numba.threading_layer() == "workqueue" else numba.config.NUMBA_NUM_THREADS
 
 
 def _array(tensor: torch.Tensor) -> _F32:
@@ -153,12 +178,24 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _linear(m, layer, x, y):  # type: ignore[no-untyped-def]
-    """y (n, out) = x (n, in) times the matrix, which is read once."""
-    for o in range(m.weight.shape[1]):
-        row = m.weight[layer, o]
+def _rows(weight, scale, bias, x, y, begin, end):  # type: ignore[no-untyped-def]
+    """Of y (n, out) = x (n, in) times a matrix (out, in), the outputs from `begin` to `end`."""
+    for o in range(begin, end):
+        row = weight[o]
         for t in range(x.shape[0]):
-            y[t, o] = _dot(row, x[t]) * m.scale[layer, o] + m.bias[layer, o]
+            y[t, o] = _dot(row, x[t]) * scale[o] + bias[o]
+
+
+@_in_parallel
+def _linear(m, layer, x, y, threads):  # type: ignore[no-untyped-def]
+    """y (n, out) = x (n, in) times the matrix, which is read once."""
+    weight, scale, bias = m.weight[layer], m.scale[layer], m.bias[layer]
+    out = weight.shape[0]
+    if threads == 1:
+        _rows(weight, scale, bias, x, y, 0, out)
+    else:
+        for k in numba.prange(threads):
+            _rows(weight, scale, bias, x, y, k * out // threads, (k + 1) * out // threads)
 
 
 @_compiled
@@ -207,55 +244,86 @@ def _attend(q, keys, values, n, weights, y):  # type: ignore[no-untyped-def]
             y[i] += share * values[s, i]
 
 
+@_in_parallel
+def _attention(qkv, rows, positions, w, layer, n_head, n_kv, keys, values, scores, y, threads):  # type: ignore[no-untyped-def]
+    """Queries, keys and values (n, heads, hd) to y (n, query heads, hd); keys and values go into the cache."""
+    cos, sin, norms = w.cos, w.sin, w.head_norms[layer]
+    for t in range(len(rows)):
+        for h in range(n_kv):
+            key, row, place = qkv[t, n_head + h], rows[t], positions[t]
+            if cos.shape[0]:
+                _turn(key, norms[1], cos[place], sin[place])
+            keys[row, h, place] = key
+            values[row, h, place] = qkv[t, n_head + n_kv + h]
+    if threads == 1:
+        for h in range(n_head):
+            _head(h, h // (n_head // n_kv), qkv, rows, positions, cos, sin, norms, keys, values, scores, y)
+    else:
+        for h in numba.prange(n_head):
+            _head(h, h // (n_head // n_kv), qkv, rows, positions, cos, sin, norms, keys, values, scores, y)
+
+
 @_compiled
-def _activate(x, is_gated, y):  # type: ignore[no-untyped-def]
-    """GELU in its tanh form, which is x times a sigmoid; or SwiGLU of x (n, gate and value)."""
+def _head(h, shared, qkv, rows, positions, cos, sin, norms, keys, values, scores, y):  # type: ignore[no-untyped-def]
+    """One head's queries, over the keys and values of the head `shared`."""
+    for t in range(len(rows)):
+        query, row, place = qkv[t, h], rows[t], positions[t]
+        if cos.shape[0]:
+            _turn(query, norms[0], cos[place], sin[place])
+        _attend(query, keys[row, shared], values[row, shared], place + 1, scores[h], y[t, h])
+
+
+@_in_parallel
+def _hidden(m, layer, x, is_gated, hidden, y, threads):  # type: ignore[no-untyped-def]
+    """y (n, H), the activations of x (n, C) times the matrix; `hidden` is room for what they are of."""
+    weight, scale, bias, H = m.weight[layer], m.scale[layer], m.bias[layer], y.shape[1]
+    if threads == 1:
+        _activated(weight, scale, bias, x, is_gated, hidden, y, 0, H)
+    else:
+        for k in numba.prange(threads):
+            _activated(weight, scale, bias, x, is_gated, hidden, y, k * H // threads, (k + 1) * H // threads)
+
+
+@_compiled
+def _activated(weight, scale, bias, x, is_gated, hidden, y, begin, end):  # type: ignore[no-untyped-def]
+    """GELU in its tanh form, which is x times a sigmoid; or SwiGLU, whose gates come first and then the values."""
     H = y.shape[1]
+    _rows(weight, scale, bias, x, hidden, begin, end)
+    if is_gated:
+        _rows(weight, scale, bias, x, hidden, H + begin, H + end)
     for t in range(x.shape[0]):
-        for i in range(H):
-            v = x[t, i]
+        for i in range(begin, end):
+            v = hidden[t, i]
             if is_gated:
-                y[t, i] = v / (_f32(1) + np.exp(-v)) * x[t, H + i]
+                y[t, i] = v / (_f32(1) + np.exp(-v)) * hidden[t, H + i]
             else:
                 slope = _f32(2 * math.sqrt(2 / math.pi)) * (v + _f32(0.044715) * v * v * v)
                 y[t, i] = v / (_f32(1) + np.exp(-slope))
 
 
 @_compiled
-def _forward(tokens, rows, positions, w, n_head, n_kv, is_rms, is_gated, keys, values):  # type: ignore[no-untyped-def]
+def _forward(tokens, rows, positions, w, n_head, n_kv, is_rms, is_gated, keys, values, threads):  # type: ignore[no-untyped-def]
     n, C, hd = len(tokens), w.wte.shape[1], keys.shape[4]
     x, normed, added = np.empty((n, C), _f32), np.empty((n, C), _f32), np.empty((n, C), _f32)
     qkv, gathered = np.empty((n, w.qkv.weight.shape[1]), _f32), np.empty((n, w.proj.weight.shape[2]), _f32)
     hidden, active = np.empty((n, w.fc.weight.shape[1]), _f32), np.empty((n, w.out.weight.shape[2]), _f32)
-    scores = np.empty(keys.shape[3], _f32)
+    scores = np.empty((n_head, keys.shape[3]), _f32)
     for t in range(n):
         x[t] = w.wte[tokens[t]]
         if w.wpe.shape[0]:
             x[t] += w.wpe[positions[t]]
     for layer in range(keys.shape[0]):
         _normalize(x, w.norms[layer, 0], is_rms, normed)
-        _linear(w.qkv, layer, normed, qkv)
-        for t in range(n):
-            heads = qkv[t].reshape(-1, hd)
-            row, place = rows[t], positions[t]
-            if w.cos.shape[0]:
-                for h in range(n_head + n_kv):
-                    _turn(heads[h], w.head_norms[layer, 0 if h < n_head else 1], w.cos[place], w.sin[place])
-            for h in range(n_kv):
-                keys[layer, row, h, place] = heads[n_head + h]
-                values[layer, row, h, place] = heads[n_head + n_kv + h]
-            for h in range(n_head):
-                shared = h // (n_head // n_kv)
-                _attend(heads[h], keys[layer, row, shared], values[layer, row, shared], place + 1, scores,
-                        gathered[t, h * hd : (h + 1) * hd])  # fmt: skip
-        _linear(w.proj, layer, gathered, added)
+        _linear(w.qkv, layer, normed, qkv, threads)
+        _attention(qkv.reshape(n, -1, hd), rows, positions, w, layer, n_head, n_kv, keys[layer], values[layer], scores,
+                   gathered.reshape(n, n_head, hd), threads)  # fmt: skip
+        _linear(w.proj, layer, gathered, added, threads)
         x += added
         _normalize(x, w.norms[layer, 1], is_rms, normed)
-        _linear(w.fc, layer, normed, hidden)
-        _activate(hidden, is_gated, active)
-        _linear(w.out, layer, active, added)
+        _hidden(w.fc, layer, normed, is_gated, hidden, active, threads)
+        _linear(w.out, layer, active, added, threads)
         x += added
     _normalize(x, w.last_norm, is_rms, normed)
     logits = np.empty((n, w.wte.shape[0]), _f32)
-    _linear(w.head, 0, normed, logits)
+    _linear(w.head, 0, normed, logits, threads)
     return logits

@@ -65,29 +65,6 @@ class Drafts:
         return entry % (1 << _TOKEN) if entry >> _TOKEN == mark else 0
 
 
-class Pace:
-    """Whether drafts pay, here and now: seconds a token with them and without, both measured on the way.
-
-    Machines differ in what reading four tokens costs when compared with one, and texts in how well they are guessed.
-    Only the speed depends on it.
-    """
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[int, bool], float] = {}  # by number of texts at once, and whether with drafts
-        self._steps = 0
-
-    def drafting(self, n_texts: int) -> bool:
-        """Whether the next step is to use drafts: as was faster so far, and every 64th time as was not."""
-        self._steps += 1
-        without, with_drafts = (self._seconds.get((n_texts, drafted), 0.0) for drafted in (False, True))
-        return (with_drafts <= without) != (self._steps % 64 == 0)
-
-    def record(self, n_texts: int, drafted: bool, seconds: float, tokens: int) -> None:
-        """What a step took, and the tokens that it gave."""
-        before = self._seconds.get((n_texts, drafted), seconds / tokens)
-        self._seconds[n_texts, drafted] = 0.9 * before + 0.1 * seconds / tokens
-
-
 def _place(tokens: Sequence[int]) -> tuple[int, int]:
     hashed = 0
     for token in tokens:

@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from groundling.inference.drafts import Drafts, Pace
+from groundling.inference.drafts import Drafts
+from groundling.inference.pace import Pace
 from groundling.inference.sampling import Sampler, Sampling, choose, log_probabilities
 from groundling.model.gpt import GPT
 
@@ -203,7 +204,7 @@ class Engine:
         most = self._few_tokens.most if self._few_tokens else _MOST
         room = min(room, _DRAFTED, most // len(rows) - 1)
         may_draft = self._drafts is not None and room > 0
-        drafted = may_draft and self._pace.drafting(len(rows))
+        drafted = may_draft and self._pace.takes(len(rows))
         drafts = [self._draft(row, room) if drafted and row.ready else [] for row in rows]
         going_on = [i for i, row in enumerate(rows) if row.ready]
         logits = self._read([[rows[i].tokens[-1], *drafts[i]] if rows[i].ready else [] for i in range(len(rows))])
@@ -221,7 +222,7 @@ class Engine:
                 break
             going_on = right
         if may_draft:
-            self._pace.record(len(rows), drafted, time.perf_counter() - began, len(written))
+            self._pace.record(len(rows), drafted, (time.perf_counter() - began) / len(written))
         return written
 
     def _read(self, tokens: list[list[int]]) -> Sequence[npt.NDArray[np.float32]]:
