@@ -50,7 +50,7 @@ def test_what_rested_is_given_time() -> None:
 def test_what_is_far_slower_is_hardly_tried() -> None:
     """Threads on a machine that is busy with something else: hundreds of times as slow."""
     taken, total = spent(Pace(), 10_000, lambda took: 0.8 if took else 0.002)
-    assert taken == 1 and total < 21
+    assert taken < 4 and total < 24
 
 
 def test_tasks_are_apart() -> None:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-_SHARE = 0.01  # of the time that is spent on finding out that nothing has changed
+_SOON, _LATE = 8.0, 100.0  # times what a try took, until the next one: twice as long after each that changed nothing
 _TRIES = 4  # steps in a row, since what has rested is slow at first
 _HOPELESS = 4.0  # times as slow: one try is enough
 
@@ -37,7 +37,8 @@ class Pace:
         known.seconds[taken] = min(seconds, known.seconds.get(taken, seconds)) if known.tries else seconds
         known.tries += 1
         if known.tries == _TRIES or seconds > _HOPELESS * known.seconds.get(not taken, seconds):
-            known.rest, known.tries = known.tries * seconds / _SHARE, 0
+            known.rest, known.tries = known.tries * seconds * known.patience, 0
+            known.patience = _SOON if taken == known.pays else min(2 * known.patience, _LATE)
 
 
 @dataclass
@@ -45,6 +46,7 @@ class _Known:
     seconds: dict[bool, float] = field(default_factory=dict)  # of a step with it and without, of the latest ones
     rest: float = 0.0  # seconds until the slower way is tried again
     tries: int = 0  # of it, in a row
+    patience: float = _SOON
 
     @property
     def pays(self) -> bool:
