@@ -32,7 +32,7 @@ class Room:
     def __init__(self, run: Run, batches: Batches, model: GPT, state: TrainState, tell: Subscriber) -> None:
         self.run, self.batches, self.model, self.state, self.tell = run, batches, model, state, tell
         self.settings, self.machine = run.config.training, run.machine
-        usual = windows_at_once(batches.block_size)
+        usual = windows_at_once(batches.block_size, model.vocab_size)
         self.evaluation_batch = min(usual, run.record["machine"].get("evaluation_batch", usual))
 
     def choose_forward(self, objective: Objective) -> Callable[..., torch.Tensor]:

@@ -17,7 +17,7 @@ from groundling.config import CorpusSettings, MachineSettings, ModelSettings
 from groundling.corpus.bpe import BpeTokenizer
 from groundling.corpus.tokenizer import BYTE_LETTERS, ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.corpus.tokens import Corpus, Tokens
-from groundling.evaluation.score import Interrupted, score, windows_of
+from groundling.evaluation.score import Interrupted, score, windows_at_once, windows_of
 from groundling.machine import choose
 from groundling.model.gpt import GPT
 
@@ -214,6 +214,13 @@ def test_a_cap_takes_windows_spread_evenly_over_the_text() -> None:
     assert set(np.diff(starts)) == {10_000}
     assert len(windows_of(100_001, 100, 0)) == 1000
     assert len(windows_of(100_001, 100, 10**9)) == 1000
+
+
+@pytest.mark.parametrize("vocab_size", [65, 50_257, 2_000_000])
+def test_large_vocabularies_are_scored_in_small_batches(vocab_size: int) -> None:
+    windows = windows_at_once(256, vocab_size)
+    assert windows == 64 if vocab_size == 65 else 1 <= windows < 64
+    assert windows == 1 or windows * 256 * vocab_size * 4 <= 64 << 20  # bytes of its logits
 
 
 def test_nothing_to_predict_is_said(corpus: Corpus) -> None:

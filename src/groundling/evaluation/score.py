@@ -26,6 +26,7 @@ from groundling.machine import Machine
 from groundling.model.gpt import GPT
 
 _TOKENS_PER_BATCH = 16_384
+_LOGITS_PER_BATCH = 1 << 24  # fewer tokens of a large vocabulary, whose logits would take gigabytes
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def stride_of(model: GPT, sliding: bool) -> int:
     return max(model.config.block_size // 2, 1) if sliding else model.config.block_size
 
 
-def windows_at_once(block_size: int) -> int:
+def windows_at_once(block_size: int, vocab_size: int) -> int:
     """How many windows go through the model together, unless fewer are asked for."""
-    return max(1, _TOKENS_PER_BATCH // block_size)
+    return max(1, min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // vocab_size) // block_size)
 
 
 def _batches(
@@ -106,7 +107,7 @@ def predictions(
     block_size, stride = model.config.block_size, stride_of(model, sliding)
     starts = windows_of(len(tokens), block_size, max_tokens, stride)
     done = 0
-    for batch in _batches(tokens, starts, block_size, batch_size or windows_at_once(block_size)):
+    for batch in _batches(tokens, starts, block_size, batch_size or windows_at_once(block_size, model.vocab_size)):
         if stopped():
             raise Interrupted
         ids = torch.from_numpy(batch[:, :-1]).to(machine.device)
