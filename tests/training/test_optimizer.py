@@ -111,13 +111,14 @@ def plain_muon(
         A = x @ x.T
         x = 3.4445 * x + (-4.7750 * A + 2.0315 * A @ A) @ x
     x = x.T if tall else x
-    parameter.mul_(1 - lr * decay).sub_(x, alpha=lr * max(1, parameter.size(0) / parameter.size(1)) ** 0.5)
+    shrinks = parameter.sign() == x.sign()
+    parameter -= lr * decay * parameter * shrinks + lr * max(1, parameter.size(0) / parameter.size(1)) ** 0.5 * x
 
 
 def test_muon_does_what_the_plain_reference_does() -> None:
     torch.manual_seed(0)
     model = GPT(MODERN, 11)
-    settings = TrainingSettings(optimizer="muon", matrix_learning_rate=0.03, weight_decay=0.2)
+    settings = TrainingSettings(optimizer="muon", matrix_learning_rate=0.03, weight_decay=2.0)
     optimizer = new_optimizer(model, settings)
     block = model.blocks[0]
     rows = {"c_attn": [16, 8, 8], "c_fc": [64, 64]}
@@ -132,7 +133,7 @@ def test_muon_does_what_the_plain_reference_does() -> None:
         model(tokens).square().mean().backward()
         for (name, i), (parameter, momentum) in ours.items():
             gradient = followed[name].weight.grad.split(rows.get(name, [16]))[i].double()
-            plain_muon(parameter, gradient, momentum, 0.03, 0.2)
+            plain_muon(parameter, gradient, momentum, 0.03, 2.0)
         optimizer.step()
         optimizer.zero_grad()
     for (name, i), (parameter, _) in ours.items():

@@ -149,6 +149,9 @@ class Muon(torch.optim.Optimizer):
     learned at the same speed, the rare ones too. Unlike torch.optim.Muon, matrices of one shape go through the
     products together, stacked matrices are taken apart, and the products run in `dtype`: always bfloat16 would be
     many times slower on a CPU without instructions for it.
+
+    Only those weights decay that the step makes smaller, so that decay never works against what is learned (Chen et
+    al., "Cautious Weight Decay", 2025): where a text is read often, 0.01 nats better than decay of all (docs/LOG.md).
     """
 
     def __init__(
@@ -175,7 +178,6 @@ class Muon(torch.optim.Optimizer):
             momenta = [self.state[p]["momentum"] for p in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             # (rows, columns) -> [(part of a parameter, part of its update)]
             shapes: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
             for parameter, update in zip(parameters, updates, strict=True):
@@ -187,6 +189,10 @@ class Muon(torch.optim.Optimizer):
                 # A tall matrix gets longer steps, so that its outputs change as much as a wide one's.
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for (part, _), direction in zip(pairs, directions, strict=True):
+                    # 1 where the step, which goes against its direction, makes the weight smaller, else 0: by
+                    # arithmetic, as `torch.where` takes ten times as long on CPUs.
+                    shrinks = (part * direction).sign_().clamp_(min=0)
+                    part.addcmul_(part, shrinks, value=-group["lr"] * group["weight_decay"])
                     part.add_(direction, alpha=-rate)
 
 
