@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from groundling.config import PRESETS, Config, CorpusSettings, MachineSettings, ModelSettings
+from groundling.config import PRESETS, Config, CorpusSettings, MachineSettings, ModelSettings, TrainingSettings
 from groundling.corpus.sources import find_source
 from groundling.corpus.tokens import Corpus, prepare
 from groundling.machine import Speed, choose
@@ -88,10 +88,17 @@ def test_more_time_never_gives_a_smaller_model_or_a_worse_forecast(text: Corpus)
 @pytest.mark.parametrize("minutes", [0.5, 5, 60])
 def test_planned_steps_fill_the_time(text: Corpus, minutes: float) -> None:
     config, event = plan(text, minutes=minutes)
-    assert 0.6 * 60 * minutes < event.steps * event.seconds_per_step < 60 * minutes
+    assert 0.5 * 60 * minutes < event.steps * event.seconds_per_step < 60 * minutes
     assert config.training.steps == event.steps
     assert 2 <= math.ceil(event.steps / config.training.eval_every) <= 21
     assert config.preset == "planned"
+
+
+@pytest.mark.usefixtures("laptop")
+def test_evaluations_read_what_there_is_time_for(text: Corpus) -> None:
+    read = [plan(text, minutes=minutes)[0].training.eval_tokens for minutes in (0.2, 1, 3, 60)]
+    assert 8192 <= read[0] < read[1] < read[2] < read[3] == TrainingSettings().eval_tokens
+    assert plan(text, minutes=0.2, eval_tokens=100_000)[0].training.eval_tokens == 100_000
 
 
 @pytest.mark.usefixtures("laptop")

@@ -35,6 +35,8 @@ _REFERENCE = ModelSettings(
 )
 _REFERENCE_VOCABULARY, _REFERENCE_BATCH = 96, 16
 _COMPILED, _WORTH_COMPILING = 0.75, 200.0  # a compiled step's share of a plain one's time; from so many seconds on
+_EVALUATION = 0.04  # the share of the time that an evaluation may take; if that is not enough, it reads fewer tokens
+_FEWEST_EVALUATED = 8192
 _OUTSIDE = 8.0  # seconds of a run that are no steps: imports, reading the text, the last evaluation, the picture
 
 
@@ -64,7 +66,7 @@ _PARAMETERS_PER_TOKEN = 5.0  # of training text, at most: beyond it nothing was 
 _SHARES = ((1.0e13, 0.971), (4.0e13, 0.881), (1.0e14, 0.854), (4.0e14, 0.841), (1.1e15, 0.836))
 # Dropout and weight decay by passes over the text, at 1.3 parameters a token. Up to 36 passes measured, on a slice of a
 # training text: decay without dropout was better than any dropout up to 23. From there on continued.
-_REGULARISED = ((8, 0.0, 0.3), (28, 0.0, 0.5), (50, 0.05, 0.5), (80, 0.1, 0.5), (math.inf, 0.2, 0.5))
+_REGULARISED = ((8, 0.0, 0.5), (28, 0.0, 0.7), (50, 0.05, 0.7), (80, 0.1, 0.7), (math.inf, 0.2, 0.7))
 _AVERAGED = 0.06  # of all steps; a third of that and twice as much were little worse, five times as much far worse
 _SIZE = 1.3
 _SPREAD = 0.12  # texts differ: the share by which the loss was off at most, either way
@@ -193,9 +195,10 @@ def _shaped(
 
 def _scheduled(config: Config, given: Set[str], text: Corpus, seconds: float, per_step: float) -> Config:
     """With as many steps as fit, evaluations that do not take too much of the time, dropout and decay by the epochs."""
-    steps = max(1, int(seconds / per_step))
-    every = max(1, math.ceil(steps / _evaluations(config, text, per_step, seconds)))
-    wanted: dict[str, Any] = {"steps": steps, "eval_every": every, "checkpoint_every": every}
+    tokens, evaluations, cost = _evaluations(config, given, text, per_step, seconds)
+    steps = max(1, int(max(seconds - evaluations * cost, seconds / 2) / per_step))
+    every = max(1, math.ceil(steps / evaluations))
+    wanted: dict[str, Any] = {"steps": steps, "eval_every": every, "checkpoint_every": every, "eval_tokens": tokens}
     if "preset" in given:
         warmup = min(config.training.warmup_steps, steps // 5)
     else:
@@ -253,13 +256,18 @@ def _regularised(config: Config, text: Corpus, epochs: float) -> dict[str, float
     return {"dropout": dropout, "weight_decay": decay, "weight_average": _AVERAGED}
 
 
-def _evaluations(config: Config, text: Corpus, per_step: float, seconds: float) -> int:
-    """How many evaluations and samples to have: as many as take a thirtieth of the time."""
+def _evaluations(
+    config: Config, given: Set[str], text: Corpus, per_step: float, seconds: float
+) -> tuple[int, int, float]:
+    """How many tokens an evaluation reads at most, how many of them, with their samples, there are to be, and the
+    seconds that one takes. All together take a thirtieth of the time, but two are the least."""
     t = config.training
-    per_token = per_step / config.tokens_per_step
-    tokens = min(len(text.validation), t.eval_tokens or len(text.validation))
-    cost = 0.5 * per_token * tokens + 0.005 * t.sample_tokens + 0.3
-    return max(2, min(20, int(seconds / 30 / cost)))
+    per_token = 0.5 * per_step / config.tokens_per_step  # an evaluation only goes forward, not compiled
+    tokens = t.eval_tokens or len(text.validation)
+    if "eval_tokens" not in given:
+        tokens = min(tokens, max(_FEWEST_EVALUATED, int(_EVALUATION * seconds / per_token)))
+    cost = per_token * min(tokens, len(text.validation)) + 0.005 * t.sample_tokens + 0.3
+    return tokens, max(2, min(20, int(seconds / 30 / cost))), cost
 
 
 def forecast(config: Config, text: Corpus) -> float:
