@@ -25,25 +25,30 @@ VALIDATION_TOKENS = 1_000_000
 """The same for the validation part."""
 _TABLE = 8192  # vocabularies up to here have a table of all possible pairs
 _READ = 1 << 22  # tokens read at once where all are
-_PIECE = 1 << 16  # tokens of one place in a sample; the few n-grams across two places are counted like any other
+_PIECES = 256  # places that a sample is taken from; the few n-grams across two places are counted like any other
 
 _F64 = npt.NDArray[np.float64]
 
 
 def milestones(
-    train: Tokens, validation: Tokens, vocab_size: int, max_order: int = 8, progress: Progress = lambda *_: None
+    train: Tokens,
+    validation: Tokens,
+    vocab_size: int,
+    max_order: int = 8,
+    progress: Progress = lambda *_: None,
+    training_tokens: int = TRAINING_TOKENS,
 ) -> list[float]:
     """Cross-entropy on the validation part, nats a token: of the uniform model, the 1-gram, the 2-gram ... model.
 
     Place n holds the n-gram model's. The list ends at `max_order`, or two orders behind the best one: from there on
     it only gets worse. At the validation part's beginning, where fewer than n - 1 tokens stand before, shorter n-grams
-    guess. At most TRAINING_TOKENS and VALIDATION_TOKENS are read, from evenly spread places.
+    guess. At most `training_tokens` and VALIDATION_TOKENS are read, from evenly spread places.
 
     Raises ValueError if a part has no tokens.
     """
     if not len(train) or not len(validation):
         raise ValueError("The text is too short for n-grams: its training or its validation part has no tokens.")
-    seen, asked = spread(train, TRAINING_TOKENS), spread(validation, VALIDATION_TOKENS)
+    seen, asked = spread(train, training_tokens), spread(validation, VALIDATION_TOKENS)
     bits = np.uint64(max(1, (vocab_size - 1).bit_length()))
     seen_contexts, asked_contexts, space = np.zeros_like(seen), np.zeros_like(asked), np.empty_like(seen)
     p = np.full(len(asked), 1 / vocab_size)
@@ -84,7 +89,7 @@ def spread(tokens: Tokens, limit: int) -> U64:
     """All ids, or about `limit` of them in pieces from evenly spread places; shape (n,), n at most `limit`."""
     if len(tokens) <= limit:
         return tokens.read(0, len(tokens)).astype(np.uint64)
-    length = min(_PIECE, limit)
+    length = max(1, limit // _PIECES)
     starts = np.linspace(0, len(tokens) - length, limit // length).astype(np.int64)
     ids = np.empty((len(starts), length), dtype=np.uint64)
     for i, start in enumerate(starts.tolist()):
