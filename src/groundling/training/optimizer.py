@@ -151,7 +151,7 @@ class Muon(torch.optim.Optimizer):
     many times slower on a CPU without instructions for it.
 
     Only those weights decay that the step makes smaller, so that decay never works against what is learned (Chen et
-    al., "Cautious Weight Decay", 2025): where a text is read often, 0.01 nats better than decay of all (docs/LOG.md).
+    al., "Cautious Weight Decay", 2025): where a text is read often, 0.007 nats better than decay of all (docs/LOG.md).
     """
 
     def __init__(
