@@ -22,7 +22,7 @@ VALIDATION_CHARACTERS = 10_000_000
 """Of a longer validation part, the first so many characters are looked up."""
 TRAINING_CHARACTERS = 100_000_000
 """A longer training part is read in evenly spread pieces: what is found is then a lower bound."""
-_SAMPLED = 8_000_000  # tokens
+_ASKED, _SAMPLED = 1_000_000, 8_000_000  # tokens of the two parts
 _FILTER_BITS = 27
 _WORST, _QUOTED = 5, 120
 _VERIFIED = 1 << 16  # windows compared at once
@@ -59,10 +59,12 @@ def shared(train: Tokens, validation: Tokens, window: int = WINDOW) -> float:
 
     It is quick, and works for tokens of any kind. Of long parts a sample is read: it is then a lower bound.
     """
-    asked = window_hashes(spread(validation, _SAMPLED), window)
+    asked = window_hashes(spread(validation, _ASKED), window)
     if not len(asked):
         return 0.0
-    return float(np.isin(asked, window_hashes(spread(train, _SAMPLED), window)).mean())
+    marks = _marks(asked)
+    hashes = window_hashes(spread(train, _SAMPLED), window)
+    return float(np.isin(asked, hashes[marks[_slots(hashes, marks)]]).mean())
 
 
 def leakage(text: Text) -> Leakage:
@@ -76,8 +78,7 @@ def leakage(text: Text) -> Leakage:
     found = np.full(len(asked), -1, dtype=np.int64)  # in the order of `ordered`
     ordered = asked[order]
     del asked
-    seen = np.zeros(1 << min(len(ordered).bit_length() + 4, _FILTER_BITS), dtype=bool)
-    seen[_slots(ordered, seen)] = True
+    seen = _marks(ordered)
     for i, start in enumerate(starts):
         text.progress("comparing the two parts of", i * PIECE, len(starts) * PIECE)
         _look_up(text, start, ordered, seen, found)
@@ -103,8 +104,15 @@ def _training_starts(border: int) -> list[int]:
     return [every[i * len(every) // wanted] for i in range(wanted)]
 
 
+def _marks(hashes: U64) -> _Bools:
+    """A table that tells most of those hashes apart that are not among these."""
+    seen = np.zeros(1 << min(len(hashes).bit_length() + 4, _FILTER_BITS), dtype=bool)
+    seen[_slots(hashes, seen)] = True
+    return seen
+
+
 def _slots(hashes: U64, seen: _Bools) -> I64:
-    """Where each hash has its mark in a table that tells most of those apart that are not asked for."""
+    """Where each hash has its mark."""
     return (hashes >> np.uint64(65 - len(seen).bit_length())).astype(np.int64)
 
 
