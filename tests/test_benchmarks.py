@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -33,6 +34,21 @@ def test_decoding_is_measured() -> None:
     rates = {tuple(row.split(" | ")[1:3]): row.split(" | ")[4] for row in done.stdout.splitlines()[3:]}
     assert {("start", "groundling"), ("past", "groundling"), ("start", "transformers")} <= rates.keys()
     assert all(float(rate.replace(",", "")) > 0 for rate in rates.values())
+
+
+def test_choices_never_see_what_claims_are_about(tmp_path: Path, prose: str) -> None:
+    (tmp_path / "text.txt").write_text(prose + "€" * 3_000, encoding="utf-8")  # cut off: no euro in what is trained on
+    small = "--n-layer 1 --n-head 2 --n-embd 32 --block-size 32 --batch-size 4 --device cpu"
+    command = [sys.executable, str(SCRIPT.with_name("choices.py")), "--text", str(tmp_path / "text.txt")]
+    command += [small, "--steps", "20", "--seeds", "1", "2"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"COLUMNS": "300"})
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in done.stdout.splitlines()]
+    assert rows[0] == ["options", "seed 1", "seed 2", "mean"] and len(rows) == 3
+    first, second, mean = map(float, rows[2][1:])
+    assert 0 < first != second and mean == pytest.approx((first + second) / 2, abs=1e-4)
+    assert "€" not in runpy.run_path(str(SCRIPT.with_name("choices.py")))["training_part"](
+        tmp_path / "text.txt", tmp_path
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["nano", "workshop"])
