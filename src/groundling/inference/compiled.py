@@ -33,15 +33,16 @@ _f32 = np.float32
 
 # Sums may be taken in any order, which lets them be vectorized; infinity and NaN keep their meaning.
 _OPTIONS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "cache": True, "nogil": True}
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # no Python calls them: half of the time to compile
 
 
 def _compiled(function: F) -> F:
-    return cast(F, numba.njit(**_OPTIONS)(function))
+    return cast(F, numba.njit(**_OPTIONS, **_INNER)(function))
 
 
 def _in_parallel(function: F) -> F:
     # A `prange` is divided among threads. To begin one takes microseconds: one thread goes round it.
-    return cast(F, numba.njit(parallel=True, **_OPTIONS)(function))
+    return cast(F, numba.njit(parallel=True, **_OPTIONS, **_INNER)(function))
 
 
 class _Matrices(NamedTuple):
@@ -186,6 +187,14 @@ def _rows(weight, scale, bias, x, y, begin, end):  # type: ignore[no-untyped-def
             y[t, o] = _dot(row, x[t]) * scale[o] + bias[o]
 
 
+@_compiled
+def _add(x, added):  # type: ignore[no-untyped-def]
+    """Loops, here and elsewhere, where NumPy has an operator: Numba takes seconds to compile those."""
+    for t in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            x[t, i] += added[t, i]
+
+
 @_in_parallel
 def _linear(m, layer, x, y, threads):  # type: ignore[no-untyped-def]
     """y (n, out) = x (n, in) times the matrix, which is read once."""
@@ -237,39 +246,48 @@ def _attend(q, keys, values, n, weights, y):  # type: ignore[no-untyped-def]
     for s in range(n):
         weights[s] = np.exp(weights[s] - top)
         total += weights[s]
-    y[:] = _f32(0)
+    for i in range(q.shape[0]):
+        y[i] = _f32(0)
     for s in range(n):
         share = weights[s] / total
         for i in range(q.shape[0]):
             y[i] += share * values[s, i]
 
 
-@_in_parallel
-def _attention(qkv, rows, positions, w, layer, n_head, n_kv, keys, values, scores, y, threads):  # type: ignore[no-untyped-def]
-    """Queries, keys and values (n, heads, hd) to y (n, query heads, hd); keys and values go into the cache."""
-    cos, sin, norms = w.cos, w.sin, w.head_norms[layer]
+@_compiled
+def _remember(qkv, rows, positions, w, layer, n_head, n_kv, keys, values):  # type: ignore[no-untyped-def]
+    """The keys and values in qkv (n, heads, hd) go into the cache."""
     for t in range(len(rows)):
+        row, place = rows[t], positions[t]
         for h in range(n_kv):
-            key, row, place = qkv[t, n_head + h], rows[t], positions[t]
-            if cos.shape[0]:
-                _turn(key, norms[1], cos[place], sin[place])
-            keys[row, h, place] = key
-            values[row, h, place] = qkv[t, n_head + n_kv + h]
+            key = qkv[t, n_head + h]
+            if w.cos.shape[0]:
+                _turn(key, w.head_norms[layer, 1], w.cos[place], w.sin[place])
+            value = qkv[t, n_head + n_kv + h]
+            for i in range(key.shape[0]):
+                keys[row, h, place, i], values[row, h, place, i] = key[i], value[i]
+
+
+@_in_parallel
+def _attention(qkv, rows, positions, cos, sin, norm, keys, values, scores, y, threads):  # type: ignore[no-untyped-def]
+    """The queries in qkv (n, heads, hd), over the keys and values in the cache, to y (n, query heads, hd)."""
+    n_head = y.shape[1]
+    shared = n_head // keys.shape[1]
     if threads == 1:
         for h in range(n_head):
-            _head(h, h // (n_head // n_kv), qkv, rows, positions, cos, sin, norms, keys, values, scores, y)
+            _head(h, h // shared, qkv, rows, positions, cos, sin, norm, keys, values, scores, y)
     else:
         for h in numba.prange(n_head):
-            _head(h, h // (n_head // n_kv), qkv, rows, positions, cos, sin, norms, keys, values, scores, y)
+            _head(h, h // shared, qkv, rows, positions, cos, sin, norm, keys, values, scores, y)
 
 
 @_compiled
-def _head(h, shared, qkv, rows, positions, cos, sin, norms, keys, values, scores, y):  # type: ignore[no-untyped-def]
+def _head(h, shared, qkv, rows, positions, cos, sin, norm, keys, values, scores, y):  # type: ignore[no-untyped-def]
     """One head's queries, over the keys and values of the head `shared`."""
     for t in range(len(rows)):
         query, row, place = qkv[t, h], rows[t], positions[t]
         if cos.shape[0]:
-            _turn(query, norms[0], cos[place], sin[place])
+            _turn(query, norm, cos[place], sin[place])
         _attend(query, keys[row, shared], values[row, shared], place + 1, scores[h], y[t, h])
 
 
@@ -301,7 +319,7 @@ def _activated(weight, scale, bias, x, is_gated, hidden, y, begin, end):  # type
                 y[t, i] = v / (_f32(1) + np.exp(-slope))
 
 
-@_compiled
+@numba.njit(**_OPTIONS)
 def _forward(tokens, rows, positions, w, n_head, n_kv, is_rms, is_gated, keys, values, threads):  # type: ignore[no-untyped-def]
     n, C, hd = len(tokens), w.wte.shape[1], keys.shape[4]
     x, normed, added = np.empty((n, C), _f32), np.empty((n, C), _f32), np.empty((n, C), _f32)
@@ -309,21 +327,24 @@ def _forward(tokens, rows, positions, w, n_head, n_kv, is_rms, is_gated, keys, v
     hidden, active = np.empty((n, w.fc.weight.shape[1]), _f32), np.empty((n, w.out.weight.shape[2]), _f32)
     scores = np.empty((n_head, keys.shape[3]), _f32)
     for t in range(n):
-        x[t] = w.wte[tokens[t]]
-        if w.wpe.shape[0]:
-            x[t] += w.wpe[positions[t]]
+        for i in range(C):
+            x[t, i] = w.wte[tokens[t], i]
+            if w.wpe.shape[0]:
+                x[t, i] += w.wpe[positions[t], i]
     for layer in range(keys.shape[0]):
         _normalize(x, w.norms[layer, 0], is_rms, normed)
         _linear(w.qkv, layer, normed, qkv, threads)
-        _attention(qkv.reshape(n, -1, hd), rows, positions, w, layer, n_head, n_kv, keys[layer], values[layer], scores,
+        heads = qkv.reshape(n, -1, hd)
+        _remember(heads, rows, positions, w, layer, n_head, n_kv, keys[layer], values[layer])
+        _attention(heads, rows, positions, w.cos, w.sin, w.head_norms[layer, 0], keys[layer], values[layer], scores,
                    gathered.reshape(n, n_head, hd), threads)  # fmt: skip
         _linear(w.proj, layer, gathered, added, threads)
-        x += added
+        _add(x, added)
         _normalize(x, w.norms[layer, 1], is_rms, normed)
         _hidden(w.fc, layer, normed, is_gated, hidden, active, threads)
         _linear(w.out, layer, active, added, threads)
-        x += added
+        _add(x, added)
     _normalize(x, w.last_norm, is_rms, normed)
     logits = np.empty((n, w.wte.shape[0]), _f32)
-    _linear(w.head, 0, normed, logits, threads)
+    _linear(w.head, np.int64(0), normed, logits, threads)  # as `layer` is, so that it is compiled once
     return logits
