@@ -187,6 +187,9 @@ def test_plan_and_outcome_stand_side_by_side(written: Written) -> None:
         assert words in page.words("plan")
     plan["low"] = 2.26
     assert "below the range" in page_of(written).words("plan")
+    plan |= {"loss": None, "low": None, "high": None}  # of a preset nothing was forecast
+    words = page_of(written).words("plan")
+    assert "validation loss – 2.25" in words and "The loss came out" not in words
 
 
 def test_settings_machine_and_versions_are_there(written: Written) -> None:

@@ -114,6 +114,7 @@ def test_what_the_user_said_stays(text: Corpus) -> None:
 @pytest.mark.parametrize("preset", ["nano", "workshop"])
 def test_a_named_preset_keeps_its_model_and_learns_for_the_time(text: Corpus, preset: str) -> None:
     config, event = plan(text, minutes=5, preset=preset)
+    assert (event.loss, event.low, event.high) == (None, None, None)  # forecasts are of planned models
     assert config.model == PRESETS[preset].model
     assert config.training.learning_rate == PRESETS[preset].training.learning_rate
     assert config.preset == preset
@@ -174,6 +175,8 @@ def test_a_forecast_is_judged() -> None:
     assert bad is not None
     assert "outside" in bad
     assert judge([], TrainState(best_loss=1.0)) is None
+    silent = judge([event | {"loss": None, "low": None, "high": None}], TrainState(step=9, elapsed=60.0, best_loss=2.0))
+    assert silent == "The plan said 5 min, 100 steps; it became 1.00 min, 9 steps and a loss of 2.00."
 
 
 def test_a_gpu_gets_as_few_passes_as_its_memory_allows() -> None:

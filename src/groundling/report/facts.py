@@ -238,7 +238,7 @@ class Facts:
         if plan is None:
             return []
         result, best = self.result or {}, self.best
-        loss = f"{plan['loss']:.2f} ({plan['low']:.2f} to {plan['high']:.2f})"
+        loss = "–" if plan["loss"] is None else f"{plan['loss']:.2f} ({plan['low']:.2f} to {plan['high']:.2f})"
         rows = [
             ("time", duration(60 * plan["minutes"]), duration(result.get("elapsed", self.elapsed))),
             ("steps", f"{plan['steps']:,}", f"{self.last_step:,}"),
@@ -252,7 +252,7 @@ class Facts:
     def forecast(self) -> str:
         """Whether the loss came out as forecast, once it is known."""
         plan, best = next(iter(_of(self.lines, "planned")), None), self.best
-        if plan is None or best is None or self.result is None:
+        if plan is None or plan["loss"] is None or best is None or self.result is None:
             return ""
         loss = best["validation_loss"]
         where = "within" if plan["low"] <= loss <= plan["high"] else "below" if loss < plan["low"] else "above"

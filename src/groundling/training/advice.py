@@ -73,7 +73,7 @@ def _recommend(report: Report, config: Config, given: set[str], text: Corpus) ->
     from groundling.training.budget import fit_to_machine
 
     planned, plan = fit_to_machine(config, given, text, choose(config.machine), 0.0)
-    assert plan is not None
+    assert plan is not None and plan.loss is not None and plan.low is not None and plan.high is not None
     tokens = len(text.train)
     kind, vocab_size, why = choose_tokenizer(report)
     dropout = planned.model.dropout

@@ -158,7 +158,7 @@ def fit_to_machine(
     if not given & {"preset", *_SHAPE}:
         config = _shaped(config, given, text, seconds, step, memory)
     config = _scheduled(config, given, text, seconds, step(config))
-    return config, _plan(config, text, step(config), used)
+    return config, _plan(config, given, text, step(config), used)
 
 
 def _stopwatch(machine: Machine, vocab_size: int, seconds: float) -> Callable[[Config], float]:
@@ -210,9 +210,9 @@ def _scheduled(config: Config, given: Set[str], text: Corpus, seconds: float, pe
     return _with(config, given, wanted | {"warmup_steps": min(warmup, steps - 1)})
 
 
-def _plan(config: Config, text: Corpus, per_step: float, used: float) -> Planned:
+def _plan(config: Config, given: Set[str], text: Corpus, per_step: float, used: float) -> Planned:
     m, t, vocab_size = config.model, config.training, text.tokenizer.vocab_size
-    loss = forecast(config, text)
+    loss = None if "preset" in given else forecast(config, text)
     ends = datetime.now().astimezone() + timedelta(seconds=60 * t.minutes - used)
     return Planned(
         minutes=t.minutes,
@@ -224,8 +224,8 @@ def _plan(config: Config, text: Corpus, per_step: float, used: float) -> Planned
         epochs=t.steps * config.tokens_per_step / len(text.train),
         memory=memory_needed(m, vocab_size, t.batch_size),
         loss=loss,
-        low=loss * (1 - _SPREAD),
-        high=loss * (1 + _SPREAD),
+        low=None if loss is None else loss * (1 - _SPREAD),
+        high=None if loss is None else loss * (1 + _SPREAD),
         ends=ends.isoformat(timespec="seconds"),
     )
 
@@ -288,9 +288,12 @@ def judge(events: list[dict[str, Any]], state: TrainState) -> str | None:
     plan = next((line for line in events if line["event"] == "planned"), None)
     if plan is None or state.best_loss is None:
         return None
+    said = f"The plan said {plan['minutes']:g} min, {plan['steps']:,} steps"
+    became = f"it became {state.elapsed / 60:.2f} min, {state.step:,} steps and"
+    if plan["loss"] is None:
+        return f"{said}; {became} a loss of {state.best_loss:.2f}."
     within = "within" if plan["low"] <= state.best_loss <= plan["high"] else "outside"
     return (
-        f"The plan said {plan['minutes']:g} min, {plan['steps']:,} steps and a loss of {plan['loss']:.2f} "
-        f"({plan['low']:.2f} to {plan['high']:.2f}); it became {state.elapsed / 60:.2f} min, {state.step:,} steps and "
-        f"{state.best_loss:.2f}, {within} that range."
+        f"{said} and a loss of {plan['loss']:.2f} ({plan['low']:.2f} to {plan['high']:.2f}); "
+        f"{became} {state.best_loss:.2f}, {within} that range."
     )

@@ -122,7 +122,9 @@ class Console:
             )
 
     def _planned(self, event: Planned) -> None:
-        model = event.model
+        model, expected = event.model, ""
+        if event.loss is not None:
+            expected = f"; expected validation loss {event.loss:.2f}, most likely {event.low:.2f} to {event.high:.2f}"
         self.out.print(
             f"[bold]plan    {event.minutes:g} minutes, until {event.ends[11:19]}[/]: "
             f"{event.parameters / 1e6:.1f}M parameters ({model['n_layer']} layers × {model['n_embd']}), "
@@ -130,8 +132,7 @@ class Console:
         )
         self.out.print(
             f"        about {event.steps:,} steps of {event.seconds_per_step:.2g} s, {event.epochs:.1f} passes over "
-            f"the text, {event.memory / 1e9:.1f} GB of memory; expected validation loss {event.loss:.2f}, "
-            f"most likely {event.low:.2f} to {event.high:.2f}"
+            f"the text, {event.memory / 1e9:.1f} GB of memory{expected}"
         )
 
     def _started(self, event: Started) -> None:

@@ -36,7 +36,8 @@ class Preparing(Event):
 @dataclass(frozen=True)
 class Planned(Event):
     """What `--minutes` will be used for. `loss` is the validation loss expected at the end, most likely from `low`
-    to `high`; `ends` is when, as local time in ISO 8601; `memory` is in bytes."""
+    to `high`, or None where a preset was named, of which nothing is known; `ends` is when, as local time in ISO 8601;
+    `memory` is in bytes."""
 
     minutes: float
     parameters: int
@@ -46,9 +47,9 @@ class Planned(Event):
     seconds_per_step: float
     epochs: float
     memory: int
-    loss: float
-    low: float
-    high: float
+    loss: float | None
+    low: float | None
+    high: float | None
     ends: str
 
 
