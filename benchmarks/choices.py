@@ -5,7 +5,8 @@
 
 The last tenth of the text, which claims are about, is cut off and never read; of the rest, the last tenth is the
 validation part. Each set of options for `groundling train` comes on top of those of a planned run of some minutes (6
-layers × 128, batches of 16, Muon), and all train for as many steps. They may share the machine: no figure is a time.
+layers × 128, batches of 16, Muon, no dropout, decay 0.5, averaged weights), and all train for as many steps. They may
+share the machine: no figure is a time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 PLANNED = shlex.split(
     "--n-layer 6 --n-head 2 --n-embd 128 --block-size 256 --batch-size 16 --norm rmsnorm --position rope --mlp swiglu"
     " --optimizer muon --learning-rate 0.003 --matrix-learning-rate 0.02 --beta2 0.95 --schedule linear"
-    " --final-lr-fraction 0 --sample-tokens 0"
+    " --final-lr-fraction 0 --dropout 0 --weight-decay 0.5 --weight-average 0.06 --sample-tokens 0"
 )
 
 
