@@ -98,7 +98,7 @@ class FewTokens:
         )
         # Each more token takes 0.6 times as long as the first, and in the model, whose calls take longer than its
         # products, next to nothing. By size and not by a stopwatch: the text would depend on it, in its last digits.
-        self.most = min(8, max(1, 43_000_000 // (sum(p.numel() for p in model.h.parameters()) + head.weight.numel())))
+        self.most = min(16, max(1, 86_000_000 // (sum(p.numel() for p in model.h.parameters()) + head.weight.numel())))
         """Tokens at once up to which this is the faster way."""
         self._pace, self._threads = Pace(), 1
         self.read([0], [0], [0], model.new_cache(1, capacity=1))  # compiles, where that is new to this machine
