@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -83,6 +85,22 @@ def test_threads_change_nothing(
         with monkeypatch.context() as alone:
             alone.setattr(Pace, "takes", lambda self, task: False)
             assert np.array_equal(spread, logits_of(model, precision, TOKENS.tolist(), at_once))
+
+
+def test_pytorch_keeps_its_number_of_threads() -> None:
+    """In a process of its own, since Numba starts its threads once."""
+    program = """
+import torch
+from groundling.config import PRESETS
+from groundling.inference.compiled import FewTokens
+from groundling.model.gpt import GPT
+torch.set_num_threads(1)
+model = GPT(PRESETS["nano"].model, 30).eval()
+FewTokens(model, "float32").read([0], [0], [0], model.new_cache(1))
+print(torch.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "1\n"
 
 
 def test_several_may_read_at_once(model: GPT, three_threads: None) -> None:

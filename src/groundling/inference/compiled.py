@@ -100,9 +100,10 @@ class FewTokens:
         # products, next to nothing. By size and not by a stopwatch: the text would depend on it, in its last digits.
         self.most = min(16, max(1, 86_000_000 // (sum(p.numel() for p in model.h.parameters()) + head.weight.numel())))
         """Tokens at once up to which this is the faster way."""
-        self._pace, self._threads = Pace(), 1
+        self._pace, self._threads, ours = Pace(), 1, torch.get_num_threads()
         self.read([0], [0], [0], model.new_cache(1, capacity=1))  # compiles, where that is new to this machine
         self._threads = _most_threads()
+        torch.set_num_threads(ours)  # OpenMP has one number for both, and Numba has set it to all cores
 
     def read(self, tokens: Sequence[int], rows: Sequence[int], positions: Sequence[int], cache: KVCache) -> _F32:
         """Read the tokens into the cache, those of a row in their order; logits (n, V). Lengths stay as they are."""
