@@ -61,7 +61,8 @@ def draw(rows: list[dict[str, Any]], text: str, path: Path) -> None:
     mine = sorted((r["seconds"] / 60, r["loss"]) for r in rows if r["name"].startswith("groundling"))
     axes.plot(*zip(*mine, strict=True), "o-", color="#1b6ca8", label="groundling train --minutes")
     for minutes, loss in mine:
-        axes.annotate(f"{loss:.2f}", (minutes, loss), textcoords="offset points", xytext=(0, -16), ha="center")
+        axes.annotate(f"{loss:.2f}", (minutes, loss), textcoords="offset points", xytext=(0, -16), ha="center",
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     for row in rows:
         if not row["name"].startswith("groundling"):
             axes.plot(row["seconds"] / 60, row["loss"], "s", color="#c0504d", label=row["name"])
