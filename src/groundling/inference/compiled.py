@@ -97,7 +97,8 @@ class FewTokens:
             np.array(tokens), np.array(rows), np.array(positions), self._weights, *self._shape,
             cache.keys.numpy(), cache.values.numpy(), threads if spread else 1,
         )  # fmt: skip
-        self._pace.record(len(tokens), spread, time.perf_counter() - began)
+        if threads > 1:
+            self._pace.record(len(tokens), spread, time.perf_counter() - began)
         return logits
 
 
