@@ -50,7 +50,7 @@ class Room:
         machine, settings, run = self.machine, self.settings, self.run
         batch = tuple(part.to(machine.device) for part in self.batches(self.state.step))
         passes = (settings.steps - self.state.step) * settings.accumulate
-        chosen = choose_forward(self.model, objective, batch, machine, passes, settings.accumulate)
+        chosen = choose_forward(self.model, objective, batch, machine, passes, settings.accumulate == 1)
         forward, is_compiled, reason = chosen
         if machine.compile == "on" and not is_compiled:
             self.tell(Notice(f"Training runs uncompiled: {reason}."))
@@ -64,9 +64,14 @@ class Room:
     def shrink(self, doing: str) -> tuple[Callable[..., torch.Tensor], Batches, Any]:
         """Smaller passes from now on. Raises OutOfMemoryError if a pass has a single window already."""
         self._halve(doing)
-        compiled = self.machine.compile == "on"
-        forward = compiled_forward(self.model, self.machine, self.settings.accumulate) if compiled else self.model
-        return forward, self.batches, self.settings
+        return self._forward(self.model, self.settings.accumulate == 1), self.batches, self.settings
+
+    def teaching(self, teacher: GPT) -> Callable[..., torch.Tensor]:
+        """A model that is not trained itself, compiled if the trained one is."""
+        return self._forward(teacher, graphs=False)
+
+    def _forward(self, model: GPT, graphs: bool) -> Callable[..., torch.Tensor]:
+        return compiled_forward(model, self.machine, graphs) if self.machine.compile == "on" else model
 
     def evaluate(self, text: Corpus, stopped: Callable[[], bool]) -> Score:
         """Score the validation part. Raises Interrupted once `stopped()` says so, and OutOfMemoryError."""

@@ -39,7 +39,7 @@ from groundling.training.events import (
 )  # fmt: skip
 from groundling.training.fit import Actions, fit
 from groundling.training.history import History
-from groundling.training.objective import next_token
+from groundling.training.objective import Taught, next_token
 from groundling.training.optimizer import Optimizers, new_optimizer
 from groundling.training.recorded import RunFiles, rewind
 from groundling.training.rescue import DivergedError, restore
@@ -97,6 +97,8 @@ def train_on(
             restore=lambda: restore(
                 run.checkpoints, state, model, optimizer, lambda: _beginning(config, text).state_dict()
             ),
+            begin=lambda generation: _fill(model, _beginning(config, text, generation)),
+            taught=lambda: Taught(room.teaching(_teacher(config, text, model, optimizer))),
             shrink=room.shrink,
             stopped=stop,
             emit=tell,
@@ -140,18 +142,29 @@ def _parts(run: Run, text: Corpus, note: Callable[[str], None]) -> tuple[GPT, Op
     return model, optimizer, state
 
 
-def _untrained(config: Config, text: Corpus) -> GPT:
+def _untrained(config: Config, text: Corpus, generation: int = 1) -> GPT:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
+        torch.manual_seed(config.training.seed + generation - 1)
         return GPT(config.model, text.tokenizer.vocab_size)  # on the CPU: the same weights on every device
 
 
-def _beginning(config: Config, text: Corpus) -> GPT:
+def _beginning(config: Config, text: Corpus, generation: int = 1) -> GPT:
     """The model before its first step: untrained, or with the weights that it begins with."""
-    model = _untrained(config, text)
+    model = _untrained(config, text, generation)
     if config.training.init_from:
         load_weights(load(config.training.init_from).checkpoint, model)
     return model
+
+
+def _fill(model: GPT, source: GPT) -> None:
+    model.load_state_dict(source.state_dict())
+
+
+def _teacher(config: Config, text: Corpus, model: GPT, optimizer: Optimizers) -> GPT:
+    """The model of the generation before."""
+    teacher = _untrained(config, text).to(model.device).requires_grad_(False).eval()
+    optimizer.teach(model, teacher)
+    return teacher
 
 
 def _tracking(

@@ -34,12 +34,12 @@ from groundling.model.gpt import GPT
 from groundling.training.checkpoint import Checkpoints, TrainState, load_training
 from groundling.training.events import Sample
 from groundling.training.fit import Actions, fit
-from groundling.training.objective import next_token
-from groundling.training.optimizer import new_optimizer
+from groundling.training.objective import Taught, next_token
+from groundling.training.optimizer import Optimizers, new_optimizer
 from groundling.training.recorded import RunFiles, rewind
 
 TEXT = "".join(f"{n} is {n % 7} sevens and {n * n} squared.\n" for n in range(60))
-STEPS = 3
+STEPS = 3  # the last two of them are the second generation's
 
 
 def train(folder: Path) -> str:
@@ -51,6 +51,7 @@ def train(folder: Path) -> str:
     config = Config.build(
         str(text), "nano", n_layer=1, n_head=2, n_embd=8, block_size=8, batch_size=2, steps=STEPS, eval_every=1,
         checkpoint_every=1, log_every=1, keep_checkpoints=1, warmup_steps=1, eval_tokens=32, dropout=0.1,
+        generations=2,
         device="cpu", dtype="float32", compile="off",
     )  # fmt: skip
     machine, settings = choose(config.machine), config.training
@@ -65,6 +66,7 @@ def train(folder: Path) -> str:
     torch.manual_seed(1)
     model = GPT(config.model, corpus.tokenizer.vocab_size)
     optimizer = new_optimizer(model, settings)
+    beginning = {name: weights.clone() for name, weights in model.state_dict().items()}
     newest = checkpoints.newest(lambda sentence: None)
     state = load_training(newest, model, optimizer) if newest else TrainState()
     rewind(run, state.step, state.evaluated_step)
@@ -74,12 +76,20 @@ def train(folder: Path) -> str:
         save=lambda: checkpoints.save(model, optimizer, state, run, settings.keep_checkpoints),
         restore=lambda: pytest.fail("nothing is to be gone back from"),
         shrink=lambda doing: pytest.fail("there is memory enough"),
+        begin=lambda generation: model.load_state_dict(beginning),
+        taught=lambda: Taught(teacher(model, optimizer)),
         stopped=lambda: False,
         emit=RunFiles(run),
     )
     batches = Batches(corpus.train, config.model.block_size, settings.batch_size, settings.accumulate, settings.seed)
     assert fit(model, model, next_token, batches, optimizer, state, settings, machine, actions)
     return outcome(run)
+
+
+def teacher(model: GPT, optimizer: Optimizers) -> GPT:
+    other = GPT(model.config, model.vocab_size).eval()
+    optimizer.teach(model, other)
+    return other
 
 
 def outcome(run: Path) -> str:

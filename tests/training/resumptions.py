@@ -142,6 +142,18 @@ def lose_average() -> None:
     session.load_training = losing
 
 
+def spoil_teacher() -> None:
+    """The model that teaches is another one."""
+    from groundling.training.optimizer import Optimizers
+
+    fill = Optimizers.fill
+
+    def filling(self: Any, parameter: Any, quantity: str, value: Any) -> None:
+        fill(self, parameter, quantity, 1.01 * value if quantity == "teacher" else value)
+
+    Optimizers.fill = filling  # type: ignore[method-assign]
+
+
 def change_state(change: Callable[[Any, Any], None]) -> None:
     """Something is not as it was saved, of the model or of where training stands."""
     from groundling import session
@@ -205,6 +217,8 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "momentum of Muon": lambda: forget("momentum"),
     "weights that the model is the average of": keep_average,
     "average of the weights": lose_average,
+    "weights of the teacher": spoil_teacher,
+    "step at which the generation began": lambda: change_state(lambda model, state: setattr(state, "born", 0)),
     "step of the schedule": shift_schedule,
     "seed of dropout": shift_dropout,
     "data by one token": shift_data,

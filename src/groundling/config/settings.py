@@ -179,6 +179,12 @@ class TrainingSettings:
         "weights as the last step left them.",
         before=0.0,
     )
+    generations: int = setting(
+        1,
+        "Parts that training has, each longer than the one before (1:2:3...): in each, a new model learns from the "
+        "text, and from what the model before makes of it. Better than a single part where the text is read often.",
+        before=1,
+    )
     beta1: float = setting(0.9, "AdamW: decay of the gradient's mean.")
     beta2: float = setting(0.99, "AdamW: decay of the gradient's square.")
     grad_clip: float = setting(1.0, "Largest norm of the gradient; 0 switches clipping off.")
@@ -204,6 +210,16 @@ class TrainingSettings:
             "grad_clip",
         )  # fmt: skip
         _require_at_least(0, self, "seed", most=2**63 - 1)
+        _require_at_least(1, self, "generations", most=100)
+        _require(
+            self.generations == 1 or not self.patience,
+            "--patience and --generations exclude each other: a new generation is worse than the one before until it "
+            "has caught up.",
+        )
+        _require(
+            self.generations <= self.steps,
+            f"--generations {self.generations} need a step each at least, and --steps is {self.steps}.",
+        )
         if self.sample_every is not None:
             _require_at_least(0, self, "sample_every")
         _require(

@@ -26,6 +26,7 @@ from groundling.model.gpt import GPT
 from groundling.training.checkpoint import TrainState
 from groundling.training.events import Planned
 from groundling.training.objective import next_token
+from groundling.training.schedule import generation_end
 
 DEFAULT_MINUTES = 5.0
 _SHAPE = ("n_layer", "n_head", "n_embd")
@@ -58,18 +59,20 @@ _CHOICES = (
     Choice(0, 6, 2, 128, 8, 0.02),
     Choice(1.5e13, 6, 2, 128, 16, 0.02),
     Choice(2e14, 6, 3, 192, 16, 0.02),
-    Choice(6e14, 6, 4, 256, 16, 0.015),
-    Choice(3e15, 6, 6, 384, 16, 0.015),
+    Choice(2.5e15, 6, 4, 256, 16, 0.015),
+    Choice(1e16, 6, 6, 384, 16, 0.015),
 )
 _PARAMETERS_PER_TOKEN = 5.0  # of training text, at most: beyond it nothing was tried
 # Training cost without the output head's, and the loss that it bought as a share of what counting n-grams reaches on as
 # much of the text: on seven texts up to 2e13, on Tiny Shakespeare from there on.
 _COUNTED = 4  # the order of the n-grams: longer ones live on what a text repeats word for word
 _SHARES = ((5e12, 0.92), (1e13, 0.865), (1.8e13, 0.81), (6e13, 0.78), (1e14, 0.765), (4e14, 0.755), (1.1e15, 0.75))
-# Dropout and weight decay by passes over the text, at 1.3 parameters a token. Up to 36 passes measured, on a slice of a
-# training text: decay without dropout was better than any dropout up to 23, and 0.05 better than 0.15 with a larger
-# model. From there on continued.
+# Dropout and weight decay by a generation's passes over the text, at 1.3 parameters a token. Up to 36 passes measured,
+# on a slice of a training text: decay without dropout was better than any dropout up to 23, and 0.05 better than 0.15
+# with a larger model. From there on continued.
 _REGULARISED = ((8, 0.0, 0.5), (28, 0.0, 0.7), (80, 0.05, 0.7), (math.inf, 0.1, 0.7))
+_GENERATIONS = ((16, 1), (math.inf, 2))  # by such passes in all
+_TAUGHT = 1.3  # times as long takes a step with a teacher
 _AVERAGED = 0.06  # of all steps; a third of that and twice as much were little worse, five times as much far worse
 _SIZE = 1.3
 _SPREAD = 0.12  # texts differ: the share by which the loss may be off; in eighteen runs it was by 0.11 at most
@@ -197,18 +200,31 @@ def _shaped(
 
 
 def _scheduled(config: Config, given: Set[str], text: Corpus, seconds: float, per_step: float) -> Config:
-    """With as many steps as fit, evaluations that do not take too much of the time, dropout and decay by the epochs."""
+    """With as many steps as fit, evaluations that do not take too much of the time, and generations, dropout and decay
+    by the passes over the text."""
     tokens, evaluations, cost = _evaluations(config, given, text, per_step, seconds)
-    steps = max(1, int(max(seconds - evaluations * cost, seconds / 2) / per_step))
+    most = max(seconds - evaluations * cost, seconds / 2) / per_step
+    passes = _usual_passes(config, text, most)
+    generations = config.training.generations
+    if not given & {"preset", "generations", "patience"}:
+        generations = next(count for limit, count in _GENERATIONS if passes <= limit)
+    steps = max(generations, int(most * _untaught(generations)))
     every = max(1, math.ceil(steps / evaluations))
     wanted: dict[str, Any] = {"steps": steps, "eval_every": every, "checkpoint_every": every, "eval_tokens": tokens}
+    wanted["generations"] = generations
     if "preset" in given:
         warmup = min(config.training.warmup_steps, steps // 5)
     else:
         warmup = max(1, steps // 30)
-        wanted |= _regularised(config, text, steps * config.tokens_per_step / len(text.train))
+        wanted |= _regularised(passes * (1 - generation_end(generations - 1, generations)))
         config = dataclasses.replace(config, preset="planned")
     return _with(config, given, wanted | {"warmup_steps": min(warmup, steps - 1)})
+
+
+def _untaught(generations: int) -> float:
+    """The steps that fit into a time with so many generations, as a share of those that fit without a teacher."""
+    first = generation_end(1, generations)
+    return first + (1 - first) / _TAUGHT
 
 
 def _plan(config: Config, given: Set[str], text: Corpus, per_step: float, used: float) -> Planned:
@@ -221,13 +237,14 @@ def _plan(config: Config, given: Set[str], text: Corpus, per_step: float, used: 
         model={name: getattr(m, name) for name in (*_SHAPE, "block_size", "dropout")},
         batch_size=t.batch_size * t.accumulate,
         steps=t.steps,
-        seconds_per_step=per_step,
+        seconds_per_step=per_step / _untaught(t.generations),
         epochs=t.steps * config.tokens_per_step / len(text.train),
         memory=memory_needed(m, vocab_size, t.batch_size),
         loss=loss,
         low=None if loss is None else loss * (1 - _SPREAD),
         high=None if loss is None else loss * (1 + _SPREAD),
         ends=ends.isoformat(timespec="seconds"),
+        generations=t.generations,
     )
 
 
@@ -250,11 +267,14 @@ def _with(config: Config, given: Set[str], wanted: dict[str, Any]) -> Config:
     return Config.from_dict(values)
 
 
-def _regularised(config: Config, text: Corpus, epochs: float) -> dict[str, float]:
-    """The more often a text is read, and the larger the model is for it, the more has to be done so that it is not
-    learned by heart."""
+def _usual_passes(config: Config, text: Corpus, steps: float) -> float:
+    """In how many passes over the text a model of the usual size for it would learn as much of it by heart."""
     size = parameters(config.model, text.tokenizer.vocab_size) / len(text.train)
-    passes = epochs * (size / _SIZE) ** (1 / 3)
+    return steps * config.tokens_per_step / len(text.train) * (size / _SIZE) ** (1 / 3)
+
+
+def _regularised(passes: float) -> dict[str, float]:
+    """The more often a text is read, the more has to be done so that it is not learned by heart."""
     dropout, decay = next((dropout, decay) for limit, dropout, decay in _REGULARISED if passes <= limit)
     return {"dropout": dropout, "weight_decay": decay, "weight_average": _AVERAGED}
 

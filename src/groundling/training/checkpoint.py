@@ -2,7 +2,8 @@
 
 checkpoints/step-000400/
   model.safetensors      the weights, or their average over the latest steps
-  optimizer.safetensors  the optimizer's state; with an average, the weights as trained, too
+  optimizer.safetensors  the optimizer's state; with an average, the weights as trained, too; and the weights of the
+                         generation before, which teaches this one
   state.json             where training stood: step, tokens, seconds, best loss, ...
   config.json            every setting
   tokenizer.json
@@ -33,7 +34,7 @@ from groundling import __version__, storage
 from groundling.config import TrainingSettings
 from groundling.machine import versions
 from groundling.model.gpt import GPT
-from groundling.training.optimizer import Optimizers, load_state_tensors, state_shapes, state_tensors
+from groundling.training.optimizer import TEACHER, Optimizers, load_state_tensors, state_shapes, state_tensors
 from groundling.training.tensors import read_shapes, read_tensors
 
 
@@ -55,6 +56,9 @@ class TrainState:
     loss_count: int = 0
     loss_scale: float = 2.0**16  # for float16 only: see fit.py
     steps_in_range: int = 0  # since the scale was changed
+    generation: int = 1
+    born: int = 0  # the steps that were done before this generation, ...
+    born_at: float = 0.0  # and the seconds
     # For rescue.py:
     sound_step: int = 0  # the last step that was saved as a matter of course: where to go back to
     recent_losses: list[float] = field(default_factory=list)
@@ -88,7 +92,7 @@ class Checkpoints:
         Two whole checkpoints stand at any time, whatever `keep` says, since one may be damaged while it lies there;
         0 keeps all. Raises OSError with a sentence if the disk will not have it; those before are then as they were.
         """
-        path, n_bytes = self.path(state.step), size_of(model, optimizer)
+        path, n_bytes = self.path(state.step), size_of(model, optimizer, state.generation)
         # What was logged before this step must not be missing after a power cut: it is not computed again.
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (file := run_folder / name).exists():
@@ -183,7 +187,7 @@ class Checkpoints:
         count = max(settings.keep_checkpoints, 2) + 2  # the best one, and the one that is being written
         if not settings.keep_checkpoints:
             count = settings.steps // settings.checkpoint_every + 2  # all; those at a new best loss come on top
-        one = size_of(model, optimizer)
+        one = size_of(model, optimizer, settings.generations)
         needed = one * max(count - len(self.steps()), 1)
         home = next(folder for folder in self.folder.absolute().parents if folder.exists())
         if needed > (free := storage.free_bytes(home)):
@@ -194,9 +198,12 @@ class Checkpoints:
             )
 
 
-def size_of(model: GPT, optimizer: Optimizers) -> int:
-    """About how many bytes a checkpoint has: weights, the optimizer's state, and some kilobytes beside them."""
-    return 20_000 + sum(p.numel() * p.element_size() * (1 + len(optimizer.quantities(p))) for p in model.parameters())
+def size_of(model: GPT, optimizer: Optimizers, generations: int = 1) -> int:
+    """About how many bytes a checkpoint has: weights, the optimizer's state, a teacher's weights, and some kilobytes
+    beside them."""
+    copies = 1 + (generations > 1)
+    count = sum(p.numel() * p.element_size() * (copies + len(optimizer.quantities(p))) for p in model.parameters())
+    return 20_000 + count
 
 
 def load_weights(path: Path, model: GPT) -> None:
@@ -211,10 +218,12 @@ def load_training(path: Path, model: GPT, optimizer: Optimizers) -> TrainState:
     Raises ValueError if one of them does not fit it, or is not all numbers.
     """
     load_weights(path, model)
-    file = path / "optimizer.safetensors"
-    if read_shapes(file):  # else no step was done
-        load_state_tensors(model, optimizer, read_tensors(file, state_shapes(model, optimizer)))
-    return read_state(path)
+    state, file = read_state(path), path / "optimizer.safetensors"
+    found = {key.rpartition("/")[2] for key in read_shapes(file)}
+    # Before the first step of a generation there is nothing, but for its teacher.
+    expected = state_shapes(model, optimizer, begun=bool(found - {TEACHER}), taught=state.generation > 1)
+    load_state_tensors(model, optimizer, read_tensors(file, expected))
+    return state
 
 
 def read_state(path: Path) -> TrainState:

@@ -54,13 +54,18 @@ class Clock:
         """In (0, 1]: the share of the run that is behind it when the step after `step` is done."""
         if not self._budget:
             return (step + 1) / self._steps
-        return min(1.0, (self.elapsed() + self.typical("step")) / self._time_for_steps())
+        return min(1.0, self.share(step, self.elapsed() + self.typical("step")))
 
-    def is_over(self, step: int) -> bool:
-        """Whether `step` steps are all. By the clock: whether one more would end farther from the mark than none."""
+    def share(self, step: int, elapsed: float) -> float:
+        """The share of the run that was behind it after so many steps and seconds."""
+        return elapsed / self._time_for_steps() if self._budget else step / self._steps
+
+    def is_over(self, step: int, share: float = 1.0) -> bool:
+        """Whether `step` steps are all, or that share of all. By the clock: whether one more would end farther from
+        the mark than none."""
         if not self._budget:
-            return step >= self._steps
-        return step > 0 and self.elapsed() + self.typical("step") / 2 > self._time_for_steps()
+            return step >= share * self._steps
+        return step > 0 and self.elapsed() + self.typical("step") / 2 > share * self._time_for_steps()
 
     def seconds_left(self, step: int) -> float:
         if self._budget:

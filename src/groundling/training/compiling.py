@@ -47,10 +47,10 @@ def choose_forward(
     batch: Any,
     machine: Machine,
     passes: float,
-    accumulate: int = 1,
+    graphs: bool = True,
 ) -> tuple[Callable[..., torch.Tensor], bool, str]:
-    """The model, compiled or not, for about `passes` passes forward and back over batches like `batch`, of which
-    `accumulate` make a step.
+    """The model, compiled or not, for about `passes` passes forward and back over batches like `batch`; with CUDA
+    `graphs` if each pass is a step.
 
     Returns what to call in the model's place, whether it is compiled, and a sentence that says why.
     """
@@ -72,7 +72,7 @@ def choose_forward(
             return model, False, f"not compiled, since that would not pay for itself in {_rounded(plain * passes)}"
         if not has_compiler():
             return model, False, "not compiled, since no compiler is here"
-    compiled = compiled_forward(model, machine, accumulate)
+    compiled = compiled_forward(model, machine, graphs)
     trial = _try(model, compiled, objective, batch, machine)
     _remember(memory, trial)
     if trial.error:
@@ -82,15 +82,15 @@ def choose_forward(
     return compiled, True, f"compiled in {trial.seconds:.0f} s, which saves {max(trial.gain, 0):.0%} of a step"
 
 
-def compiled_forward(model: GPT, machine: Machine, accumulate: int) -> Callable[..., torch.Tensor]:
-    """The model, to be compiled when it first runs, for steps of `accumulate` passes."""
+def compiled_forward(model: GPT, machine: Machine, graphs: bool) -> Callable[..., torch.Tensor]:
+    """The model, to be compiled when it first runs; on a GPU with CUDA `graphs`, if it is a small one."""
     if machine.device.type != "cuda":
         return functools.partial(model, through=Compiled())
     # A GPU is worth the minute that a whole model takes to compile, and a small one waits for Python between its
     # kernels: recorded as CUDA graphs, a pass is one launch. (Their memory is used anew in each pass, so gradients
-    # that are to be added up over several would be lost.)
+    # that are to be added up over several would be lost, and so would a teacher's logits.)
     small = sum(p.numel() for p in model.parameters()) < _LAUNCH_BOUND
-    mode = "reduce-overhead" if small and accumulate == 1 else "default"
+    mode = "reduce-overhead" if small and graphs else "default"
     return torch.compile(model, dynamic=False, mode=mode)
 
 

@@ -19,6 +19,7 @@ from groundling.training.events import (
     Evaluation,
     Event,
     Finished,
+    Generation,
     Notice,
     OutOfMemory,
     Paused,
@@ -90,6 +91,11 @@ class Console:
                 self._out_of_memory(event)
             case Evaluation():
                 self._evaluation(event)
+            case Generation():
+                self.out.print(
+                    f"[bold]step {event.step:,}  generation {event.generation} begins:[/] a new model, which learns "
+                    "from the text and from the model so far"
+                )
             case Sample():
                 self._sample = event
                 self.out.print(Text(_indent(event.prompt + event.text), style="dim"))
@@ -129,6 +135,7 @@ class Console:
             f"[bold]plan    {event.minutes:g} minutes, until {event.ends[11:19]}[/]: "
             f"{event.parameters / 1e6:.1f}M parameters ({model['n_layer']} layers × {model['n_embd']}), "
             f"dropout {model['dropout']:g}, {event.batch_size} windows of {model['block_size']} a step"
+            + (f", {event.generations} generations" if event.generations > 1 else "")
         )
         self.out.print(
             f"        about {event.steps:,} steps of {event.seconds_per_step:.2g} s, {event.epochs:.1f} passes over "

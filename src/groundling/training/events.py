@@ -51,6 +51,7 @@ class Planned(Event):
     low: float | None
     high: float | None
     ends: str
+    generations: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,14 @@ class Sample(Event):
     copied_share: float | None = None
     longest_copy: int | None = None
     copied_spans: list[tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class Generation(Event):
+    """After `step` steps, a new model begins: the `generation`-th. The one before teaches it from now on."""
+
+    step: int
+    generation: int
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from groundling.machine import Machine
 from groundling.model.gpt import GPT
 from groundling.training.checkpoint import TrainState
 from groundling.training.clock import Clock
-from groundling.training.events import Evaluation, Event, Notice, Sample, Saved, Skipped, Step
+from groundling.training.events import Evaluation, Event, Generation, Notice, Sample, Saved, Skipped, Step
 from groundling.training.memory import ADVICE, HalfDoneError, OutOfMemoryError, is_out_of_memory, told_as
 from groundling.training.objective import Objective
 from groundling.training.optimizer import Optimizers
 from groundling.training.rescue import Fault, check_finite, fault_in, note_bad, note_sound, roll_back
-from groundling.training.schedule import rate_factor
+from groundling.training.schedule import generation_end, rate_factor
 
 _STEPS_BEFORE_SCALING_UP = 1000
 
@@ -37,6 +37,8 @@ class Actions:
     sample: Callable[[int], Sample]  # given the step; may raise Interrupted
     save: Callable[[], Path]
     restore: Callable[[], TrainState]  # model, optimizer and state as last saved, or as at the start
+    begin: Callable[[int], None]  # gives the model the weights that a generation begins with
+    taught: Callable[[], Objective]  # what is learned, now that the optimizer has a teacher
     shrink: Callable[[str], tuple[Forward, Batches, TrainingSettings]]  # what to go on with in less memory
     stopped: Callable[[], bool]
     emit: Callable[[Event], None]
@@ -54,6 +56,9 @@ def fit(
     actions: Actions,
 ) -> bool:
     """Train `model` from `state.step` to `settings.steps`, or until `settings.minutes` are over; `state` moves along.
+
+    Each of `settings.generations` has the whole schedule. The first one learns by `objective`, and each of the others
+    from the one before, too.
 
     `forward` is the model itself, or the model compiled. Evaluation and sampling come in other shapes, for each of
     which it would be compiled again, so they run as they are.
@@ -83,6 +88,7 @@ class _Loop:
     machine: Machine
     actions: Actions
     clock: Clock
+    taught: Objective | None = None  # by the teacher of this generation, once that was asked for
 
     def run(self) -> bool:
         """Train, and rescue the run from what it meets, until it ends or is stopped."""
@@ -91,7 +97,7 @@ class _Loop:
                 return self._until_trouble()
             except Fault as fault:
                 self.optimizer.zero_grad()
-                actions = self.actions
+                self.taught, actions = None, self.actions
                 roll_back(fault, self.state, self.settings, self.machine, actions.restore, actions.emit)
                 continue
             except Exception as error:
@@ -103,6 +109,7 @@ class _Loop:
             self.optimizer.zero_grad()
             if back:
                 vars(self.state).update(vars(self.actions.restore()))
+            self.taught = None
             self.forward, self.batches, self.settings = self.actions.shrink("in a training step")
 
     def _until_trouble(self) -> bool:
@@ -111,22 +118,25 @@ class _Loop:
         over = False
         while True:
             over = over or clock.is_over(state.step)  # once for all: the evaluation below takes time too
-            improved = False
-            if _evaluation_is_due(state, settings, over):
+            ends, improved = over or _generation_ends(state, settings, clock), False
+            if _evaluation_is_due(state, settings, ends):
                 try:
                     with clock.timing("evaluation"):
-                        improved = _evaluate(state, settings, actions, clock, self.optimizer, over)
+                        improved = _evaluate(state, settings, actions, clock, self.optimizer, ends)
                 except Interrupted:
                     pass  # `stopped` says so below; the evaluation is made when the run is resumed
                 over = over or _out_of_patience(state, settings)
-            finished = over and state.evaluated_step == state.step
-            due = improved or finished or (state.step % settings.checkpoint_every == 0 and state.step > 0)
+            ends = ends and state.evaluated_step == state.step
+            finished = over and ends
+            due = improved or ends or (state.step % settings.checkpoint_every == 0 and state.step > 0)
             if due or actions.stopped():
                 self._save(due)
             if finished:
                 return True
             if actions.stopped():
                 return False
+            if ends:
+                self._succeed()
             if state.step in state.passed_over:
                 state.step += 1
                 continue
@@ -139,6 +149,16 @@ class _Loop:
             self._take_in(results, cause)
             if not cause and (state.step % settings.log_every == 0 or state.step == settings.steps):
                 self._tell(results[-1], factor)
+
+    def _succeed(self) -> None:
+        """The model so far becomes the teacher of a new one."""
+        state = self.state
+        state.generation, state.born, state.born_at = state.generation + 1, state.step, self.clock.elapsed()
+        state.recent_losses, state.bad_steps = [], []  # a new model's losses are no spikes
+        self.optimizer.succeed()
+        self.actions.begin(state.generation)
+        self.taught = None
+        self.actions.emit(Generation(state.step, state.generation))
 
     def _save(self, due: bool) -> None:
         """`due` is a checkpoint that stands there as a matter of course, and not because somebody stopped the run."""
@@ -157,15 +177,22 @@ class _Loop:
         state, settings, actions = self.state, self.settings, self.actions
         outcomes: list[torch.Tensor] = []
         while not outcomes or (_sees_late(self.machine) and _is_unseen(state, settings, actions, self.clock)):
-            factor = state.rate_share * rate_factor(self.clock.progress(state.step), settings)
+            factor = state.rate_share * rate_factor(_progress(state, settings, self.clock), settings)
             self.optimizer.schedule(factor)
             outcome, cause = train_step(
-                self.forward, self.model, self.objective, self.batches, self.optimizer, state, settings, self.machine,
-                (lambda: False) if outcomes else actions.stopped,
+                self.forward, self.model, self._objective(), self.batches, self.optimizer, state, settings,
+                self.machine, (lambda: False) if outcomes else actions.stopped,
             )  # fmt: skip
             outcomes.append(outcome)
             state.step += 1
         return torch.stack(outcomes).tolist(), cause, factor  # a GPU is waited for here, and nowhere before
+
+    def _objective(self) -> Objective:
+        if self.state.generation == 1:
+            return self.objective
+        if self.taught is None:
+            self.taught = self.actions.taught()
+        return self.taught
 
     def _take_in(self, results: list[list[float]], cause: str) -> None:
         """Note loss and gradient norm of the steps just made, the last of which was left out if there is a `cause`."""
@@ -238,7 +265,7 @@ def train_step(
         cause = fault_in(value, length if scale <= 1.0 else 0.0, state, model.vocab_size)
     if in_range and not cause:
         try:
-            optimizer.step(state.step)
+            optimizer.step(state.step - state.born)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -259,7 +286,20 @@ def _is_unseen(state: TrainState, settings: TrainingSettings, actions: Actions, 
     """Whether another step may follow before anything is told, evaluated or saved."""
     ends = (settings.log_every, settings.eval_every, settings.checkpoint_every)
     ended = any(state.step % end == 0 for end in ends) or state.step in state.passed_over
-    return not (ended or clock.is_over(state.step) or actions.stopped())
+    ended = ended or clock.is_over(state.step) or _generation_ends(state, settings, clock)
+    return not (ended or actions.stopped())
+
+
+def _generation_ends(state: TrainState, settings: TrainingSettings, clock: Clock) -> bool:
+    """Whether another generation follows now."""
+    share = generation_end(state.generation, settings.generations)
+    return share < 1 and state.step > state.born and clock.is_over(state.step, share)
+
+
+def _progress(state: TrainState, settings: TrainingSettings, clock: Clock) -> float:
+    """In (0, 1]: the share of this generation that is behind it when the next step is done."""
+    start, end = clock.share(state.born, state.born_at), generation_end(state.generation, settings.generations)
+    return min(1.0, (clock.progress(state.step) - start) / max(end - start, 1e-9))
 
 
 def _rescale(state: TrainState, in_range: bool) -> None:
@@ -275,10 +315,11 @@ def _dropout_seed(seed: int, step: int, micro_step: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def _evaluation_is_due(state: TrainState, settings: TrainingSettings, over: bool) -> bool:
+def _evaluation_is_due(state: TrainState, settings: TrainingSettings, ends: bool) -> bool:
+    """Whether it is time for one, since the run or a generation `ends`, if for nothing else."""
     # An untrained model is not worth the time of a run that has only so many minutes.
     due = state.step % settings.eval_every == 0 and (state.step > 0 or not settings.minutes)
-    return (due or over) and state.evaluated_step != state.step
+    return (due or ends) and state.evaluated_step != state.step
 
 
 def _out_of_patience(state: TrainState, settings: TrainingSettings) -> bool:
@@ -291,7 +332,7 @@ def _evaluate(
     actions: Actions,
     clock: Clock,
     optimizer: Optimizers,
-    over: bool,
+    ends: bool,
 ) -> bool:
     """Score the validation part and write a sample. Returns whether this is the best so far.
 
@@ -306,7 +347,7 @@ def _evaluate(
     best = state.step > 0 and (state.best_loss is None or result.loss < state.best_loss)
     actions.emit(Evaluation(state.step, result.loss, result.bits_per_byte, training_loss, best, clock.elapsed()))
     every = settings.sample_every if settings.sample_every is not None else settings.eval_every
-    if every and settings.sample_tokens and (state.step % every == 0 or over):
+    if every and settings.sample_tokens and (state.step % every == 0 or ends):
         with optimizer.averaged():
             _sample(state.step, actions)
     if best:

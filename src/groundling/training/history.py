@@ -18,7 +18,8 @@ _I64 = npt.NDArray[np.int64]
 @dataclass(frozen=True)
 class History:
     """Curves and facts. `steps`, `losses` and `rates` have an entry a logged step; `evaluated`, `validation` and
-    `training` one an evaluation. Losses are in nats a token."""
+    `training` one an evaluation. Losses are in nats a token. Of several generations, the curves are the last one's.
+    """
 
     steps: _I64
     losses: _F64
@@ -50,8 +51,9 @@ class History:
     @staticmethod
     def read(lines: Sequence[Mapping[str, Any]], config: Config, sees_future: bool = False) -> History:
         """From the lines of `metrics.jsonl`."""
-        steps = [line for line in lines if line["event"] == "step"]
-        points = [line for line in lines if line["event"] == "evaluation"]
+        born = max((line["step"] for line in lines if line["event"] == "generation"), default=-1)
+        steps = [line for line in lines if line["event"] == "step" and line["step"] > born]
+        points = [line for line in lines if line["event"] == "evaluation" and line["step"] > born]
         started = next((line for line in lines if line["event"] == "started"), None)
         checked: Mapping[str, Any] = next((line for line in reversed(lines) if line["event"] == "checked"), {})
         diverged: Mapping[str, Any] = next((line for line in reversed(lines) if line["event"] == "diverged"), {})

@@ -11,8 +11,10 @@ import torch
 
 from groundling.config import TrainingSettings
 from groundling.model.gpt import GPT, SelfAttention, SwigluMLP
+from groundling.model.shapes import Shape
 
 _TRAINED = "trained"  # the weights that training goes on with, where the model is their average
+TEACHER = "teacher"  # the weights of the generation before
 
 
 class Optimizers:
@@ -21,12 +23,15 @@ class Optimizers:
     Where `average` is not 0, a second copy of the weights follows them at a distance: their average over the latest
     steps, that share of all so far (Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models",
     2024, section 3.1). It is what is evaluated, sampled and saved as the model.
+
+    After the first generation, a last copy are the weights of the model that teaches: see objective.py.
     """
 
     def __init__(self, *optimizers: torch.optim.Optimizer, average: float = 0.0) -> None:
         self.optimizers = optimizers
         self.average = average
         self._averages: dict[torch.Tensor, torch.Tensor] = {}
+        self._teacher: dict[torch.Tensor, torch.Tensor] = {}
         self._owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
         for group in self.groups:
             group["peak"] = group["lr"]
@@ -77,7 +82,20 @@ class Optimizers:
         """Back to the state before the first step."""
         for optimizer in self.optimizers:
             optimizer.state.clear()
-        self._averages = {}
+        self._averages, self._teacher = {}, {}
+
+    def succeed(self) -> None:
+        """The model as it would be saved becomes the teacher; all else is as before the first step."""
+        with self.averaged():
+            teacher = {p: p.detach().clone() for p in self._owners}
+        self.forget()
+        self._teacher = teacher
+
+    @torch.no_grad()
+    def teach(self, model: GPT, teacher: GPT) -> None:
+        """Fill `teacher`, a model like the `model` that learns, with the teacher's weights."""
+        for mine, its in zip(model.parameters(), teacher.parameters(), strict=True):
+            its.copy_(self._teacher[mine])
 
     def state_of(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
         """The state that belongs to `parameter`, to be read or filled."""
@@ -85,15 +103,16 @@ class Optimizers:
         return state
 
     def quantities(self, parameter: torch.nn.Parameter) -> tuple[str, ...]:
-        """What is kept for each number of `parameter`: AdamW's two moments, or Muon's momentum; where the model is
-        saved as an average, the number itself."""
+        """What training keeps for each number of `parameter`: AdamW's two moments, or Muon's momentum; where the model
+        is saved as an average, the number itself."""
         moments = ("momentum",) if isinstance(self._owners[parameter], Muon) else ("exp_avg", "exp_avg_sq")
         return (*moments, _TRAINED) if self.average else moments
 
     def tensors_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
         """The state of `parameter` by the names that it has in a file."""
         trained = {_TRAINED: parameter.detach()} if parameter in self._averages else {}
-        return self.state_of(parameter) | trained
+        teacher = {TEACHER: self._teacher[parameter]} if self._teacher else {}
+        return self.state_of(parameter) | trained | teacher
 
     @torch.no_grad()
     def fill(self, parameter: torch.nn.Parameter, quantity: str, value: torch.Tensor) -> None:
@@ -102,6 +121,8 @@ class Optimizers:
         if quantity == _TRAINED:
             self._averages[parameter] = parameter.detach().clone()
             parameter.copy_(value)
+        elif quantity == TEACHER:
+            self._teacher[parameter] = value
         else:
             self.state_of(parameter)[quantity] = value
 
@@ -222,14 +243,16 @@ def state_tensors(model: GPT, optimizer: Optimizers) -> dict[str, torch.Tensor]:
     }
 
 
-def state_shapes(model: GPT, optimizer: Optimizers) -> dict[str, tuple[int, ...]]:
-    """The shapes of `state_tensors` once a step was done."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def state_shapes(model: GPT, optimizer: Optimizers, begun: bool = True, taught: bool = False) -> dict[str, Shape]:
+    """The shapes of `state_tensors` in a generation that has `begun`, and is `taught` by one before it."""
+    shapes: dict[str, Shape] = {}
     for name, parameter in model.named_parameters():
-        quantities = optimizer.quantities(parameter)
+        quantities = optimizer.quantities(parameter) if begun else ()
         shapes |= {f"{name}/{quantity}": tuple(parameter.shape) for quantity in quantities}
         if "exp_avg" in quantities:
             shapes[f"{name}/step"] = ()
+        if taught:
+            shapes[f"{name}/{TEACHER}"] = tuple(parameter.shape)
     return shapes
 
 

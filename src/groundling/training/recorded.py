@@ -16,6 +16,7 @@ from groundling.training.events import (
     Evaluation,
     Event,
     Finished,
+    Generation,
     Notice,
     OutOfMemory,
     Paused,
@@ -30,8 +31,8 @@ from groundling.training.events import (
 from groundling.untrusted import parse
 
 _KEPT = (
-    Notice, Planned, Started, Checked, Step, Skipped, RolledBack, OutOfMemory, Evaluation, Saved, Diverged, Paused,
-    Finished,
+    Notice, Planned, Started, Checked, Step, Skipped, RolledBack, OutOfMemory, Evaluation, Generation, Saved, Diverged,
+    Paused, Finished,
 )  # fmt: skip
 _KINDS: dict[str, type[Event]] = {kind.__name__.lower(): kind for kind in (*_KEPT, Sample)}
 
@@ -106,7 +107,8 @@ def _precedes(line: dict[str, Any], step: int, evaluated_step: int, rollbacks: i
     event = line["event"]
     if event in ("skipped", "rolledback"):
         return bool((line["rollbacks"], line["step"]) <= (rollbacks, step))
-    limit = evaluated_step if event in ("evaluation", "sample") else step
+    # A generation begins after the checkpoint of its step.
+    limit = evaluated_step if event in ("evaluation", "sample") else step - (event == "generation")
     # What carries no step (a notice), or tells of a session (started, paused), did happen.
     return bool(event in ("started", "notice", "outofmemory") or line.get("step", 0) <= limit)
 
