@@ -18,9 +18,11 @@ import groundling
 from groundling import session
 from groundling.config import Config, ModelSettings
 from groundling.model.gpt import GPT
+from groundling.report.facts import Facts
 from groundling.run import Run
 from groundling.training import fit
 from groundling.training.checkpoint import TrainState
+from groundling.training.diagnosis import diagnose
 from groundling.training.events import Event, Generation, RolledBack, Step
 from groundling.training.history import History
 from groundling.training.objective import Taught, next_token
@@ -121,6 +123,17 @@ def test_what_is_told_of_a_run_is_told_of_its_last_generation(run: Run) -> None:
     assert history.steps.tolist() == list(range(21, 41))
     assert min(history.evaluated) > 20
     assert history.epochs(40) == pytest.approx(40 * 8 * 32 / history.training_tokens)
+
+
+def test_the_page_shows_all_of_them_also_when_one_has_just_begun(run: Run) -> None:
+    lines = run.metrics()
+    begun = [i for i, line in enumerate(lines) if line["event"] == "generation"]
+    for some in (lines[: begun[1] + 1], lines):
+        facts = Facts("three", run.record, run.config, some, [], None)
+        assert "Generation 2, a new model, begins after step 7." in str(facts.charts["loss"])
+        assert facts.findings == diagnose(History.read(some, run.config))
+        assert facts.verdict
+        assert facts.whole.n_steps == (20 if some is not lines else 40)
 
 
 @pytest.mark.parametrize(("kind", "step"), [(Generation, 7), (Generation, 20), (Step, 7), (Step, 8)])

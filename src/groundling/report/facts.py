@@ -43,6 +43,7 @@ class Facts:
             raise ValueError(f"There is nothing to report on {reference} yet: no step has been logged.")
         self.reference, self.record, self.config, self.lines, self.result = reference, record, config, lines, result
         self.history = History.read(lines, config, bool((result or {}).get("sees_future")))
+        self.whole = History.read(lines, config, whole=True)
         logged = [*self.steps, *self.evaluations]
         self.last_step = max(line["step"] for line in logged)
         self.elapsed = max(line["elapsed"] for line in logged)
@@ -119,7 +120,7 @@ class Facts:
         return {chart.key: shown for chart in every if (shown := drawn(chart, self.last_step))}
 
     def _loss(self) -> Chart:
-        history, finite = self.history, np.isfinite(self.history.losses)
+        history, finite = self.whole, np.isfinite(self.whole.losses)
         steps, losses = history.steps[finite].astype(float), history.losses[finite]
         milestones = list(history.milestones)
         best = self.best
@@ -131,6 +132,8 @@ class Facts:
         said = "Training and validation loss over steps."
         if best:
             said += f" Best validation loss {best['validation_loss']:.4f} at step {best['step']:,}."
+        for line in _of(self.lines, "generation"):
+            said += f" Generation {line['generation']}, a new model, begins after step {line['step']:,}."
         return Chart(
             "loss", "Loss", "nats a token",
             [
@@ -146,8 +149,8 @@ class Facts:
 
     def _rate(self) -> Chart:
         whose = "AdamW’s" if self.config.training.optimizer == "muon" else ""
-        curve = Curve("learning rate", "plain", self.history.steps.astype(float), self.history.rates)
-        said = f"Learning rate over steps, at most {self.history.peak_rate:.2g}."
+        curve = Curve("learning rate", "plain", self.whole.steps.astype(float), self.whole.rates)
+        said = f"Learning rate over steps, at most {self.whole.peak_rate:.2g}."
         return Chart("rate", "Learning rate", whose, [curve], said, "{:.3g}".format, low=0.0)
 
     def _speed(self) -> Chart:

@@ -251,9 +251,11 @@ def _rate_too_low(h: History) -> Iterator[Finding]:
 
 def _decayed_too_early(h: History) -> Iterator[Finding]:
     """A good part of the steps at next to no rate, though the loss was falling when it went."""
+    if h.n_steps < 2 * _ENOUGH:
+        return
     low = h.rates < 0.05 * h.peak_rate
     low[: int(np.argmax(h.rates))] = False  # not the warm-up
-    if h.n_steps < 2 * _ENOUGH or low.mean() < 0.25:
+    if low.mean() < 0.25:
         return
     first = int(np.argmax(low))
     n = max(5, h.n_steps // 10)

@@ -126,7 +126,7 @@ class _Loop:
                 except Interrupted:
                     pass  # `stopped` says so below; the evaluation is made when the run is resumed
                 over = over or _out_of_patience(state, settings)
-            ends = ends and state.evaluated_step == state.step
+            ends = (ends or over) and state.evaluated_step == state.step
             finished = over and ends
             due = improved or ends or (state.step % settings.checkpoint_every == 0 and state.step > 0)
             if due or actions.stopped():

@@ -18,7 +18,7 @@ _I64 = npt.NDArray[np.int64]
 @dataclass(frozen=True)
 class History:
     """Curves and facts. `steps`, `losses` and `rates` have an entry a logged step; `evaluated`, `validation` and
-    `training` one an evaluation. Losses are in nats a token. Of several generations, the curves are the last one's.
+    `training` one an evaluation. Losses are in nats a token.
     """
 
     steps: _I64
@@ -49,9 +49,13 @@ class History:
     """Where it went back, and why: the events `RolledBack`."""
 
     @staticmethod
-    def read(lines: Sequence[Mapping[str, Any]], config: Config, sees_future: bool = False) -> History:
-        """From the lines of `metrics.jsonl`."""
-        born = max((line["step"] for line in lines if line["event"] == "generation"), default=-1)
+    def read(
+        lines: Sequence[Mapping[str, Any]], config: Config, sees_future: bool = False, whole: bool = False
+    ) -> History:
+        """From the lines of `metrics.jsonl`. Of several generations the curves are the last one's, or the `whole`
+        run's."""
+        births = [line["step"] for line in lines if line["event"] == "generation" and not whole]
+        born = max(births, default=-1)
         steps = [line for line in lines if line["event"] == "step" and line["step"] > born]
         points = [line for line in lines if line["event"] == "evaluation" and line["step"] > born]
         started = next((line for line in lines if line["event"] == "started"), None)

@@ -51,6 +51,7 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
     axes.grid(alpha=0.25)
     if alone:
         _draw_milestones(axes, next(iter(histories.values())))
+        _draw_generations(axes, next(iter(histories.values())))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path)
@@ -72,6 +73,15 @@ def _draw_milestones(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
                       fontsize=8, color=_MILESTONE)  # fmt: skip
             named = losses[n]
     axes.grid(visible=False, axis="y")
+
+
+def _draw_generations(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Where a new model began, taught by the one before."""
+    for line in lines:
+        if line["event"] == "generation":
+            axes.axvline(line["step"], color=_MILESTONE, linewidth=0.9, zorder=0)
+            axes.text(line["step"], 0.98, f" generation {line['generation']}", transform=axes.get_xaxis_transform(),
+                      va="top", fontsize=8, color=_MILESTONE)  # fmt: skip
 
 
 def smooth(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
