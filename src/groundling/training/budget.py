@@ -71,7 +71,7 @@ _SHARES = ((5e12, 0.92), (1e13, 0.865), (1.8e13, 0.81), (6e13, 0.78), (1e14, 0.7
 # on a slice of a training text: decay without dropout was better than any dropout up to 23, and 0.05 better than 0.15
 # with a larger model. From there on continued.
 _REGULARISED = ((8, 0.0, 0.5), (28, 0.0, 0.7), (80, 0.05, 0.7), (math.inf, 0.1, 0.7))
-_GENERATIONS = ((16, 1), (math.inf, 2))  # by such passes in all
+_GENERATIONS = ((20, 1), (math.inf, 2))  # by such passes in all
 _TAUGHT = 1.3  # times as long takes a step with a teacher
 _AVERAGED = 0.06  # of all steps; a third of that and twice as much were little worse, five times as much far worse
 _SIZE = 1.3
