@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import groundling
 from groundling.config import CorpusSettings
 from groundling.corpus.report import Report, examine
 from groundling.corpus.sources import find_source
@@ -43,6 +44,15 @@ def test_memorising_begins_sooner_in_larger_models_and_later_with_dropout() -> N
         assert measured / 2 < memorising_begins(round(100_000 * ratio), 100_000, dropout) < measured * 2
     assert memorising_begins(1000, 1000, 0.0) > memorising_begins(2000, 1000, 0.0)
     assert memorising_begins(1000, 1000, 0.2) > memorising_begins(1000, 1000, 0.1)
+
+
+def test_who_has_time_for_two_generations_is_told_what_they_are_for(text_file: Path) -> None:
+    report = groundling.inspect(text_file, minutes=60, on_event=lambda event: None)
+    assert report.recommendation is not None
+    assert "in 2 generations: a model that another one teaches" in report.recommendation.reasons[-1]
+    hasty = groundling.inspect(text_file, minutes=60, generations=1, on_event=lambda event: None)
+    assert hasty.recommendation is not None
+    assert hasty.recommendation.reasons[-1].endswith("more text would help, more time hardly.")
 
 
 def test_one_default_of_minutes() -> None:

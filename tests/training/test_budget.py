@@ -95,6 +95,20 @@ def test_planned_steps_fill_the_time(text: Corpus, minutes: float, least: float)
 
 
 @pytest.mark.usefixtures("laptop")
+def test_a_text_that_is_read_often_is_learned_in_two_generations(text: Corpus) -> None:
+    short, long = (plan(text, minutes=minutes)[1] for minutes in (0.2, 60))
+    assert short.epochs < 20 < long.epochs
+    assert (short.generations, long.generations) == (1, 2)
+    alone = plan(text, minutes=60, generations=1)[1]
+    # A third of the time without a teacher, and two thirds in steps that take 1.3 times as long.
+    assert long.steps / alone.steps == pytest.approx(1 / 3 + 2 / 3 / 1.3, rel=0.01)
+    assert long.steps * long.seconds_per_step == pytest.approx(alone.steps * alone.seconds_per_step, rel=0.01)
+    assert plan(text, minutes=60, generations=3)[0].training.generations == 3
+    for said in ({"patience": 2}, {"preset": "nano"}):
+        assert plan(text, minutes=60, **said)[0].training.generations == 1
+
+
+@pytest.mark.usefixtures("laptop")
 def test_evaluations_read_what_there_is_time_for(text: Corpus) -> None:
     read = [plan(text, minutes=minutes)[0].training.eval_tokens for minutes in (0.2, 1, 3, 60)]
     assert 8192 <= read[0] < read[1] < read[2] < read[3] == TrainingSettings().eval_tokens

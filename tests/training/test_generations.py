@@ -222,11 +222,3 @@ def test_a_compiled_teacher_says_the_same() -> None:
     tokens = torch.randint(9, (4, 32))
     with torch.no_grad():
         torch.testing.assert_close(compiled_forward(teacher, machine, graphs=False)(tokens), teacher(tokens))
-
-
-def test_the_plan_has_two_where_a_text_is_read_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    from groundling.training.budget import _untaught
-
-    assert _untaught(1) == 1.0
-    # A third of the time without a teacher, and two thirds of it in steps that take 1.3 times as long.
-    assert _untaught(2) == pytest.approx(1 / 3 + 2 / 3 / 1.3)

@@ -248,6 +248,8 @@ class Facts:
             ("passes over the text", f"{plan['epochs']:.1f}", f"{self.history.epochs(self.last_step):.1f}"),
             ("validation loss", loss, f"{best['validation_loss']:.2f}" if best else "–"),
         ]
+        if plan.get("generations", 1) > 1:
+            rows.append(("generations", f"{plan['generations']}", f"{len(_of(self.lines, 'generation')) + 1}"))
         memory = f"{result['peak_memory'] / 1e9:.1f} GB" if result else "–"
         return [*rows, ("memory", f"{plan['memory'] / 1e9:.1f} GB", memory)]
 

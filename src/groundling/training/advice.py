@@ -150,6 +150,9 @@ def _why_this_size(plan: Planned, tokens: int) -> str:
 def _why_then(plan: Planned, passes: float, dropout: float) -> str:
     what = f"With dropout {dropout:g}, a model of this size begins to learn this text by heart after about "
     much = f"{passes:.0f} passes (a rule of thumb: it may be half or twice as many)"
+    if plan.generations > 1:
+        later = f"in {plan.generations} generations: a model that another one teaches learns it by heart far later"
+        return what + much + f"; the plan makes {plan.epochs:.2g} {later}."
     if plan.epochs > passes:
         return what + much + f"; the plan makes {plan.epochs:.2g}: more text would help, more time hardly."
     return what + much + f"; the plan makes {plan.epochs:.2g}, so it ends before that."
