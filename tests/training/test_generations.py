@@ -130,7 +130,7 @@ def test_the_page_shows_all_of_them_also_when_one_has_just_begun(run: Run) -> No
     begun = [i for i, line in enumerate(lines) if line["event"] == "generation"]
     for some in (lines[: begun[1] + 1], lines):
         facts = Facts("three", run.record, run.config, some, [], None)
-        assert "Generation 2, a new model, begins after step 7." in str(facts.charts["loss"])
+        assert "After step 7 generation 2 begins, a new model" in str(facts.charts["loss"])
         assert facts.findings == diagnose(History.read(some, run.config))
         assert facts.verdict
         assert facts.whole.n_steps == (20 if some is not lines else 40)

@@ -101,6 +101,14 @@ class Facts:
         return found
 
     @property
+    def generations(self) -> list[str]:
+        """A sentence for each but the first."""
+        return [
+            f"After step {line['step']:,} generation {line['generation']} begins, a new model that the one before teaches."
+            for line in _of(self.lines, "generation")
+        ]
+
+    @property
     def standing(self) -> str:
         return standing(self.best["validation_loss"], self.history.milestones) if self.best else ""
 
@@ -132,8 +140,7 @@ class Facts:
         said = "Training and validation loss over steps."
         if best:
             said += f" Best validation loss {best['validation_loss']:.4f} at step {best['step']:,}."
-        for line in _of(self.lines, "generation"):
-            said += f" Generation {line['generation']}, a new model, begins after step {line['step']:,}."
+        said = " ".join([said, *self.generations])
         return Chart(
             "loss", "Loss", "nats a token",
             [

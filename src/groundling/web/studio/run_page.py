@@ -129,6 +129,8 @@ class RunPage:
         with self.words:
             if facts.best is not None and facts.standing:
                 Text("p", f"Its best loss, {facts.best['validation_loss']:.3f} nats a token, is {facts.standing}.")
+            for sentence in facts.generations:
+                Text("p", sentence)
             for finding in facts.findings:
                 with Text("div", classes="finding"):
                     Text("b", finding.kind.capitalize())
