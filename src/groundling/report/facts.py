@@ -103,9 +103,10 @@ class Facts:
     @property
     def generations(self) -> list[str]:
         """A sentence for each but the first."""
+        births = _of(self.lines, "generation")
         return [
-            f"After step {line['step']:,} generation {line['generation']} begins, a new model that the one before teaches."
-            for line in _of(self.lines, "generation")
+            f"After step {line['step']:,} generation {line['generation']} begins, a new model that learns from it too."
+            for line in births
         ]
 
     @property
