@@ -6,7 +6,7 @@ known of a model, an optimizer or a text but what the run's files say; some are 
     python resumptions.py FOLDER < jobs.json
 
 `jobs.json` maps the name of a run to its `settings`, its `text`, the `steps` to resume it from, and `mutations`: names
-of faults to plant, each in a resume from step 20. Prints what differs first from the run that was left alone, or null,
+of faults to plant, each in a resume from step 24. Prints what differs first from the run that was left alone, or null,
 for each `name/step/mutation`.
 """
 
@@ -28,7 +28,7 @@ from groundling.endurance.difference import first_difference
 from groundling.endurance.session import import_all
 
 STEPS = 64
-MUTATED_STEP = 20
+MUTATED_STEP = 24  # in the midst of a generation
 FRESH_STEP = 29
 AT_ONCE = 2
 
@@ -178,10 +178,10 @@ def shift_schedule() -> None:
 
 def shift_dropout() -> None:
     """Dropout is drawn with the seed of the next step."""
-    from groundling.training import fit
+    from groundling.training import step
 
-    seed = fit._dropout_seed
-    fit._dropout_seed = lambda s, step, micro_step: seed(s, step + 1, micro_step)
+    seed = step._dropout_seed
+    step._dropout_seed = lambda s, n, micro_step: seed(s, n + 1, micro_step)
 
 
 def shift_data() -> None:

@@ -18,6 +18,7 @@ from groundling import session
 from groundling.model.gpt import GPT
 from groundling.run import Run
 from groundling.training import fit
+from groundling.training import step as step_module
 from groundling.training.checkpoint import TrainState
 from groundling.training.diagnosis import diagnose
 from groundling.training.events import Event, RolledBack, Saved, Skipped, Step
@@ -222,7 +223,8 @@ def test_results_seen_late_lead_back_at_once(
     text_file: Path, plant: Callable[[Fault], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: when it is seen, the weights have had it."""
-    monkeypatch.setattr(fit, "_sees_late", lambda machine: True)
+    for module in (fit, step_module):
+        monkeypatch.setattr(module, "sees_late", lambda machine: True)
     plant(lambda step, share, model: math.nan if step == 25 else None)
     run, events = train(text_file, log_every=4)
     assert not of(Skipped, events)

@@ -15,6 +15,7 @@ from groundling.corpus.sources import find_source
 from groundling.corpus.tokens import prepare
 from groundling.run import Run
 from groundling.training import fit
+from groundling.training import step as step_module
 from groundling.training.checkpoint import TrainState
 
 TINY: dict[str, Any] = {
@@ -44,7 +45,8 @@ def test_results_seen_late_make_the_same_run(text_file: Path, tmp_path: Path, mo
             looks.append(state.step)
         return unseen
 
-    monkeypatch.setattr(fit, "_sees_late", lambda machine: True)
+    for module in (fit, step_module):
+        monkeypatch.setattr(module, "sees_late", lambda machine: True)
     monkeypatch.setattr(fit, "_is_unseen", watched)
     late = groundling.train(text_file, name="b", out=tmp_path, on_event=quietly, **TINY)
     assert weights(late) == weights(at_once)

@@ -16,6 +16,7 @@ from groundling.corpus.tokens import prepare
 from groundling.machine import Machine, choose
 from groundling.model.gpt import GPT
 from groundling.training import fit
+from groundling.training import step as step_module
 from groundling.training.checkpoint import TrainState
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
@@ -64,7 +65,7 @@ def test_the_scale_does_not_show_in_the_step(parts: tuple[GPT, Batches, Machine]
 
 
 def test_the_scale_grows_again(parts: tuple[GPT, Batches, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "_STEPS_BEFORE_SCALING_UP", 3)
+    monkeypatch.setattr(step_module, "_STEPS_BEFORE_SCALING_UP", 3)
     state = TrainState(loss_scale=256.0)
     for _ in range(6):
         step(parts, state)

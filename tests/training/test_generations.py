@@ -24,9 +24,9 @@ from groundling.training import fit
 from groundling.training.checkpoint import TrainState
 from groundling.training.diagnosis import diagnose
 from groundling.training.events import Event, Generation, RolledBack, Step
+from groundling.training.generations import end_of
 from groundling.training.history import History
 from groundling.training.objective import Taught, next_token
-from groundling.training.schedule import generation_end
 
 THREE = {"generations": 3, "weight_average": 0.1, "optimizer": "muon", "compile": "off", "schedule": "linear",
          "final_lr_fraction": 0.0}  # fmt: skip
@@ -54,7 +54,7 @@ def of(run: Run, event: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("generations", [1, 2, 3, 7])
 def test_generations_have_lengths_as_one_to_two_to_three(generations: int) -> None:
-    ends = [0.0] + [generation_end(k, generations) for k in range(1, generations + 1)]
+    ends = [0.0] + [end_of(k, generations) for k in range(1, generations + 1)]
     lengths = [b - a for a, b in pairwise(ends)]
     assert lengths == pytest.approx([k * lengths[0] for k in range(1, generations + 1)])
     assert ends[-1] == 1.0

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from resumptions import FRESH_STEP, MUTATIONS, STEPS
+from resumptions import FRESH_STEP, MUTATED_STEP, MUTATIONS, STEPS
 
 import groundling
 from groundling.endurance.difference import first_difference, history, tensors
@@ -134,7 +134,7 @@ def test_any_two_values_of_two_factors_meet(compiled: bool) -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_resume_that_is_not_exact_is_found(mutation: str, results: dict[str, str | None]) -> None:
-    difference = results[f"whole/20/{mutation}"]
+    difference = results[f"whole/{MUTATED_STEP}/{mutation}"]
     assert difference is not None
     assert difference != "It failed."
 

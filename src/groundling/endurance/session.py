@@ -19,12 +19,13 @@ import numpy.typing as npt
 from groundling import storage
 
 STEPS, EVAL_EVERY = 36, 6
-# All that a run can have: dropout, accumulation, Muon, averaged weights, a schedule with both slopes, and more than one
-# pass.
+# All that a run can have: dropout, accumulation, Muon, averaged weights, a schedule with both slopes, more than one
+# pass, and two generations.
 SETTINGS: Final[dict[str, Any]] = {
     "steps": STEPS, "eval_every": EVAL_EVERY, "checkpoint_every": 4, "keep_checkpoints": 2, "warmup_steps": 5,
     "n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 32, "norm": "rmsnorm", "position": "rope", "mlp": "swiglu",
     "batch_size": 4, "accumulate": 2, "dropout": 0.1, "optimizer": "muon", "weight_average": 0.1,
+    "generations": 2,
     "eval_tokens": 512, "sample_tokens": 8, "device": "cpu", "compile": "off",
 }  # fmt: skip
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # the latter is TerminateProcess on Windows

@@ -25,8 +25,8 @@ from groundling.machine import Machine, Speed, has_compiler, measure_speed
 from groundling.model.gpt import GPT
 from groundling.training.checkpoint import TrainState
 from groundling.training.events import Planned
+from groundling.training.generations import end_of
 from groundling.training.objective import next_token
-from groundling.training.schedule import generation_end
 
 DEFAULT_MINUTES = 5.0
 _SHAPE = ("n_layer", "n_head", "n_embd")
@@ -217,14 +217,14 @@ def _scheduled(config: Config, given: Set[str], text: Corpus, seconds: float, pe
         warmup = min(config.training.warmup_steps, steps // 5)
     else:
         warmup = max(1, steps // 30)
-        wanted |= _regularised(passes * generation_end(1, generations))
+        wanted |= _regularised(passes * end_of(1, generations))
         config = dataclasses.replace(config, preset="planned")
     return _with(config, given, wanted | {"warmup_steps": min(warmup, steps - 1)})
 
 
 def _untaught(generations: int) -> float:
     """The steps that fit into a time with so many generations, as a share of those that fit without a teacher."""
-    first = generation_end(1, generations)
+    first = end_of(1, generations)
     return first + (1 - first) / _TAUGHT
 
 

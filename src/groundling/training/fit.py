@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from groundling.config import TrainingSettings
@@ -18,15 +17,13 @@ from groundling.model.gpt import GPT
 from groundling.training.checkpoint import TrainState
 from groundling.training.clock import Clock
 from groundling.training.events import Evaluation, Event, Generation, Notice, Sample, Saved, Skipped, Step
+from groundling.training.generations import ends_now, progress
 from groundling.training.memory import ADVICE, HalfDoneError, OutOfMemoryError, is_out_of_memory, told_as
 from groundling.training.objective import Objective
 from groundling.training.optimizer import Optimizers
 from groundling.training.rescue import Fault, check_finite, fault_in, note_bad, note_sound, roll_back
-from groundling.training.schedule import generation_end, rate_factor
-
-_STEPS_BEFORE_SCALING_UP = 1000
-
-Forward = Callable[..., torch.Tensor]
+from groundling.training.schedule import rate_factor
+from groundling.training.step import Forward, sees_late, train_step
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ class _Loop:
                 if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
                     raise
                 # What is not seen yet is as good as half done.
-                back = isinstance(error, HalfDoneError) or _sees_late(self.machine)
+                back = isinstance(error, HalfDoneError) or sees_late(self.machine)
             # Not before the error is gone, and with it all that the pass had computed.
             self.optimizer.zero_grad()
             if back:
@@ -118,7 +115,7 @@ class _Loop:
         over = False
         while True:
             over = over or clock.is_over(state.step)  # once for all: the evaluation below takes time too
-            ends, improved = over or _generation_ends(state, settings, clock), False
+            ends, improved = over or ends_now(state, settings, clock), False
             if _evaluation_is_due(state, settings, ends):
                 try:
                     with clock.timing("evaluation"):
@@ -176,8 +173,8 @@ class _Loop:
         if it was, and the share of the learning rates that it had. Raises Interrupted before anything is changed."""
         state, settings, actions = self.state, self.settings, self.actions
         outcomes: list[torch.Tensor] = []
-        while not outcomes or (_sees_late(self.machine) and _is_unseen(state, settings, actions, self.clock)):
-            factor = state.rate_share * rate_factor(_progress(state, settings, self.clock), settings)
+        while not outcomes or (sees_late(self.machine) and _is_unseen(state, settings, actions, self.clock)):
+            factor = state.rate_share * rate_factor(progress(state, settings, self.clock), settings)
             self.optimizer.schedule(factor)
             outcome, cause = train_step(
                 self.forward, self.model, self._objective(), self.batches, self.optimizer, state, settings,
@@ -202,7 +199,7 @@ class _Loop:
             note_bad(state.step - 1, cause, state, model, optimizer)
             return
         for step, (loss, norm) in enumerate(results, state.step - len(results)):
-            found = fault_in(loss, norm, state, model.vocab_size) if _sees_late(self.machine) else ""
+            found = fault_in(loss, norm, state, model.vocab_size) if sees_late(self.machine) else ""
             if found and not (math.isfinite(loss) and math.isfinite(norm)):
                 raise Fault(step + 1, found, [step])  # the weights have had it
             if found:
@@ -221,98 +218,12 @@ class _Loop:
         self.actions.emit(Step(state.step, loss, rate, state.tokens, speed, clock.elapsed(), left, shown))
 
 
-def train_step(
-    forward: Forward,
-    model: GPT,
-    objective: Objective,
-    batches: Batches,
-    optimizer: Optimizers,
-    state: TrainState,
-    settings: TrainingSettings,
-    machine: Machine,
-    stopped: Callable[[], bool] = lambda: False,
-) -> tuple[torch.Tensor, str]:
-    """One optimizer step. Returns the loss (nats a token) and the gradient's norm, (2,), on the machine's device, and
-    why the step was left out, with all weights as they were, if it was: see rescue.py, but also `_sees_late`.
-
-    In float16 small gradients would vanish: the loss is scaled up before they are computed, and they are scaled down
-    after (Micikevicius et al., "Mixed Precision Training", 2018). Where they leave the range, the step is left out and
-    the scale halved, which is no fault; its norm is then infinite or not a number.
-
-    Raises Interrupted between two passes, with nothing changed, once `stopped()` says so.
-    """
-    model.train()
-    scale = state.loss_scale if machine.dtype == torch.float16 else 1.0
-    total = torch.zeros((), device=machine.device)
-    for micro_step in range(settings.accumulate):
-        if micro_step and stopped():
-            optimizer.zero_grad()
-            raise Interrupted
-        torch.manual_seed(_dropout_seed(settings.seed, state.step, micro_step))
-        tokens, targets = (part.to(machine.device, non_blocking=True) for part in batches(state.step, micro_step))
-        with machine.autocast():
-            loss = objective(forward, (tokens, targets))
-        (loss * (scale / settings.accumulate)).backward()
-        total += loss.detach()
-    if scale != 1.0:
-        torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], scale)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
-    outcome = torch.stack((total / settings.accumulate, norm))
-    cause, in_range = "", True
-    if not _sees_late(machine):
-        value, length = outcome.tolist()
-        in_range = math.isfinite(length)
-        cause = fault_in(value, length if scale <= 1.0 else 0.0, state, model.vocab_size)
-    if in_range and not cause:
-        try:
-            optimizer.step(state.step - state.born)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise HalfDoneError from None
-    optimizer.zero_grad()
-    if scale != 1.0 and not cause:
-        _rescale(state, in_range)
-    return outcome, cause
-
-
-def _sees_late(machine: Machine) -> bool:
-    """Whether several steps are started before the results of the first are looked at: a look would make a GPU wait
-    for Python and Python for the GPU. (float16 looks at each, to set its scale.) Nothing is saved unseen."""
-    return machine.device.type == "cuda" and machine.dtype != torch.float16
-
-
 def _is_unseen(state: TrainState, settings: TrainingSettings, actions: Actions, clock: Clock) -> bool:
     """Whether another step may follow before anything is told, evaluated or saved."""
     ends = (settings.log_every, settings.eval_every, settings.checkpoint_every)
     ended = any(state.step % end == 0 for end in ends) or state.step in state.passed_over
-    ended = ended or clock.is_over(state.step) or _generation_ends(state, settings, clock)
+    ended = ended or clock.is_over(state.step) or ends_now(state, settings, clock)
     return not (ended or actions.stopped())
-
-
-def _generation_ends(state: TrainState, settings: TrainingSettings, clock: Clock) -> bool:
-    """Whether another generation follows now."""
-    share = generation_end(state.generation, settings.generations)
-    return share < 1 and state.step > state.born and clock.is_over(state.step, share)
-
-
-def _progress(state: TrainState, settings: TrainingSettings, clock: Clock) -> float:
-    """In (0, 1]: the share of this generation that is behind it when the next step is done."""
-    start, end = clock.share(state.born, state.born_at), generation_end(state.generation, settings.generations)
-    return min(1.0, (clock.progress(state.step) - start) / max(end - start, 1e-9))
-
-
-def _rescale(state: TrainState, in_range: bool) -> None:
-    state.steps_in_range = state.steps_in_range + 1 if in_range else 0
-    if not in_range:
-        state.loss_scale = max(state.loss_scale / 2, 1.0)
-    elif state.steps_in_range % _STEPS_BEFORE_SCALING_UP == 0:
-        state.loss_scale *= 2
-
-
-def _dropout_seed(seed: int, step: int, micro_step: int) -> int:
-    words = np.random.SeedSequence([seed, step, micro_step]).generate_state(1, np.uint64)
-    return int(words[0] >> np.uint64(1))
 
 
 def _evaluation_is_due(state: TrainState, settings: TrainingSettings, ends: bool) -> bool:

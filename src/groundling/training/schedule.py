@@ -1,16 +1,10 @@
-"""When generations end, and learning rates: pure functions of progress, from 0 at the start to 1 at the end."""
+"""Learning rates as a pure function of progress, from 0 at the start to 1 at the end."""
 
 from __future__ import annotations
 
 import math
 
 from groundling.config import TrainingSettings
-
-
-def generation_end(generation: int, generations: int) -> float:
-    """The share of a run after which so many of its generations are over: the second is twice as long as the first, the
-    third three times. Who is taught can learn for longer before it knows the text by heart."""
-    return min(1.0, generation * (generation + 1) / (generations * (generations + 1)))
 
 
 def rate_factor(progress: float, settings: TrainingSettings) -> float:
