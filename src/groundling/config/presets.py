@@ -31,11 +31,10 @@ def _gpt2(description: str, n_layer: int, n_head: int, n_embd: int) -> Preset:
 
 _LAPTOP = Preset(
     "2.7M parameters of the modern family, context 256, some minutes on a laptop: the most for the time",
-    ModelSettings(block_size=256, n_layer=6, n_head=3, n_embd=192, dropout=0.1,
-                  norm="rmsnorm", position="rope", mlp="swiglu"),
+    ModelSettings(block_size=256, n_layer=6, n_head=3, n_embd=192, norm="rmsnorm", position="rope", mlp="swiglu"),
     TrainingSettings(steps=500, batch_size=32, optimizer="muon", learning_rate=3e-3, matrix_learning_rate=0.02,
-                     beta2=0.95, schedule="linear", final_lr_fraction=0.0, warmup_steps=20, eval_every=100,
-                     checkpoint_every=100),
+                     beta2=0.95, weight_decay=0.5, weight_average=0.06, schedule="linear", final_lr_fraction=0.0,
+                     warmup_steps=20, eval_every=100, checkpoint_every=100),
 )  # fmt: skip
 PRESETS: dict[str, Preset] = {
     "nano": Preset(
