@@ -69,11 +69,11 @@ PROGRAM = """
         from groundling.corpus import tokens
         from groundling.model import gpt
         from groundling.run import Run
-        from groundling.training import checkpoint, fit, samples
+        from groundling.training import checkpoint, samples, step
         place = {{
             "reading": (launch, "prepare"), "planning": (launch, "fit_to_machine"),
             "compiling": (room, "choose_forward"), "training": (torch.nn.utils, "clip_grad_norm_", 3),
-            "between passes": (fit, "_dropout_seed", 5), "evaluation": (room, "score", 2),
+            "between passes": (step, "_dropout_seed", 5), "evaluation": (room, "score", 2),
             "sampling": (samples, "stream", 2), "saving": (checkpoint, "save_file", 1), "finishing": (Run, "plot"),
         }}[phase]
         before(*place)
