@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 import groundling
-from groundling import launch
+from groundling import session
 from groundling.model import gpt
 from groundling.training import fit
 from groundling.training.objective import next_token
@@ -103,8 +103,8 @@ def cases(text: str) -> Iterator[tuple[str, str, dict[str, Any], tuple[Any, str,
     yield "healthy, GPT-2's family and AdamW", text[:300_000], GPT2, None
     yield "healthy, larger, with dropout", text[:300_000], large | {"dropout": 0.1}, None
     yield "causal mask broken", text[:300_000], {}, (gpt, "attend", unmasked)
-    yield "targets not shifted", text[:300_000], {}, (launch, "next_token", unshifted)
-    yield "targets in disorder", text[:300_000], {}, (launch, "next_token", disordered)
+    yield "targets not shifted", text[:300_000], {}, (session, "next_token", unshifted)
+    yield "targets in disorder", text[:300_000], {}, (session, "next_token", disordered)
     yield "learning rates × 10", text[:300_000], {"learning_rate": 6e-2, "matrix_learning_rate": 0.2}, None
     yield "learning rate × 10, AdamW", text[:300_000], GPT2 | {"learning_rate": 6e-2}, None
     yield "learning rate beyond all measure", text[:300_000], {"learning_rate": 1e18, "grad_clip": 0.0}, None
