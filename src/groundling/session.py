@@ -90,14 +90,16 @@ def train_on(
         tell(_started(run, text, room.batches, model, machine, state))
         if sum(line["event"] == "checked" for line in run.metrics()) <= len(run.record.get("former_texts", [])):
             tell(_checked(text))
+
+        def beginning(generation: int = 1) -> dict[str, torch.Tensor]:
+            return _beginning(config, text, generation).state_dict()
+
         actions = Actions(
             evaluate=lambda: room.evaluate(text, stop),
             sample=Samples(model, text, settings, stop),
             save=lambda: run.checkpoints.save(model, optimizer, state, run.folder, settings.keep_checkpoints),
-            restore=lambda: restore(
-                run.checkpoints, state, model, optimizer, lambda: _beginning(config, text).state_dict()
-            ),
-            begin=lambda generation: _fill(model, _beginning(config, text, generation)),
+            restore=lambda: restore(run.checkpoints, state, model, optimizer, beginning),
+            beginning=beginning,
             taught=lambda: Taught(room.teaching(_teacher(config, text, model, optimizer))),
             shrink=room.shrink,
             stopped=stop,
@@ -154,10 +156,6 @@ def _beginning(config: Config, text: Corpus, generation: int = 1) -> GPT:
     if config.training.init_from:
         load_weights(load(config.training.init_from).checkpoint, model)
     return model
-
-
-def _fill(model: GPT, source: GPT) -> None:
-    model.load_state_dict(source.state_dict())
 
 
 def _teacher(config: Config, text: Corpus, model: GPT, optimizer: Optimizers) -> GPT:

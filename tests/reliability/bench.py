@@ -31,11 +31,12 @@ from groundling.corpus.tokens import prepare
 from groundling.evaluation.score import score
 from groundling.machine import choose
 from groundling.model.gpt import GPT
+from groundling.session import _teacher
 from groundling.training.checkpoint import Checkpoints, TrainState, load_training
 from groundling.training.events import Sample
 from groundling.training.fit import Actions, fit
 from groundling.training.objective import Taught, next_token
-from groundling.training.optimizer import Optimizers, new_optimizer
+from groundling.training.optimizer import new_optimizer
 from groundling.training.recorded import RunFiles, rewind
 
 TEXT = "".join(f"{n} is {n % 7} sevens and {n * n} squared.\n" for n in range(60))
@@ -76,20 +77,14 @@ def train(folder: Path) -> str:
         save=lambda: checkpoints.save(model, optimizer, state, run, settings.keep_checkpoints),
         restore=lambda: pytest.fail("nothing is to be gone back from"),
         shrink=lambda doing: pytest.fail("there is memory enough"),
-        begin=lambda generation: model.load_state_dict(beginning),
-        taught=lambda: Taught(teacher(model, optimizer)),
+        beginning=lambda generation: beginning,
+        taught=lambda: Taught(_teacher(config, corpus, model, optimizer)),
         stopped=lambda: False,
         emit=RunFiles(run),
     )
     batches = Batches(corpus.train, config.model.block_size, settings.batch_size, settings.accumulate, settings.seed)
     assert fit(model, model, next_token, batches, optimizer, state, settings, machine, actions)
     return outcome(run)
-
-
-def teacher(model: GPT, optimizer: Optimizers) -> GPT:
-    other = GPT(model.config, model.vocab_size).eval()
-    optimizer.teach(model, other)
-    return other
 
 
 def outcome(run: Path) -> str:

@@ -27,6 +27,7 @@ from groundling.training.events import Event, Generation, RolledBack, Step
 from groundling.training.generations import end_of
 from groundling.training.history import History
 from groundling.training.objective import Taught, next_token
+from tiny import TINY
 
 THREE = {"generations": 3, "weight_average": 0.1, "optimizer": "muon", "compile": "off", "schedule": "linear",
          "final_lr_fraction": 0.0}  # fmt: skip
@@ -40,8 +41,6 @@ def quietly(event: Event) -> None:
 
 @pytest.fixture(scope="module")
 def run(prose: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    from tiny import TINY
-
     folder = tmp_path_factory.mktemp("generations")
     (folder / "prose.txt").write_text(prose, encoding="utf-8", newline="")
     settings = TINY | THREE | {"keep_checkpoints": 0}

@@ -43,7 +43,6 @@ class Facts:
             raise ValueError(f"There is nothing to report on {reference} yet: no step has been logged.")
         self.reference, self.record, self.config, self.lines, self.result = reference, record, config, lines, result
         self.history = History.read(lines, config, bool((result or {}).get("sees_future")))
-        self.whole = History.read(lines, config, whole=True)
         logged = [*self.steps, *self.evaluations]
         self.last_step = max(line["step"] for line in logged)
         self.elapsed = max(line["elapsed"] for line in logged)
@@ -100,7 +99,12 @@ class Facts:
             found.append((f"{100 * self.copies[-1]['share']:.0f} %", "of the last sample is copied"))
         return found
 
-    @property
+    @cached_property
+    def whole(self) -> History:
+        """Of all generations, where the history is the last one's."""
+        return History.read(self.lines, self.config, whole=True) if self.generations else self.history
+
+    @cached_property
     def generations(self) -> list[str]:
         """A sentence for each but the first."""
         births = _of(self.lines, "generation")

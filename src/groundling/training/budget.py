@@ -72,7 +72,7 @@ _SHARES = ((5e12, 0.92), (1e13, 0.865), (1.8e13, 0.81), (6e13, 0.78), (1e14, 0.7
 # without dropout was better than any dropout up to 23, and 0.05 better than 0.15 with a larger model. From there on
 # continued.
 _REGULARISED = ((8, 0.0, 0.5), (28, 0.0, 0.7), (80, 0.05, 0.7), (math.inf, 0.1, 0.7))
-_GENERATIONS = ((20, 1), (math.inf, 2))  # by such passes in all
+_OFTEN = 20  # such passes in all, beyond which there are two generations: up to 17 a second one gained nothing
 _TAUGHT = 1.3  # times as long takes a step with a teacher
 _AVERAGED = 0.06  # of all steps; a third of that and twice as much were little worse, five times as much far worse
 _SIZE = 1.3
@@ -208,11 +208,13 @@ def _scheduled(config: Config, given: Set[str], text: Corpus, seconds: float, pe
     passes = _usual_passes(config, text, most)
     generations = config.training.generations
     if not given & {"preset", "generations", "patience"}:
-        generations = next(count for limit, count in _GENERATIONS if passes <= limit)
+        generations = 2 if passes > _OFTEN else 1
     steps = max(generations, int(most * _untaught(generations)))
     every = max(1, math.ceil(steps / evaluations))
-    wanted: dict[str, Any] = {"steps": steps, "eval_every": every, "checkpoint_every": every, "eval_tokens": tokens}
-    wanted["generations"] = generations
+    wanted: dict[str, Any] = {
+        "steps": steps, "generations": generations, "eval_every": every, "checkpoint_every": every,
+        "eval_tokens": tokens,
+    }  # fmt: skip
     if "preset" in given:
         warmup = min(config.training.warmup_steps, steps // 5)
     else:

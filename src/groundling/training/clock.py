@@ -52,9 +52,7 @@ class Clock:
 
     def progress(self, step: int) -> float:
         """In (0, 1]: the share of the run that is behind it when the step after `step` is done."""
-        if not self._budget:
-            return (step + 1) / self._steps
-        return min(1.0, self.share(step, self.elapsed() + self.typical("step")))
+        return min(1.0, self.share(step + 1, self.elapsed() + self.typical("step")))
 
     def share(self, step: int, elapsed: float) -> float:
         """The share of the run that was behind it after so many steps and seconds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Actions:
     sample: Callable[[int], Sample]  # given the step; may raise Interrupted
     save: Callable[[], Path]
     restore: Callable[[], TrainState]  # model, optimizer and state as last saved, or as at the start
-    begin: Callable[[int], None]  # gives the model the weights that a generation begins with
+    beginning: Callable[[int], Mapping[str, torch.Tensor]]  # the weights that a generation begins with
     taught: Callable[[], Objective]  # what is learned, now that the optimizer has a teacher
     shrink: Callable[[str], tuple[Forward, Batches, TrainingSettings]]  # what to go on with in less memory
     stopped: Callable[[], bool]
@@ -90,11 +90,12 @@ class _Loop:
     def run(self) -> bool:
         """Train, and rescue the run from what it meets, until it ends or is stopped."""
         while True:
+            self.taught = None  # where it goes back, the teacher may be another one
             try:
                 return self._until_trouble()
             except Fault as fault:
                 self.optimizer.zero_grad()
-                self.taught, actions = None, self.actions
+                actions = self.actions
                 roll_back(fault, self.state, self.settings, self.machine, actions.restore, actions.emit)
                 continue
             except Exception as error:
@@ -106,7 +107,6 @@ class _Loop:
             self.optimizer.zero_grad()
             if back:
                 vars(self.state).update(vars(self.actions.restore()))
-            self.taught = None
             self.forward, self.batches, self.settings = self.actions.shrink("in a training step")
 
     def _until_trouble(self) -> bool:
@@ -153,7 +153,7 @@ class _Loop:
         state.generation, state.born, state.born_at = state.generation + 1, state.step, self.clock.elapsed()
         state.recent_losses, state.bad_steps = [], []  # a new model's losses are no spikes
         self.optimizer.succeed()
-        self.actions.begin(state.generation)
+        self.model.load_state_dict(self.actions.beginning(state.generation))
         self.taught = None
         self.actions.emit(Generation(state.step, state.generation))
 
