@@ -27,14 +27,14 @@ import torch
 
 import groundling
 from groundling.config import PRESETS
-from groundling.inference.drafts import Drafts
 from groundling.inference.engine import Engine, Request
-from groundling.inference.ready import Ready
+from groundling.inference.model_variants import Ready
+from groundling.inference.ngram_drafter import Drafts
 from groundling.inference.sampling import Sampling
 from groundling.model.gpt import GPT
 
 if TYPE_CHECKING:
-    from groundling.inference.compiled import FewTokens
+    from groundling.inference.numba_decoder import FewTokens
 
 VOCAB_SIZE = 65
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 
 import groundling
-from groundling import session
 from groundling.model import gpt
+from groundling.run import session
 from groundling.training import fit
 from groundling.training.objective import next_token
 

@@ -27,7 +27,7 @@ import torch
 from groundling.config import PRESETS, MachineSettings, Preset
 from groundling.machine import choose, matmul_gflops, peak_memory
 from groundling.model.gpt import GPT
-from groundling.training.budget import flops_per_token
+from groundling.planning.planner import flops_per_token
 from groundling.training.compiling import Compiled
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer

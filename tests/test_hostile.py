@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 import groundling
 from groundling import storage
 from groundling.__main__ import main
-from groundling.corpus.sources import find_source, read_bytes
-from groundling.folder import is_name
+from groundling.data.sources import find_source, read_bytes
+from groundling.run.folder import is_name
 from groundling.training.events import Event
 from tiny import TINY
 
@@ -191,7 +191,7 @@ def test_absurd_settings_are_refused_before_a_model_is_made(
     if kind == "context":
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**9, available=10**9))
     for module in ("folder", "session"):
-        monkeypatch.setattr(f"groundling.{module}.GPT", lambda *_: pytest.fail("a model was made"))
+        monkeypatch.setattr(f"groundling.run.{module}.GPT", lambda *_: pytest.fail("a model was made"))
     said = refusals("generate", "checkpoint", "resume")
     assert said.keys() == {"generate", "checkpoint", "resume"}
     assert all(len(sentence) < 400 for sentence in said.values())
@@ -346,9 +346,9 @@ def test_a_terminal_obeys_no_stranger(folder: Path, capsys: pytest.CaptureFixtur
 
 def test_a_config_of_the_first_format_is_still_read(folder: Path) -> None:
     """A setting that is new needs `before=`, what runs did without it: every config.json ever written must load."""
-    from groundling.config.record import check_record
+    from groundling.run.record import check_record
 
-    first = json.loads((Path(__file__).parent / "data" / "config-format-1.json").read_text("utf-8"))
+    first = json.loads((Path(__file__).parent / "run" / "config-format-1.json").read_text("utf-8"))
     assert check_record(first, "config.json")["settings"]["model"]["n_layer"] == 1
 
 

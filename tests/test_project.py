@@ -28,9 +28,8 @@ FILES = sorted(SRC.rglob("*.py"))
 README = ROOT / "README.md"
 
 READING_ORDER = [
-    "config", "untrusted", "storage", "machine", "page", "corpus", "model", "inference", "evaluation", "training",
-    "report", "folder", "run", "catalog", "claim", "room", "session", "launch", "endurance", "comparison",
-    "interchange", "web", "flags", "cli", "__main__",
+    "config", "escape", "storage", "machine", "data", "model", "inference", "evaluation", "analysis", "training",
+    "tasks", "planning", "reporting", "checkup", "run", "interchange", "crashtest", "web", "cli", "__main__",
 ]  # fmt: skip
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
 
@@ -43,7 +42,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def module_name(path: Path) -> str:
-    """`groundling.corpus.tokens`, and `groundling.corpus` for its __init__.py."""
+    """`groundling.data.corpus`, and `groundling.corpus` for its __init__.py."""
     parts = ["groundling", *path.relative_to(SRC).with_suffix("").parts]
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from groundling.catalog import load, runs
-    from groundling.comparison import compare_tokenizers
-    from groundling.corpus.fitting import train_tokenizer
-    from groundling.corpus.tokenizer import Tokenizer
-    from groundling.corpus.tokens import Corpus
-    from groundling.endurance.selftest import selftest
-    from groundling.evaluation.originality import TrainingText
+    from groundling.analysis.memorization import TrainingText
+    from groundling.checkup.inspect import inspect
+    from groundling.crashtest.selftest import selftest
+    from groundling.data.corpus import Corpus
+    from groundling.data.tokenizers.base import Tokenizer
+    from groundling.data.tokenizers.train import train_tokenizer
     from groundling.interchange.export import export
-    from groundling.interchange.importing import import_model
-    from groundling.launch import resume, train
+    from groundling.interchange.import_model import import_model
     from groundling.model.gpt import GPT
-    from groundling.run import Run
-    from groundling.training.advice import inspect
+    from groundling.run.compare_tokenizers import compare_tokenizers
+    from groundling.run.run import Run
+    from groundling.run.store import load, runs
+    from groundling.run.train import resume, train
     from groundling.web.server import serve
 
 __all__ = [
@@ -37,22 +37,22 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Corpus": "groundling.corpus.tokens",
+    "Corpus": "groundling.data.corpus",
     "GPT": "groundling.model.gpt",
-    "Run": "groundling.run",
-    "Tokenizer": "groundling.corpus.tokenizer",
-    "TrainingText": "groundling.evaluation.originality",
-    "compare_tokenizers": "groundling.comparison",
+    "Run": "groundling.run.run",
+    "Tokenizer": "groundling.data.tokenizers.base",
+    "TrainingText": "groundling.analysis.memorization",
+    "compare_tokenizers": "groundling.run.compare_tokenizers",
     "export": "groundling.interchange.export",
-    "import_model": "groundling.interchange.importing",
-    "inspect": "groundling.training.advice",
-    "load": "groundling.catalog",
-    "resume": "groundling.launch",
-    "runs": "groundling.catalog",
-    "selftest": "groundling.endurance.selftest",
+    "import_model": "groundling.interchange.import_model",
+    "inspect": "groundling.checkup.inspect",
+    "load": "groundling.run.store",
+    "resume": "groundling.run.train",
+    "runs": "groundling.run.store",
+    "selftest": "groundling.crashtest.selftest",
     "serve": "groundling.web.server",
-    "train": "groundling.launch",
-    "train_tokenizer": "groundling.corpus.fitting",
+    "train": "groundling.run.train",
+    "train_tokenizer": "groundling.data.tokenizers.train",
 }
 
 

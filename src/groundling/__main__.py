@@ -6,8 +6,8 @@ import os
 import sys
 from typing import NoReturn
 
-from groundling.training.stopping import ended_by_signals
-from groundling.untrusted import visible
+from groundling.escape import visible
+from groundling.training.signals import ended_by_signals
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        from groundling.training.memory import ADVICE, OutOfMemoryError, is_out_of_memory
+        from groundling.training.out_of_memory import ADVICE, OutOfMemoryError, is_out_of_memory
 
         expected = isinstance(error, ValueError | OSError | FloatingPointError | OutOfMemoryError)
         told = _told(error)

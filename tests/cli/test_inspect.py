@@ -51,7 +51,7 @@ def test_the_verb_tells_what_the_function_found(call: Call, text_file: Path, mon
     assert f"{report.tokens.bigrams_present:,} of the" in page
     assert f"groundling train {text_file} --minutes 1" in page
 
-    monkeypatch.setattr("groundling.training.advice.inspect", lambda *_, **__: report)  # it takes seconds
+    monkeypatch.setattr("groundling.checkup.inspect.inspect", lambda *_, **__: report)  # it takes seconds
     status, out, err = call(text_file, "--minutes", "1", "--html", "report.html")
     assert (status, err) == (0, "")
     for words in (

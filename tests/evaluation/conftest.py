@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from groundling.corpus.tokenizer import Tokenizer
-from groundling.corpus.tokens import Tokens
+from groundling.data.corpus import Tokens
+from groundling.data.tokenizers.base import Tokenizer
 
 
 @pytest.fixture

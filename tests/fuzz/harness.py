@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from groundling import storage, untrusted
-from groundling.config.record import check_record
-from groundling.corpus import tokens
-from groundling.corpus.tokenizer import Tokenizer
-from groundling.training.checkpoint import Checkpoints, read_state
-from groundling.training.recorded import read_history, read_result
-from groundling.training.tensors import read_shapes
+from groundling import storage
+from groundling.data import corpus as tokens
+from groundling.data.tokenizers.base import Tokenizer
+from groundling.model.weights_file import read_shapes
+from groundling.run.metrics_log import read_history, read_result
+from groundling.run.record import check_record
+from groundling.storage import safe_read
+from groundling.training.checkpoints import Checkpoints, read_state
 
 ROOM = Path(tempfile.mkdtemp(prefix="groundling-fuzz-"))
 
@@ -39,7 +40,7 @@ def shard(content: bytes) -> None:
         (folder / name).write_bytes(part)
     files = {p.name: {"bytes": p.stat().st_size, "sha256": storage.sha256(p)}
              for p in folder.iterdir() if p.name != storage.MANIFEST}  # fmt: skip
-    value = untrusted.parse(about, "the manifest")
+    value = safe_read.parse(about, "the manifest")
     storage.write_sealed(folder / storage.MANIFEST, {"about": value, "files": files})
     opened = tokens._open(folder, "a text", "address", tokens.CorpusSettings())
     if len(opened.train):
@@ -47,7 +48,7 @@ def shard(content: bytes) -> None:
 
 
 def config(content: bytes) -> None:
-    check_record(untrusted.parse(content, "config.json"), "config.json")
+    check_record(safe_read.parse(content, "config.json"), "config.json")
 
 
 def tokenizer(content: bytes) -> None:

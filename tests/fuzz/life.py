@@ -27,11 +27,11 @@ import bench
 from disks import Failing, Killing
 
 from groundling import storage
-from groundling.storage import faults
-from groundling.training.checkpoint import Checkpoints
+from groundling.storage import retry
+from groundling.training.checkpoints import Checkpoints
 
 bench.STEPS = 6
-faults.WAITS = ()  # a disk that is full stays full
+retry.WAITS = ()  # a disk that is full stays full
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 OPERATIONS, ANY = st.integers(1, 25) | st.integers(1, 140), st.integers(0, 10**6)
 HAPPENED: Counter[str] = Counter()

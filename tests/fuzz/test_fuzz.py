@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from groundling.config import ModelSettings, TrainingSettings
+from groundling.model.describe import memory_to_write, weight_shapes
 from groundling.model.gpt import GPT
-from groundling.model.shapes import memory_to_write, weight_shapes
-from groundling.training.checkpoint import Checkpoints, TrainState, load_training
+from groundling.training.checkpoints import Checkpoints, TrainState, load_training
 from groundling.training.optimizer import new_optimizer, state_tensors
 
 HERE = Path(__file__).parent

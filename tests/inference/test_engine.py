@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from groundling.config import ModelSettings
-from groundling.inference.drafts import Drafts
 from groundling.inference.engine import Engine, Request, Written, generate, window_start
+from groundling.inference.ngram_drafter import Drafts
 from groundling.inference.sampling import Sampler, Sampling, choose
 from groundling.model.gpt import GPT
 
@@ -160,7 +160,7 @@ def test_log_probabilities_are_the_models_own(model: GPT) -> None:
 
 
 def test_drafts_save_steps_where_the_text_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("groundling.inference.pace.Pace.takes", lambda self, task: True)  # not by the clock
+    monkeypatch.setattr("groundling.inference.speed_selector.Pace.takes", lambda self, task: True)  # not by the clock
     model = model_of(GPT2)
     engine = Engine(model, drafts=Drafts())
     engine.add(Request([1], 200, GREEDY))  # greedily it runs in circles before long

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from small import MODERN, trained
 
-from groundling.run import Run
+from groundling.run.run import Run
 
 
 @pytest.fixture(scope="session")

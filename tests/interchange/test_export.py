@@ -15,7 +15,7 @@ from small import logits_of, text_of
 import groundling
 from groundling.__main__ import main
 from groundling.interchange import huggingface
-from groundling.run import Run
+from groundling.run.run import Run
 
 
 @pytest.mark.parametrize(

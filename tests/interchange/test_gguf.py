@@ -12,11 +12,11 @@ from small import MODERN
 
 import groundling
 from groundling.config import ModelSettings
-from groundling.corpus.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
+from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.interchange import gguf
-from groundling.interchange.proof import Material, Mismatch, Proof, prove
+from groundling.interchange.parity import Material, Mismatch, Proof, prove
 from groundling.model.gpt import GPT
-from groundling.run import Run
+from groundling.run.run import Run
 
 GPT2 = ModelSettings(block_size=48, n_layer=2, n_head=2, n_embd=32)
 QWEN3 = ModelSettings(block_size=48, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_size=12, **MODERN)

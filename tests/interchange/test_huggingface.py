@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 import groundling
 from groundling.interchange import export as exporting
 from groundling.interchange import huggingface
-from groundling.interchange.proof import Mismatch
-from groundling.run import Run
+from groundling.interchange.parity import Mismatch
+from groundling.run.run import Run
 
 
 @pytest.mark.parametrize("name", ["characters", "pieces"])

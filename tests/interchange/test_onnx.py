@@ -10,7 +10,7 @@ import pytest
 from small import logits_of
 
 import groundling
-from groundling.run import Run
+from groundling.run.run import Run
 
 
 def runtime(folder: Path) -> onnxruntime.InferenceSession:

@@ -25,19 +25,19 @@ from safetensors.torch import load_file
 
 from groundling import storage
 from groundling.config import Config
-from groundling.corpus.batches import Batches
-from groundling.corpus.sources import find_source
-from groundling.corpus.tokens import prepare
+from groundling.data.batches import Batches
+from groundling.data.corpus import prepare
+from groundling.data.sources import find_source
 from groundling.evaluation.score import score
 from groundling.machine import choose
 from groundling.model.gpt import GPT
-from groundling.session import _teacher
-from groundling.training.checkpoint import Checkpoints, TrainState, load_training
+from groundling.run.metrics_log import RunFiles, rewind
+from groundling.run.session import _teacher
+from groundling.training.checkpoints import Checkpoints, TrainState, load_training
 from groundling.training.events import Sample
 from groundling.training.fit import Actions, fit
 from groundling.training.objective import Taught, next_token
 from groundling.training.optimizer import new_optimizer
-from groundling.training.recorded import RunFiles, rewind
 
 TEXT = "".join(f"{n} is {n % 7} sevens and {n * n} squared.\n" for n in range(60))
 STEPS = 3  # the last two of them are the second generation's

@@ -16,10 +16,10 @@ from bench import STEPS, train
 import groundling
 from groundling import storage
 from groundling.config import CorpusSettings
-from groundling.corpus import sources
-from groundling.corpus.sources import Source, find_source
-from groundling.corpus.tokens import prepare, reopen
-from groundling.training.checkpoint import Checkpoints
+from groundling.data import sources
+from groundling.data.corpus import prepare, reopen
+from groundling.data.sources import Source, find_source
+from groundling.training.checkpoints import Checkpoints
 from tiny import TINY
 
 Damage = Callable[[bytes], bytes]

@@ -14,14 +14,14 @@ from bench import STEPS, outcome, train
 from disks import Failing, Logging
 
 from groundling import storage
-from groundling.training.checkpoint import Checkpoints
+from groundling.training.checkpoints import Checkpoints
 
 FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.faults, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(storage.retry, "WAITS", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from bench import train
 from groundling import storage
-storage.faults.WAITS = ()
+storage.retry.WAITS = ()
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 train(Path(sys.argv[2]))
 """

@@ -15,8 +15,8 @@ from disks import Logging
 from powercut import Operation, World, without
 
 from groundling import storage
-from groundling.training.checkpoint import Checkpoints, read_state
-from groundling.training.recorded import rewind
+from groundling.run.metrics_log import rewind
+from groundling.training.checkpoints import Checkpoints, read_state
 
 SAVED = ("model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json")
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from groundling import storage
-from groundling.endurance.difference import first_difference
-from groundling.endurance.session import import_all
+from groundling.crashtest.compare_runs import first_difference
+from groundling.crashtest.session import import_all
 
 STEPS = 64
 MUTATED_STEP = 24  # in the midst of a generation
@@ -36,7 +36,7 @@ AT_ONCE = 2
 def train_whole(folder: Path, name: str, job: dict[str, Any]) -> None:
     """A run that is not interrupted, with a checkpoint after each step that a resume begins from."""
     import groundling
-    from groundling import session
+    from groundling.run import session
     from groundling.training.events import Event, Step
     from groundling.training.fit import Actions
 
@@ -66,7 +66,7 @@ def train_whole(folder: Path, name: str, job: dict[str, Any]) -> None:
 def resume(folder: Path, name: str, step: int, mutation: str) -> str | None:
     """Resume a copy of the run that stands where it stood after `step` steps; what differs first at the end."""
     import groundling
-    from groundling import session
+    from groundling.run import session
 
     whole, copy = folder / name, folder / f"{name}-{step}-{mutation}"
     shutil.copytree(whole, copy, ignore=shutil.ignore_patterns("checkpoints", "batches.json"))
@@ -88,7 +88,7 @@ def resume(folder: Path, name: str, step: int, mutation: str) -> str | None:
 
 def listen_to_batches() -> dict[str, list[int]]:
     """Fills itself with the places of each batch's windows, by step and micro-step."""
-    from groundling.corpus.batches import Batches
+    from groundling.data.batches import Batches
 
     told, starts = dict[str, list[int]](), Batches.starts
 
@@ -103,7 +103,7 @@ def listen_to_batches() -> dict[str, list[int]]:
 
 def forget(quantity: str) -> None:
     """One quantity of the optimizer's state is not brought back, of one parameter."""
-    from groundling import session
+    from groundling.run import session
 
     load = session.load_training
 
@@ -130,7 +130,7 @@ def keep_average() -> None:
 
 def lose_average() -> None:
     """The average begins anew."""
-    from groundling import session
+    from groundling.run import session
 
     load = session.load_training
 
@@ -156,7 +156,7 @@ def spoil_teacher() -> None:
 
 def change_state(change: Callable[[Any, Any], None]) -> None:
     """Something is not as it was saved, of the model or of where training stands."""
-    from groundling import session
+    from groundling.run import session
 
     load = session.load_training
 
@@ -186,7 +186,7 @@ def shift_dropout() -> None:
 
 def shift_data() -> None:
     """Each window of the text begins one token later."""
-    from groundling.corpus.tokens import Tokens
+    from groundling.data.corpus import Tokens
 
     windows = Tokens.windows
     Tokens.windows = lambda self, starts, length: windows(  # type: ignore[method-assign]
@@ -196,7 +196,7 @@ def shift_data() -> None:
 
 def shift_order() -> None:
     """The batches are those of the next step."""
-    from groundling.corpus.batches import Batches
+    from groundling.data.batches import Batches
 
     starts = Batches.starts
     Batches.starts = lambda self, step, micro_step=0: starts(self, step + 1, micro_step)  # type: ignore[method-assign]

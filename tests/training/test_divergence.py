@@ -14,17 +14,17 @@ import pytest
 import torch
 
 import groundling
-from groundling import session
+from groundling.analysis.diagnosis import diagnose
+from groundling.analysis.history import History
 from groundling.model.gpt import GPT
-from groundling.run import Run
+from groundling.run import session
+from groundling.run.run import Run
 from groundling.training import fit
 from groundling.training import step as step_module
-from groundling.training.checkpoint import TrainState
-from groundling.training.diagnosis import diagnose
+from groundling.training.checkpoints import TrainState
+from groundling.training.divergence import DivergedError, fault_in, note_sound
 from groundling.training.events import Event, RolledBack, Saved, Skipped, Step
-from groundling.training.history import History
 from groundling.training.objective import next_token
-from groundling.training.rescue import DivergedError, fault_in, note_sound
 
 TINY: dict[str, Any] = {
     "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "steps": 40, "eval_every": 16,

@@ -10,13 +10,13 @@ import torch
 
 import groundling
 from groundling.config import CorpusSettings
-from groundling.corpus.batches import Batches
-from groundling.corpus.sources import find_source
-from groundling.corpus.tokens import prepare
-from groundling.run import Run
+from groundling.data.batches import Batches
+from groundling.data.corpus import prepare
+from groundling.data.sources import find_source
+from groundling.run.run import Run
 from groundling.training import fit
 from groundling.training import step as step_module
-from groundling.training.checkpoint import TrainState
+from groundling.training.checkpoints import TrainState
 
 TINY: dict[str, Any] = {
     "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "steps": 20, "eval_every": 8,

@@ -10,14 +10,14 @@ import torch
 
 import groundling
 from groundling.config import CorpusSettings, MachineSettings, ModelSettings, TrainingSettings
-from groundling.corpus.batches import Batches
-from groundling.corpus.sources import find_source
-from groundling.corpus.tokens import prepare
+from groundling.data.batches import Batches
+from groundling.data.corpus import prepare
+from groundling.data.sources import find_source
 from groundling.machine import Machine, choose
 from groundling.model.gpt import GPT
 from groundling.training import fit
 from groundling.training import step as step_module
-from groundling.training.checkpoint import TrainState
+from groundling.training.checkpoints import TrainState
 from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
 

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import groundling
-from groundling import session
+from groundling.analysis.diagnosis import diagnose
+from groundling.analysis.history import History
 from groundling.config import Config, ModelSettings
 from groundling.model.gpt import GPT
-from groundling.report.facts import Facts
-from groundling.run import Run
+from groundling.reporting.run_facts import Facts
+from groundling.run import session
+from groundling.run.run import Run
 from groundling.training import fit
-from groundling.training.checkpoint import TrainState
-from groundling.training.diagnosis import diagnose
+from groundling.training.checkpoints import TrainState
 from groundling.training.events import Event, Generation, RolledBack, Step
 from groundling.training.generations import end_of
-from groundling.training.history import History
 from groundling.training.objective import Taught, next_token
 from tiny import TINY
 
@@ -139,7 +139,7 @@ def test_the_page_shows_all_of_them_also_when_one_has_just_begun(run: Run) -> No
 def test_a_stop_where_one_begins_changes_nothing(
     kind: type[Event], step: int, run: Run, text_file: Path, tiny: dict[str, Any]
 ) -> None:
-    from groundling.endurance.difference import first_difference
+    from groundling.crashtest.compare_runs import first_difference
 
     def stop(event: Event) -> None:
         if isinstance(event, kind) and event.step == step:  # type: ignore[attr-defined]

@@ -16,15 +16,16 @@ import torch
 import groundling
 from groundling.__main__ import main
 from groundling.config import CorpusSettings, TrainingSettings
-from groundling.corpus.batches import Batches
-from groundling.corpus.sources import find_source
-from groundling.corpus.tokens import prepare
+from groundling.data.batches import Batches
+from groundling.data.corpus import prepare
+from groundling.data.sources import find_source
 from groundling.model.gpt import GPT
-from groundling.run import Run
-from groundling.training import checkpoint, samples
+from groundling.run.run import Run
+from groundling.tasks import samples
+from groundling.training import checkpoints as checkpoint
 from groundling.training.events import Event, Notice, OutOfMemory
-from groundling.training.memory import OutOfMemoryError, halved, is_out_of_memory
 from groundling.training.optimizer import Optimizers
+from groundling.training.out_of_memory import OutOfMemoryError, halved, is_out_of_memory
 
 TINY: dict[str, Any] = {
     "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 8, "steps": 12, "eval_every": 5,
@@ -152,7 +153,7 @@ def test_in_the_optimizer(call: int, whole: Run, text_file: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_when_the_compiler_is_tried(whole: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from groundling import room
+    from groundling.run import room
 
     monkeypatch.setattr(room, "choose_forward", failing(room.choose_forward, {1}))
     run, events = train(text_file)

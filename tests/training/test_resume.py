@@ -20,9 +20,9 @@ import torch
 from resumptions import FRESH_STEP, MUTATED_STEP, MUTATIONS, STEPS
 
 import groundling
-from groundling.endurance.difference import first_difference, history, tensors
-from groundling.run import Run
-from groundling.training.checkpoint import TrainState
+from groundling.crashtest.compare_runs import first_difference, history, tensors
+from groundling.run.run import Run
+from groundling.training.checkpoints import TrainState
 from groundling.training.events import Event, Notice, Sample, Step
 from tiny import TINY as USUAL
 

@@ -49,10 +49,10 @@ PROGRAM = """
 
         setattr(place, name, waiting)
 
-    import groundling.training.stopping as stopping
+    from groundling.training import signals
     answers = []
-    say = stopping.say
-    stopping.say = lambda sentence: (answers.append(sentence), say(sentence))
+    say = signals.say
+    signals.say = lambda sentence: (answers.append(sentence), say(sentence))
 
     if phase == "start":
         import importlib.abc
@@ -65,16 +65,15 @@ PROGRAM = """
         sys.meta_path.insert(0, Finder())
     else:
         import torch
-        from groundling import launch, room
-        from groundling.corpus import tokens
-        from groundling.model import gpt
-        from groundling.run import Run
-        from groundling.training import checkpoint, samples, step
+        from groundling.run import room, train
+        from groundling.run.run import Run
+        from groundling.tasks import samples
+        from groundling.training import checkpoints, step
         place = {{
-            "reading": (launch, "prepare"), "planning": (launch, "fit_to_machine"),
+            "reading": (train, "prepare"), "planning": (train, "fit_to_machine"),
             "compiling": (room, "choose_forward"), "training": (torch.nn.utils, "clip_grad_norm_", 3),
             "between passes": (step, "_dropout_seed", 5), "evaluation": (room, "score", 2),
-            "sampling": (samples, "stream", 2), "saving": (checkpoint, "save_file", 1), "finishing": (Run, "plot"),
+            "sampling": (samples, "stream", 2), "saving": (checkpoints, "save_file", 1), "finishing": (Run, "plot"),
         }}[phase]
         before(*place)
     from groundling.__main__ import main
@@ -191,7 +190,7 @@ def test_a_terminal_that_is_closed_loses_nothing(text_file: Path) -> None:
 
 def test_what_is_ignored_stays_ignored() -> None:
     """As SIGHUP is under `nohup`."""
-    from groundling.training.stopping import StopRequest
+    from groundling.training.signals import StopRequest
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -14,9 +14,9 @@ from typing import Any
 
 from openai import OpenAI
 
-from groundling.web.binding import bind
-from groundling.web.served import Served
+from groundling.web.loaded_model import Served
 from groundling.web.server import make_server
+from groundling.web.sockets import bind
 
 SLOTS = 16
 

@@ -10,8 +10,8 @@ from asked import Server, serving
 from openai import OpenAI
 
 import groundling
-from groundling.run import Run
-from groundling.web.served import Served, open_runs
+from groundling.run.run import Run
+from groundling.web.loaded_model import Served, open_runs
 
 TINY: dict[str, Any] = {
     "preset": "nano", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 16, "steps": 60,

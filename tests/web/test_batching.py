@@ -18,8 +18,8 @@ from groundling.inference.sampling import Sampling
 from groundling.web import batching
 from groundling.web.batching import Batcher, Order, Pieces
 from groundling.web.errors import ApiError
+from groundling.web.loaded_model import Served
 from groundling.web.metrics import Metrics
-from groundling.web.served import Served
 
 LONG = 8_000  # tokens: longer than any test
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 import pytest
 from asked import Server, request, serving, wait_for
 
-from groundling.web import connection, guard
+from groundling.web import guard
+from groundling.web import timeouts as connection
 from groundling.web.guard import SAFE_HEADERS, Guard
+from groundling.web.loaded_model import Served
 from groundling.web.schemas import MAX_TOKENS
-from groundling.web.served import Served
 
 SAY = {"prompt": "The ", "max_tokens": 2}
 

@@ -19,8 +19,8 @@ import psutil
 import pytest
 from asked import Server, request, wait_for
 
-from groundling.run import Run
-from groundling.web.connection import HEADER_SECONDS
+from groundling.run.run import Run
+from groundling.web.timeouts import HEADER_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

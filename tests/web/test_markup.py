@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 from asked import serving
 
-from groundling.web.served import Served
+from groundling.web.loaded_model import Served
 
 MARKUP = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
 

@@ -14,8 +14,8 @@ from openai.types.chat import ChatCompletion
 
 from groundling.inference.engine import window_start
 from groundling.inference.sampling import Sampling
-from groundling.run import Run
-from groundling.web.served import NOT_FOR_CHAT, Served
+from groundling.run.run import Run
+from groundling.web.loaded_model import NOT_FOR_CHAT, Served
 
 
 def test_models_tell_what_they_are(openai: OpenAI) -> None:

@@ -18,10 +18,10 @@ from asked import serving
 
 import groundling
 from groundling.__main__ import main
-from groundling.run import Run
+from groundling.run.run import Run
 from groundling.web import server as server_module
-from groundling.web.binding import bind
-from groundling.web.served import TEMPLATE, Served, open_runs
+from groundling.web.loaded_model import TEMPLATE, Served, open_runs
+from groundling.web.sockets import bind
 
 
 def test_beyond_this_machine_it_needs_a_key(trained: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:

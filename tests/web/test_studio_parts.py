@@ -20,7 +20,7 @@ import torch
 import groundling
 from groundling import storage
 from groundling.__main__ import main
-from groundling.evaluation.originality import TrainingText
+from groundling.analysis.memorization import TrainingText
 from groundling.inference.sampling import Sampling
 from tiny import TINY
 

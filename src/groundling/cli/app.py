@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from groundling import __version__
-from groundling.untrusted import plain_json, visible
+from groundling.escape import plain_json, visible
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,7 +14,7 @@ from groundling.cli.app import Out, RunReference, Text, app, note
 
 if TYPE_CHECKING:
     from groundling.inference.sampling import Sampling
-    from groundling.run import Run
+    from groundling.run.run import Run
 
 KNOBS: dict[str, Callable[[str], Any]] = {
     "temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float,
@@ -62,8 +62,8 @@ def chat(
     unknown
         What to do with characters that the model never saw.
     """
-    from groundling.catalog import load
     from groundling.inference.sampling import Sampling
+    from groundling.run.store import load
 
     sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)
     loaded = load(run, out=out)

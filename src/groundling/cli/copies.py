@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from groundling.cli.app import note, print_lines
-from groundling.untrusted import visible
+from groundling.escape import visible
 
 if TYPE_CHECKING:
-    from groundling.evaluation.originality import Originality, Span
+    from groundling.analysis.memorization import Originality, Span
 
 _LARGE = 20_000_000  # bytes: indexing more takes seconds in which nothing moves
 _SECONDS_PER_BYTE = 1e-7
@@ -20,7 +20,7 @@ _SHOWN = 60  # characters of a long span
 
 def indexing() -> Callable[[str, int, int], None]:
     """What tells, on standard error, how far the indexing of a large training text is."""
-    from groundling.training.console import Console
+    from groundling.reporting.console import Console
     from groundling.training.events import Preparing
 
     console = Console(sys.stderr)
@@ -38,7 +38,7 @@ def show_originality(prompt: str, sample: str, found: Originality) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from groundling.evaluation.originality import COPIED, parts
+    from groundling.analysis.memorization import COPIED, parts
 
     n = len(found.spans)
     copied = f"nothing: no span of {COPIED} characters or more"

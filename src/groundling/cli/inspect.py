@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from groundling.cli.app import Json, Text, app, print_json, print_lines
-from groundling.flags import with_settings
+from groundling.cli.flags import with_settings
 
 if TYPE_CHECKING:
-    from groundling.corpus.report import Recommendation, Report
+    from groundling.checkup.report import Recommendation, Report
 
 
 @app.command(sort_key=5)
@@ -38,7 +38,7 @@ def inspect(
     html
         Write the report to this file as well, as one page.
     """
-    from groundling.training.advice import inspect
+    from groundling.checkup.inspect import inspect
 
     given = {key: value for key, value in settings.items() if value is not None}
     report = inspect(corpus, minutes=minutes, html=html, **given)
@@ -51,9 +51,9 @@ def inspect(
 
 
 def _show(report: Report) -> None:
-    from groundling.corpus.findings import findings
-    from groundling.corpus.page import shown
-    from groundling.corpus.text import said
+    from groundling.checkup.findings import findings
+    from groundling.checkup.page import shown
+    from groundling.checkup.text import said
 
     text, tokens, milestones = report.text, report.tokens, report.milestones
     scripts = ", ".join(f"{name} {share:.1%}" for name, share in list(text.scripts.items())[:6])
@@ -91,7 +91,7 @@ def _show(report: Report) -> None:
 
 
 def _show_examples(report: Report) -> None:
-    from groundling.corpus.text import said
+    from groundling.checkup.text import said
 
     near, leak = report.duplicates.near, report.leakage
     for repeats in report.duplicates.exact:

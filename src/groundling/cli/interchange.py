@@ -73,7 +73,7 @@ def import_(
     block_size
         Its context; the model's own, at most 2,048, if not given.
     """
-    from groundling.interchange.importing import import_model
+    from groundling.interchange.import_model import import_model
 
     run = import_model(folder, name=name, block_size=block_size, out=out, notice=note)
     facts = {

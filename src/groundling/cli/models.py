@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from groundling.cli.app import Json, Out, RunReference, Text, app, note, print_json, print_lines
 from groundling.cli.copies import indexing, show_originality
-from groundling.untrusted import visible
+from groundling.escape import visible
 
 
 @app.command(sort_key=2)
@@ -81,9 +81,9 @@ def sample(
     unknown
         What to do with characters that the model never saw.
     """
-    from groundling.catalog import load
     from groundling.inference.sampling import Sampling
-    from groundling.inference.text import PromptTruncated
+    from groundling.inference.stream import PromptTruncated
+    from groundling.run.store import load
 
     if num_samples < 1:
         raise ValueError(f"--num-samples must be 1 or more, and it is {num_samples}.")
@@ -170,7 +170,7 @@ def evaluate(
     unknown
         What to do with characters that the model never saw.
     """
-    from groundling.catalog import load
+    from groundling.run.store import load
 
     result = load(run, out=out).evaluate(
         text, max_tokens=max_tokens, sliding=sliding, html=html, html_tokens=html_tokens, unknown=unknown
@@ -191,7 +191,7 @@ def evaluate(
 
 
 def _read(path: Path) -> str:
-    from groundling.corpus.sources import find_source, read_text
+    from groundling.data.sources import find_source, read_text
 
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a file.")

@@ -9,14 +9,14 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from groundling.cli.app import Json, Out, RunReference, app, print_json, print_table
-from groundling.untrusted import visible
+from groundling.escape import visible
 
 
 @app.command(sort_key=4)
 def runs(*, out: Out = None, json: Json = False) -> None:
     """List the runs."""
-    from groundling.catalog import runs
-    from groundling.folder import runs_folder
+    from groundling.run.folder import runs_folder
+    from groundling.run.store import runs
 
     rows = runs(out)
     if json:
@@ -44,7 +44,7 @@ def runs(*, out: Out = None, json: Json = False) -> None:
 @app.command(sort_key=5)
 def explain(run: RunReference, /, *, out: Out = None, json: Json = False) -> None:
     """Say in plain words how a run went: where its loss stands, what is wrong, how one sees it, and what to do."""
-    from groundling.catalog import load
+    from groundling.run.store import load
 
     found = load(run, out=out).explain()
     if json:
@@ -78,8 +78,8 @@ def plot(
     to
         The PNG file to write; loss.png in the run's folder, or comparison.png here for several, if not given.
     """
-    from groundling.catalog import load
-    from groundling.training.plot import plot_curves
+    from groundling.reporting.plot import plot_curves
+    from groundling.run.store import load
 
     loaded = [load(reference, out=out) for reference in run]
     if len(loaded) == 1:
@@ -110,7 +110,7 @@ def report(
     to
         The HTML file to write; report.html in the run's folder if not given.
     """
-    from groundling.catalog import load
+    from groundling.run.store import load
 
     path = load(run, out=out).report(to)
     if json:

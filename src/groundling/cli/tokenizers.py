@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from groundling.cli.app import Json, Text, app, note, print_json, print_table
 
 if TYPE_CHECKING:
-    from groundling.corpus.tokenizer import Tokenizer
+    from groundling.data.tokenizers.base import Tokenizer
 
 tokenizer = App(name="tokenizer", help="Make, see, compare and export tokenizers.", help_format="plaintext", sort_key=7)
 app.command(tokenizer)
@@ -51,8 +51,8 @@ def train_(
     vocab_size
         Tokens that bpe learns, at most.
     """
-    from groundling.corpus.fitting import train_tokenizer
-    from groundling.training.console import Console
+    from groundling.data.tokenizers.train import train_tokenizer
+    from groundling.reporting.console import Console
     from groundling.training.events import reporters
 
     with Console(sys.stderr) as console:
@@ -130,8 +130,8 @@ def compare(
     minutes
         Train a model with each for so long, and tell its bits per byte on the validation part.
     """
-    from groundling.comparison import compare_tokenizers
-    from groundling.training.console import Console
+    from groundling.reporting.console import Console
+    from groundling.run.compare_tokenizers import compare_tokenizers
     from groundling.training.events import reporters
 
     with Console(sys.stderr) as console:
@@ -168,11 +168,11 @@ def export(file: Reference, /, *, out: Path, json: Json = False) -> None:
 
 
 def _find(reference: str) -> Tokenizer:
-    from groundling.corpus.tokenizer import Tokenizer
+    from groundling.data.tokenizers.base import Tokenizer
 
     if Path(reference).expanduser().exists():
         return Tokenizer.load(Path(reference).expanduser())
-    from groundling.catalog import load
+    from groundling.run.store import load
 
     return load(reference).tokenizer
 

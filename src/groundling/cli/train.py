@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from groundling import config as cfg
 from groundling.cli.app import Json, Out, RunReference, Text, app, print_json
-from groundling.flags import with_settings
-from groundling.training.stopping import ended_by_signals
+from groundling.cli.flags import with_settings
+from groundling.training.signals import ended_by_signals
 
 Track = Annotated[
     list[Literal["tensorboard", "wandb", "trackio"]] | None,
@@ -56,7 +56,7 @@ def train(
     given = {key: value for key, value in settings.items() if value is not None}
 
     def start(tell: Callable[[Any], None], age: float) -> Any:
-        from groundling.launch import train
+        from groundling.run.train import train
 
         return train(corpus, preset=preset, name=name, out=out, track=track, on_event=tell, elapsed=age, **given)
 
@@ -80,7 +80,7 @@ def resume(
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
 
     def start(tell: Callable[[Any], None], age: float) -> Any:
-        from groundling.launch import resume
+        from groundling.run.train import resume
 
         return resume(
             run, steps=steps, minutes=minutes, accept_changed_text=accept_changed_text, out=out, track=track,
@@ -93,7 +93,7 @@ def resume(
 def _train(json: bool, start: Callable[[Callable[[Any], None], float], Any]) -> int:
     with ended_by_signals():
         from groundling.machine import process_age
-        from groundling.training.console import Console
+        from groundling.reporting.console import Console
         from groundling.training.events import Event, Finished, Paused
 
         ending: list[Event] = []

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from groundling.corpus.tokenizer import Tokenizer
-from groundling.corpus.tokens import Tokens
+from groundling.data.corpus import Tokens
+from groundling.data.tokenizers.base import Tokenizer
 from groundling.machine import Machine
 from groundling.model.gpt import GPT
 

@@ -29,13 +29,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from groundling.inference.drafts import Drafts
-from groundling.inference.pace import Pace
+from groundling.inference.ngram_drafter import Drafts
 from groundling.inference.sampling import Sampler, Sampling, choose, log_probabilities
+from groundling.inference.speed_selector import Pace
 from groundling.model.gpt import GPT
 
 if TYPE_CHECKING:  # it imports Numba, which may be missing
-    from groundling.inference.compiled import FewTokens
+    from groundling.inference.numba_decoder import FewTokens
 
 _CHUNK = 128  # tokens of a prompt that are read between two steps of the others
 _AHEAD = 64  # tokens read at once for the window after this one

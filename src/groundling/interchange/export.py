@@ -11,16 +11,16 @@ from typing import Any, Literal, get_args
 import torch
 
 from groundling import storage
-from groundling.catalog import load
-from groundling.corpus.tokens import Tokens
+from groundling.data.corpus import Tokens
 from groundling.evaluation.score import score
 from groundling.interchange import gguf, huggingface, onnx
-from groundling.interchange.card import card
-from groundling.interchange.names import family_of
-from groundling.interchange.proof import Engine, material, prove
+from groundling.interchange.model_card import card
+from groundling.interchange.parity import Engine, material, prove
+from groundling.interchange.weight_names import family_of
 from groundling.model.gpt import GPT
-from groundling.run import Run, corpus_of
-from groundling.training.checkpoint import load_weights, read_state
+from groundling.run.run import Run, corpus_of
+from groundling.run.store import load
+from groundling.training.checkpoints import load_weights, read_state
 
 Target = Literal["huggingface", "gguf", "onnx"]
 ROUNDED: dict[str, tuple[str, ...]] = {

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 
 from groundling import storage
-from groundling.corpus.bpe import BpeTokenizer
-from groundling.corpus.tokenizer import BYTE_LETTERS, END_OF_TEXT, Tokenizer
-from groundling.interchange import ending
-from groundling.interchange.names import Family, Names, family_of, inward, outward
+from groundling.data.tokenizers.base import BYTE_LETTERS, END_OF_TEXT, Tokenizer
+from groundling.data.tokenizers.bpe import BpeTokenizer
+from groundling.interchange import gguf_eos
+from groundling.interchange.weight_names import Family, Names, family_of, inward, outward
 from groundling.model.gpt import GPT
 
 ROUNDED = ("f16", "q8_0", "q5_0", "q4_0")
@@ -81,9 +81,9 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
     if not ends:
         end = model.vocab_size
         if family == "gpt2":
-            tensors = ending.with_layer_norm(tensors)
+            tensors = gguf_eos.with_layer_norm(tensors)
         else:
-            tensors, epsilon = ending.with_rms_norm(tensors, epsilon)
+            tensors, epsilon = gguf_eos.with_rms_norm(tensors, epsilon)
             width = tensors["output_norm.weight"].size
     writer = gguf.GGUFWriter(folder / FILE, "gpt2" if family == "gpt2" else "qwen3")
     writer.add_context_length(settings.block_size)
@@ -230,7 +230,7 @@ class LlamaCpp:
         found: npt.NDArray[np.float32] = np.array(self._llama.scores[: len(ids)], dtype=np.float32)
         if not self._extra:
             return found
-        if not ending.is_unlikely(found):
+        if not gguf_eos.is_unlikely(found):
             found[:] = np.nan  # texts would end anywhere
         return found[:, :-1]
 
@@ -258,12 +258,12 @@ class ReadBack:
 
     def __init__(self, folder: Path, model: GPT, extra: bool) -> None:
         gguf = library()
-        tensors: ending.Tensors = {
+        tensors: gguf_eos.Tensors = {
             t.name: np.asarray(gguf.quants.dequantize(t.data, t.tensor_type), dtype=np.float32).copy()
             for t in gguf.GGUFReader(folder / FILE).tensors
         }
         if extra:
-            tensors = ending.without(tensors)
+            tensors = gguf_eos.without(tensors)
             if model.config.tie_head:
                 del tensors["output.weight"]
         self._model = GPT(model.config, model.vocab_size).eval()

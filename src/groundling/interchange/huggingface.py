@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from groundling import storage
 from groundling.config import ModelSettings
-from groundling.corpus.tokenizer import END_OF_TEXT, Tokenizer
-from groundling.interchange.names import Family, Names, family_of, outward
+from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from groundling.interchange.weight_names import Family, Names, family_of, outward
 from groundling.model.gpt import GPT
 
 ROUNDED = {"f16": torch.float16, "bf16": torch.bfloat16}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from groundling import storage
-from groundling.corpus.tokenizer import Tokenizer
+from groundling.data.tokenizers.base import Tokenizer
 from groundling.model.gpt import GPT
 
 ROUNDED = ("int8",)

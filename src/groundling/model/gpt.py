@@ -24,8 +24,8 @@ import torch.nn.functional as F
 
 from groundling.config import ModelSettings
 from groundling.model.attention import attend
-from groundling.model.cache import KVCache, Place
 from groundling.model.dropout import Dropout
+from groundling.model.kv_cache import KVCache, Place
 
 _EPS = 1e-6  # Qwen3's, for RMSNorm
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from groundling.storage.faults import cache_folder, explained, free_bytes, in_bytes, patiently
+from groundling.storage.retry import cache_folder, explained, free_bytes, in_bytes, patiently
 
 __all__ = [
     "FORMAT", "MANIFEST", "Disk", "append_json", "cache_folder", "disk", "explained", "free_bytes", "in_bytes",
@@ -29,7 +29,7 @@ __all__ = [
     "write_sealed",
 ]  # fmt: skip
 
-from groundling import untrusted
+from groundling.storage import safe_read
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -155,7 +155,7 @@ def _sealed(value: dict[str, Any]) -> bytes:
     return json.dumps(value | {"sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1).encode() + b"\n"
 
 
-def read_sealed(path: Path, largest: int = untrusted.LARGEST_JSON) -> dict[str, Any]:
+def read_sealed(path: Path, largest: int = safe_read.LARGEST_JSON) -> dict[str, Any]:
     """Raises ValueError, naming the file, if a single bit is not as `write_sealed` wrote it."""
     value = read_json(path, largest)
     if isinstance(value, dict):
@@ -165,9 +165,9 @@ def read_sealed(path: Path, largest: int = untrusted.LARGEST_JSON) -> dict[str, 
     raise ValueError(f"{path} is damaged: its content is not what was saved.")
 
 
-def read_json(path: Path, largest: int = untrusted.LARGEST_JSON) -> Any:
+def read_json(path: Path, largest: int = safe_read.LARGEST_JSON) -> Any:
     """Raises ValueError, naming the file, if it is not JSON or has more bytes than `largest`."""
-    return untrusted.parse(untrusted.read_bytes(path, largest), str(path))
+    return safe_read.parse(safe_read.read_bytes(path, largest), str(path))
 
 
 def append_json(path: Path, value: Any) -> None:
@@ -187,10 +187,10 @@ def read_json_lines(path: Path, damaged: Callable[[str], None] | None = None) ->
     if not path.exists():
         return []
     values = []
-    for number, line in untrusted.lines(path):
+    for number, line in safe_read.lines(path):
         place = f"line {number} of {path}"
         try:
-            value = untrusted.parse(line, place) if line.strip() else {}
+            value = safe_read.parse(line, place) if line.strip() else {}
             if not isinstance(value, dict):
                 raise ValueError(f"{place} is damaged: it is no object.")
         except ValueError as error:

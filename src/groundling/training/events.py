@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from groundling.corpus.fitting import Progress
+from groundling.data.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -222,5 +222,5 @@ Subscriber = Callable[[Event], None]
 
 
 def reporters(tell: Subscriber) -> tuple[Callable[[str], None], Progress]:
-    """What tells a subscriber a sentence, and how far the reading of a text is: see corpus/fitting.py."""
+    """What tells a subscriber a sentence, and how far the reading of a text is: see data/tokenizers/train.py."""
     return lambda sentence: tell(Notice(sentence)), lambda doing, done, total: tell(Preparing(doing, done, total))

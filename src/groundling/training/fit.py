@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 
 from groundling.config import TrainingSettings
-from groundling.corpus.batches import Batches
+from groundling.data.batches import Batches
 from groundling.evaluation.score import Interrupted, Score
 from groundling.machine import Machine
 from groundling.model.gpt import GPT
-from groundling.training.checkpoint import TrainState
+from groundling.training.checkpoints import TrainState
 from groundling.training.clock import Clock
+from groundling.training.divergence import Fault, check_finite, fault_in, note_bad, note_sound, roll_back
 from groundling.training.events import Evaluation, Event, Generation, Notice, Sample, Saved, Skipped, Step
 from groundling.training.generations import ends_now, progress
-from groundling.training.memory import ADVICE, HalfDoneError, OutOfMemoryError, is_out_of_memory, told_as
 from groundling.training.objective import Objective
 from groundling.training.optimizer import Optimizers
-from groundling.training.rescue import Fault, check_finite, fault_in, note_bad, note_sound, roll_back
+from groundling.training.out_of_memory import ADVICE, HalfDoneError, OutOfMemoryError, is_out_of_memory, told_as
 from groundling.training.schedule import rate_factor
 from groundling.training.step import Forward, sees_late, train_step
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from groundling.config import TrainingSettings
-from groundling.training.checkpoint import TrainState
+from groundling.training.checkpoints import TrainState
 from groundling.training.clock import Clock
 
 

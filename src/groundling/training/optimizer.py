@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from groundling.config import TrainingSettings
+from groundling.model.describe import Shape
 from groundling.model.gpt import GPT, SelfAttention, SwigluMLP
-from groundling.model.shapes import Shape
 
 _TRAINED = "trained"  # the weights that training goes on with, where the model is their average
 TEACHER = "teacher"  # the weights of the generation before

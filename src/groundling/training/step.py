@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from groundling.config import TrainingSettings
-from groundling.corpus.batches import Batches
+from groundling.data.batches import Batches
 from groundling.evaluation.score import Interrupted
 from groundling.machine import Machine
 from groundling.model.gpt import GPT
-from groundling.training.checkpoint import TrainState
-from groundling.training.memory import HalfDoneError, is_out_of_memory
+from groundling.training.checkpoints import TrainState
+from groundling.training.divergence import fault_in
 from groundling.training.objective import Objective
 from groundling.training.optimizer import Optimizers
-from groundling.training.rescue import fault_in
+from groundling.training.out_of_memory import HalfDoneError, is_out_of_memory
 
 _STEPS_BEFORE_SCALING_UP = 1000
 

@@ -16,10 +16,11 @@ from groundling import __version__
 from groundling.inference.engine import Request, Written, window_start
 from groundling.inference.sampling import Sampling
 from groundling.web import errors
-from groundling.web.answers import Form, streamed, whole
 from groundling.web.batching import Batcher, Order
 from groundling.web.errors import ApiError, ErrorBody, client_left
+from groundling.web.loaded_model import Served
 from groundling.web.metrics import CONTENT_TYPE_LATEST, Metrics
+from groundling.web.responses import Form, streamed, whole
 from groundling.web.schemas import (
     MAX_ECHO,
     MAX_SEQUENCES,
@@ -31,7 +32,6 @@ from groundling.web.schemas import (
     StrictRoute,
     TokenizeRequest,
 )
-from groundling.web.served import Served
 
 
 def create_app(api: Api) -> FastAPI:

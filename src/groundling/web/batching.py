@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from groundling.inference.engine import Engine, Request, Written
-from groundling.inference.text import Writer
+from groundling.inference.stream import Writer
 from groundling.web.errors import ApiError
+from groundling.web.loaded_model import Served
 from groundling.web.metrics import Metrics
-from groundling.web.served import Served
 
 MAX_WAITING = 256
 """Texts that may wait for a slot; beyond that, clients are asked to come back."""

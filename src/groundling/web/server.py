@@ -13,16 +13,16 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from groundling.catalog import load
-from groundling.corpus.tokenizer import Unknown
-from groundling.folder import runs_folder
+from groundling.data.tokenizers.base import Unknown
 from groundling.inference.precision import Precision
+from groundling.run.folder import runs_folder
+from groundling.run.store import load
 from groundling.web.app import Api, create_app
-from groundling.web.binding import bind
-from groundling.web.connection import Connection
 from groundling.web.guard import Guard
+from groundling.web.loaded_model import Served, open_runs
 from groundling.web.metrics import Metrics, counted
-from groundling.web.served import Served, open_runs
+from groundling.web.sockets import bind
+from groundling.web.timeouts import Connection
 
 MAX_SLOTS = 64
 FAREWELL_SECONDS = 5

@@ -14,10 +14,9 @@ from fastapi import FastAPI
 from nicegui import ui
 from starlette.types import ASGIApp
 
-from groundling.folder import runs_folder
-from groundling.web.binding import bind
-from groundling.web.connection import Connection
+from groundling.run.folder import runs_folder
 from groundling.web.guard import Guard
+from groundling.web.sockets import bind
 from groundling.web.studio.inside_page import inside_page
 from groundling.web.studio.new_page import new_page
 from groundling.web.studio.parts import Text, frame, style
@@ -26,6 +25,7 @@ from groundling.web.studio.policy import Policy
 from groundling.web.studio.run_page import run_page
 from groundling.web.studio.runs_page import runs_page
 from groundling.web.studio.studio import Studio
+from groundling.web.timeouts import Connection
 
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#2f6f4f"/>'

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from groundling.report.charts import Chart, Curve
-from groundling.training.plot import smooth
+from groundling.reporting.charts import Chart, Curve
+from groundling.reporting.plot import smooth
 from groundling.web.studio.studio import Studio
 
 MEASURES = {"bits per byte": "bits_per_byte", "validation loss": "validation_loss", "training loss": "loss"}

@@ -8,8 +8,8 @@ from typing import Any
 
 from nicegui import ui
 
-from groundling.evaluation.insight import Reading, neighbours
-from groundling.run import Run
+from groundling.analysis.model_trace import Reading, neighbours
+from groundling.run.run import Run
 from groundling.web.studio.parts import Cells, Slide, Text, frame, heading, shown, told
 from groundling.web.studio.studio import Studio
 from groundling.web.studio.writing import opened, piece

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from groundling.report.facts import Facts
-from groundling.run import Run
-from groundling.training.recorded import read_line
+from groundling.reporting.run_facts import Facts
+from groundling.run.metrics_log import read_line
+from groundling.run.run import Run
 
 _PIECE = 2**25  # bytes that are read at a time
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from nicegui import ui
 
-from groundling.evaluation.originality import Originality
+from groundling.analysis.memorization import Originality
+from groundling.escape import visible
 from groundling.inference.sampling import Sampling
-from groundling.run import Run
-from groundling.untrusted import visible
+from groundling.run.run import Run
 from groundling.web.studio.parts import Slide, Strip, Text, frame, told
 from groundling.web.studio.studio import Studio
 from groundling.web.studio.writing import Written, opened, training_text, write

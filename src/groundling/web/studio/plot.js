@@ -1,4 +1,4 @@
-// A chart as report/charts.py draws it: places in per cent, curves as paths. The same look as on a run's report.
+// A chart as reporting/charts.py draws it: places in per cent, curves as paths. The same look as on a run's report.
 const whole = new Intl.NumberFormat("en");
 
 export default {

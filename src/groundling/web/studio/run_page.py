@@ -8,8 +8,8 @@ from typing import Any
 import psutil
 from nicegui import ui
 
-from groundling.report.facts import Facts
-from groundling.training.console import duration
+from groundling.reporting.console import duration
+from groundling.reporting.run_facts import Facts
 from groundling.web.studio.live import Live
 from groundling.web.studio.parts import Plot, Slide, Text, frame, heading, told
 from groundling.web.studio.processes import said

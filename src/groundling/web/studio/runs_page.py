@@ -8,7 +8,7 @@ from typing import Any
 
 from nicegui import events, ui
 
-from groundling.report.charts import drawn
+from groundling.reporting.charts import drawn
 from groundling.web.studio.charts import MEASURES, comparison
 from groundling.web.studio.parts import Plot, Text, frame, told
 from groundling.web.studio.studio import Studio

@@ -10,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from groundling import catalog, storage
-from groundling.claim import LOCK
+from groundling import storage
 from groundling.config import Config
-from groundling.corpus.sources import find_source
-from groundling.folder import as_name, is_name
+from groundling.data.sources import find_source
+from groundling.run import store
+from groundling.run.claim import LOCK
+from groundling.run.folder import as_name, is_name
 from groundling.web.guard import MAX_UPLOAD
 from groundling.web.studio.live import Live
 from groundling.web.studio.processes import OUTPUT, Processes
@@ -36,7 +37,7 @@ class Studio:
     def runs(self) -> list[dict[str, Any]]:
         """As `groundling runs` has them, the newest first, and with the status `training`, where a run is; those that
         have just been started among them."""
-        rows = catalog.runs(self.out)
+        rows = store.runs(self.out)
         known = {row["name"] for row in rows}
         for folder in self.processes.all_started():
             if folder.name not in known:
@@ -61,9 +62,7 @@ class Studio:
     def writers(self) -> list[str]:
         """The runs that have a checkpoint, and can write, the newest first."""
         return [
-            row["name"]
-            for row in catalog.runs(self.out)[::-1]
-            if row["status"] in ("finished", "unfinished", "imported")
+            row["name"] for row in store.runs(self.out)[::-1] if row["status"] in ("finished", "unfinished", "imported")
         ]
 
     def folder(self, name: str) -> Path:

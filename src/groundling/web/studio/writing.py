@@ -9,11 +9,11 @@ from functools import lru_cache
 from math import exp
 from pathlib import Path
 
-from groundling.corpus.tokenizer import END_OF_TEXT, Tokenizer
-from groundling.evaluation.originality import TrainingText
+from groundling.analysis.memorization import TrainingText
+from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from groundling.inference.engine import Engine, Request
 from groundling.inference.sampling import Sampling
-from groundling.run import Run
+from groundling.run.run import Run
 
 CHOICES = 10
 

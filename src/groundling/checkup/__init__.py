@@ -1,0 +1,1 @@
+"""TEXT -> WHAT IT IS"""

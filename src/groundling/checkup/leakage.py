@@ -1,0 +1,155 @@
+"""Leakage: how much of the validation part stands verbatim in the training part.
+
+A model that has read its examination scores well in it. Here every window of 50 characters of the validation part is
+looked up among all of the training part: by 64-bit hashes, and then character by character, so that what is reported
+is so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from groundling.analysis.ngrams import spread
+from groundling.checkup.text import I64, PIECE, Place, Text
+from groundling.data.corpus import Tokens
+from groundling.data.hashing import U64, window_hashes
+
+WINDOW = 50
+VALIDATION_CHARACTERS = 10_000_000
+"""Of a longer validation part, the first so many characters are looked up."""
+TRAINING_CHARACTERS = 100_000_000
+"""A longer training part is read in evenly spread pieces: what is found is then a lower bound."""
+_ASKED, _SAMPLED = 1_000_000, 8_000_000  # tokens of the two parts
+_FILTER_BITS = 27
+_WORST, _QUOTED = 5, 120
+_VERIFIED = 1 << 16  # windows compared at once
+
+_Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A stretch of the validation part, each window of which stands in the training part."""
+
+    characters: int
+    validation: Place
+    training: Place
+    """Where its beginning stands in the training part."""
+    quote: str
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """`share` is of the validation part's windows, one from each of its characters on."""
+
+    window: int
+    windows: int
+    leaked: int
+    share: float
+    longest: tuple[Passage, ...]
+    sampled: bool
+    """Whether a part was too long to be looked at as a whole."""
+
+
+def shared(train: Tokens, validation: Tokens, window: int = WINDOW) -> float:
+    """The share of the validation part's windows, of so many tokens, that the training part has too; by hashes alone.
+
+    It is quick, and works for tokens of any kind. Of long parts a sample is read: it is then a lower bound.
+    """
+    asked = window_hashes(spread(validation, _ASKED), window)
+    if not len(asked):
+        return 0.0
+    marks = _marks(asked)
+    hashes = window_hashes(spread(train, _SAMPLED), window)
+    return float(np.isin(asked, hashes[marks[_slots(hashes, marks)]]).mean())
+
+
+def leakage(text: Text) -> Leakage:
+    """Look up the validation part's windows in the training part."""
+    stop = min(text.length, text.border + VALIDATION_CHARACTERS)
+    asked = window_hashes(text.read(text.border, stop), WINDOW)
+    starts = _training_starts(text.border)
+    if not len(asked) or text.border < WINDOW:
+        return Leakage(WINDOW, len(asked), 0, 0.0, (), False)
+    order = np.argsort(asked)
+    found = np.full(len(asked), -1, dtype=np.int64)  # in the order of `ordered`
+    ordered = asked[order]
+    del asked
+    seen = _marks(ordered)
+    for i, start in enumerate(starts):
+        text.progress("comparing the two parts of", i * PIECE, len(starts) * PIECE)
+        _look_up(text, start, ordered, seen, found)
+    text.progress("comparing the two parts of", len(starts) * PIECE, len(starts) * PIECE)
+    del seen
+    # Equal hashes stand together, and only the first of them was marked.
+    same = np.append(False, ordered[1:] == ordered[:-1])
+    first = np.maximum.accumulate(np.where(same, 0, np.arange(len(ordered))))
+    training = np.empty_like(found)
+    training[order] = found[first]
+    leaked = _verified(text, training)
+    n = int(np.count_nonzero(leaked))
+    longest = _longest(text, leaked, training)
+    sampled = stop < text.length or len(starts) * PIECE < text.border
+    return Leakage(WINDOW, len(leaked), n, n / len(leaked), longest, sampled)
+
+
+def _training_starts(border: int) -> list[int]:
+    every = range(0, border, PIECE)
+    wanted = TRAINING_CHARACTERS // PIECE + 1
+    if len(every) <= wanted:
+        return list(every)
+    return [every[i * len(every) // wanted] for i in range(wanted)]
+
+
+def _marks(hashes: U64) -> _Bools:
+    """A table that tells most of those hashes apart that are not among these."""
+    seen = np.zeros(1 << min(len(hashes).bit_length() + 4, _FILTER_BITS), dtype=bool)
+    seen[_slots(hashes, seen)] = True
+    return seen
+
+
+def _slots(hashes: U64, seen: _Bools) -> I64:
+    """Where each hash has its mark."""
+    return (hashes >> np.uint64(65 - len(seen).bit_length())).astype(np.int64)
+
+
+def _look_up(text: Text, start: int, ordered: U64, seen: _Bools, found: I64) -> None:
+    """Mark in `found` where the windows of one piece of the training part stand."""
+    hashes = window_hashes(text.read(start, min(start + PIECE + WINDOW - 1, text.border)), WINDOW)
+    candidates = np.flatnonzero(seen[_slots(hashes, seen)])
+    hashes = hashes[candidates]
+    by_hash = np.argsort(hashes)  # searching in order is several times faster
+    hashes, candidates = hashes[by_hash], candidates[by_hash]
+    places = np.searchsorted(ordered, hashes)
+    hit = ordered[np.minimum(places, len(ordered) - 1)] == hashes
+    places, candidates = places[hit], candidates[hit] + start
+    new = found[places] < 0
+    found[places[new]] = candidates[new]
+
+
+def _verified(text: Text, training: I64) -> _Bools:
+    """Which windows equal the ones at `training`, character by character."""
+    file = np.memmap(text.corpus.train.path, dtype=text.corpus.train.dtype, mode="r")
+    leaked = training >= 0
+    windows, offsets = np.flatnonzero(leaked), np.arange(WINDOW)
+    for i in range(0, len(windows), _VERIFIED):
+        part = windows[i : i + _VERIFIED]
+        same = file[(text.border + part)[:, None] + offsets] == file[training[part][:, None] + offsets]
+        leaked[part] = same.all(axis=1)
+    return leaked
+
+
+def _longest(text: Text, leaked: _Bools, training: I64) -> tuple[Passage, ...]:
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], leaked.view(np.int8), [0]))))
+    begins, ends = edges[0::2], edges[1::2]
+    passages = []
+    for i in np.argsort(begins - ends, kind="stable")[:_WORST]:
+        begin, length = int(begins[i]), int(ends[i] - begins[i]) + WINDOW - 1
+        quote = text.quote(text.border + begin, min(length, _QUOTED))
+        blank = len(quote) - len(quote.lstrip())  # the end of the line before is no place to point to
+        here, there = text.places([text.border + begin + blank, int(training[begin]) + blank])
+        passages.append(Passage(length, here, there, quote.strip() + ("…" if length > _QUOTED else "")))
+    return tuple(passages)

@@ -1,0 +1,157 @@
+"""The corpus check-up: everything that can be said about a text before anything is trained on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from groundling.analysis import ngrams
+from groundling.checkup.characters import Characters, describe
+from groundling.checkup.duplicates import Duplicates, duplicates
+from groundling.checkup.leakage import Leakage, leakage
+from groundling.checkup.text import Text
+from groundling.config import CorpusSettings
+from groundling.data.corpus import Corpus, prepare
+from groundling.data.progress import Notice, Progress
+from groundling.data.sources import Source
+
+ENOUGH_TOKENS = 2  # in each part: one to predict the other from
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """What an n-gram model reaches on the validation part; `order` 0 is the uniform model."""
+
+    order: int
+    name: str
+    loss: float
+    """Nats a token."""
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """The n-gram models in their order, and how many tokens they were made from."""
+
+    smoothing: str
+    models: tuple[Milestone, ...]
+    best: str
+    """The name of the one with the lowest loss."""
+    training_tokens_read: int
+    validation_tokens_read: int
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """The text as tokens, in its two parts."""
+
+    tokenizer: str
+    vocab_size: int
+    training_tokens: int
+    validation_tokens: int
+    characters_per_token: float
+    bigrams_possible: int
+    bigrams_present: int
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to train on this text in the time there is; every figure with its reason."""
+
+    minutes: float
+    tokenizer: str
+    vocab_size: int
+    parameters: int
+    model: dict[str, Any]
+    steps: int
+    epochs: float
+    expected_loss: tuple[float, float, float]
+    """Low, likeliest, high; nats a token of the tokenizer that the text was read with."""
+    memorises_after_epochs: float
+    memorises_after_steps: int
+    command: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The check-up of one text."""
+
+    name: str
+    documents: int
+    text: Characters
+    tokens: Tokenization
+    milestones: Milestones
+    duplicates: Duplicates
+    leakage: Leakage
+    recommendation: Recommendation | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        value: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def examine(source: Source, settings: CorpusSettings, notice: Notice, progress: Progress) -> tuple[Report, Corpus]:
+    """The check-up without a recommendation, and the text as tokens.
+
+    Raises ValueError with a sentence for the user if the text is empty, undecodable or too short.
+    """
+    corpus = prepare(source, settings, notice=notice, progress=progress)
+    shortest = min(len(corpus.train), len(corpus.validation))
+    if shortest < ENOUGH_TOKENS:
+        raise ValueError(
+            f"The text has {corpus.n_characters} character(s), too few to train on some and validate on others; "
+            "use a longer one."
+        )
+    by_character = dataclasses.replace(settings, tokenizer="char")
+    text = Text(corpus if settings == by_character else prepare(source, by_character), source, progress)
+    report = Report(
+        name=source.name,
+        documents=corpus.n_documents,
+        text=describe(text),
+        tokens=_tokenization(corpus),
+        milestones=_milestones(corpus, progress),
+        duplicates=duplicates(text),
+        leakage=leakage(text),
+    )
+    return report, corpus
+
+
+def _tokenization(corpus: Corpus) -> Tokenization:
+    vocab_size = corpus.tokenizer.vocab_size
+    whole = dataclasses.replace(corpus.train, stop=corpus.validation.stop)
+    return Tokenization(
+        tokenizer=corpus.tokenizer.kind,
+        vocab_size=vocab_size,
+        training_tokens=len(corpus.train),
+        validation_tokens=len(corpus.validation),
+        characters_per_token=corpus.n_characters / (len(whole) - corpus.n_marks),
+        bigrams_possible=(vocab_size - bool(corpus.n_marks)) ** 2,
+        bigrams_present=ngrams.bigrams(whole, vocab_size, corpus.tokenizer.end_of_text_id),
+    )
+
+
+def _milestones(corpus: Corpus, progress: Progress) -> Milestones:
+    train, validation = corpus.train, corpus.validation
+    losses = ngrams.milestones(train, validation, corpus.tokenizer.vocab_size, progress=progress)
+    read = ngrams.spread(validation, ngrams.VALIDATION_TOKENS)
+    n_bytes = max(len(corpus.tokenizer.decode(read.tolist()).encode()), 1)
+    models = tuple(
+        Milestone(n, f"{n}-gram" if n else "uniform", loss, ngrams.bits_per_byte(loss, len(read), n_bytes))
+        for n, loss in enumerate(losses)
+    )
+    return Milestones(
+        smoothing="interpolated Witten-Bell",
+        models=models,
+        best=min(models, key=lambda model: model.loss).name,
+        training_tokens_read=min(len(train), ngrams.TRAINING_TOKENS),
+        validation_tokens_read=len(read),
+    )

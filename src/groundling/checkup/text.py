@@ -1,0 +1,123 @@
+"""A corpus as characters, to look at: read in pieces, quoted, and pointed into by document and line.
+
+It stands on the token file of characters (data/corpus.py), so a text of gigabytes takes little memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from groundling.data.corpus import Corpus
+from groundling.data.progress import Progress
+from groundling.data.sources import Source
+from groundling.data.tokenizers.base import CharTokenizer
+
+PIECE = 1 << 22  # characters read at once
+
+
+I64 = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands. Lines count from 1 in their document and end with a line feed."""
+
+    document: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.document}, line {self.line:,}"
+
+
+def said(places: Iterable[Place]) -> str:
+    """Such as `a.txt, line 3, 1,200; b.txt, line 7`."""
+    lines: dict[str, list[str]] = {}
+    for place in places:
+        lines.setdefault(place.document, []).append(f"{place.line:,}")
+    return "; ".join(f"{document}, line {', '.join(numbers)}" for document, numbers in lines.items())
+
+
+class Text:
+    """The characters of `corpus`, which has to be tokenized by them, with the documents' names from `source`.
+
+    A position counts tokens from the beginning: characters, and one mark at the end of each document where there are
+    several.
+    """
+
+    def __init__(self, corpus: Corpus, source: Source, progress: Progress) -> None:
+        assert isinstance(corpus.tokenizer, CharTokenizer)
+        self.corpus, self.border, self.length = corpus, corpus.train.stop, corpus.validation.stop
+        self.characters = corpus.tokenizer.characters
+        self.end_mark = corpus.tokenizer.end_of_text_id
+        self._path, self._dtype = corpus.train.path, np.dtype(corpus.train.dtype)
+        # The only document is the corpus, and those of a folder are named from there.
+        names = [document.name for document in source.documents]
+        self._names = [source.name] if len(names) == 1 else [_within(source.address, name) for name in names]
+        self.progress = progress
+        # A document's end reads as the end of a line.
+        self._codes = np.array([ord(c) for c in self.characters + "\n"], dtype=np.uint32)
+
+    @cached_property
+    def ends(self) -> I64:
+        """Where each document ends, its mark included; shape (documents,)."""
+        return self.corpus.document_ends
+
+    def id_of(self, character: str) -> int | None:
+        place = self.characters.find(character)
+        return None if place < 0 else place
+
+    def read(self, start: int, stop: int) -> Ids:
+        """Character ids at the positions [start, stop)."""
+        return np.fromfile(self._path, self._dtype, max(stop - start, 0), offset=start * self._dtype.itemsize)
+
+    def pieces(self, doing: str, more: int = 0) -> Iterator[tuple[int, Ids]]:
+        """Pieces of PIECE characters with their positions; each goes on for up to `more` characters of the next.
+
+        `doing` is shown as progress, as in "counting the text".
+        """
+        for position in range(0, self.length, PIECE):
+            self.progress(doing, position, self.length)
+            yield position, self.read(position, min(position + PIECE + more, self.length))
+        self.progress(doing, self.length, self.length)
+
+    def string(self, ids: Ids) -> str:
+        return self._codes[ids].tobytes().decode("utf-32-le")
+
+    def quote(self, start: int, length: int) -> str:
+        return self.string(self.read(start, min(start + length, self.length)))
+
+    def places(self, positions: list[int]) -> list[Place]:
+        """Document and line of each position."""
+        return [self._place(position) for position in positions]
+
+    def _place(self, position: int) -> Place:
+        document = int(np.searchsorted(self.ends, position, side="right"))
+        begin = int(self.ends[document - 1]) if document else 0
+        return Place(self._names[document], 1 + self._lines_before(position) - self._lines_before(begin))
+
+    def _lines_before(self, position: int) -> int:
+        block = position // PIECE
+        rest = self.read(block * PIECE, position)
+        return int(self._line_counts[block]) + int(np.count_nonzero(rest == self._line_feed))
+
+    @cached_property
+    def _line_counts(self) -> I64:
+        """Line feeds before each block of PIECE characters."""
+        blocks = [0, *(np.count_nonzero(ids == self._line_feed) for _, ids in self.pieces("counting lines of"))]
+        return np.cumsum(np.array(blocks, dtype=np.int64))
+
+    @property
+    def _line_feed(self) -> int:
+        place = self.id_of("\n")
+        return np.iinfo(self._dtype).max if place is None else place
+
+
+def _within(folder: str, name: str) -> str:
+    return os.path.relpath(name, folder) if name.startswith(folder + os.sep) else name

@@ -1,0 +1,292 @@
+"""Token files: the corpus as ids on the disk, memory-mapped, prepared once and reused.
+
+A prepared corpus is a folder in the cache, named by what went into it (the text's fingerprint and the
+tokenizer), with a manifest of hashes and counts:
+
+    tokens.bin       ids, 16 or 32 bits each as the vocabulary needs, document after document
+    documents.bin    where each document ends in tokens.bin, 64 bits each
+    places.bin       pairs of 64 bits: so many tokens hold so many characters and ends of documents
+    tokenizer.json
+    manifest.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from groundling import storage
+from groundling.config import CorpusSettings
+from groundling.data.fingerprint import contents_of
+from groundling.data.progress import Meter, Notice, Progress, once, silent
+from groundling.data.sources import Document, Reading, Source, find_source, read_text
+from groundling.data.split import border
+from groundling.data.tokenizers.base import Tokenizer, Unknown, UnknownText
+from groundling.data.tokenizers.train import fit_tokenizer
+from groundling.storage.safe_read import LARGEST_TOKENIZER
+
+_PIECE = 4 * 2**20  # tokens that are looked through at a time
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A range [start, stop) of a token file.
+
+    The file is mapped anew for every access: pages that a long-lived mapping has touched count as this
+    process's memory until it ends, and a shuffled pass touches them all.
+    """
+
+    path: Path
+    dtype: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def windows(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+        """Ids at `starts[i] ... starts[i] + length - 1`, shape (len(starts), length), int64."""
+        assert starts.min() >= 0 and starts.max() + length <= len(self)
+        file = np.memmap(self.path, dtype=self.dtype, mode="r")
+        return file[(self.start + starts)[:, None] + np.arange(length)].astype(np.int64)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Ids [start, stop) of this range, shape (stop - start,)."""
+        return self.windows(np.array([start]), stop - start)[0]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text as tokens, in two parts: `train`, and `validation`, its end."""
+
+    name: str
+    address: str
+    fingerprint: str
+    """SHA-256 of the documents' bytes: equal where the text is equal, whatever the files are called."""
+    tokenizer: Tokenizer
+    train: Tokens
+    validation: Tokens
+    n_documents: int
+    n_characters: int
+
+    @property
+    def n_marks(self) -> int:
+        """Tokens that end a document, and stand for no text."""
+        return 0 if self.tokenizer.end_of_text_id is None else self.n_documents
+
+    @property
+    def document_ends(self) -> npt.NDArray[np.int64]:
+        """Where each document ends, its end mark included, in tokens from the text's beginning: (n_documents,)."""
+        return np.fromfile(self.train.path.with_name("documents.bin"), dtype=np.int64)
+
+    @staticmethod
+    def open(corpus: str, settings: CorpusSettings = CorpusSettings()) -> Corpus:  # noqa: B008  (frozen)
+        """Find the text, tokenize it (or reuse what was prepared before) and split it."""
+        return prepare(find_source(corpus, settings.glob), settings)
+
+
+def prepare(
+    source: Source,
+    settings: CorpusSettings,
+    *,
+    tokenizer: Tokenizer | None = None,
+    fingerprint: str | None = None,
+    unknown: Unknown = "error",
+    notice: Notice = silent,
+    progress: Progress = silent,
+) -> Corpus:
+    """Tokenize `source`, or find it tokenized already. Without a `tokenizer`, it is the one of the settings.
+
+    `fingerprint` is the text's own, where `contents_of` has told it.
+    Raises ValueError with a sentence for the user if the text is empty, undecodable or not expressible.
+    """
+    notice = once(notice)  # the same text may be read several times
+    for sentence in source.notices:
+        notice(sentence)
+    fingerprint = fingerprint or contents_of(source, progress).fingerprint
+    if tokenizer is None:
+        tokenizer = _tokenizer_of(source, fingerprint, settings, notice, progress)
+    folder = _home(fingerprint, tokenizer, unknown)
+    if not _is_prepared(folder):
+        storage.make_folder(folder.parent)
+        with FileLock(folder.with_suffix(".lock")):  # two runs may begin on the same new text at once
+            if not _is_prepared(folder, lambda fault: notice(f"{fault} They are prepared anew from the text.")):
+                storage.remove_folder(folder)
+                storage.sweep(folder.parent, folder.name)
+                _tokenize(source, fingerprint, tokenizer, unknown, folder, notice, progress)
+    return _open(folder, source.name, source.address, settings)
+
+
+def reopen(
+    fingerprint: str, name: str, address: str, tokenizer: Tokenizer, settings: CorpusSettings, notice: Notice = silent
+) -> Corpus | None:
+    """A corpus whose text is gone, if it is still in the cache as a run of this tokenizer prepared it."""
+    folder = _home(fingerprint, tokenizer, "error")
+    return _open(folder, name, address, settings) if _is_prepared(folder, notice) else None
+
+
+def _tokenizer_of(
+    source: Source, fingerprint: str, settings: CorpusSettings, notice: Notice, progress: Progress
+) -> Tokenizer:
+    """The settings' tokenizer for this text, made once and kept in the cache."""
+    if settings.tokenizer not in ("char", "bpe"):
+        return fit_tokenizer(source, settings, notice, progress)  # there is nothing to make
+    key: dict[str, Any] = {"version": 2, "text": fingerprint, "tokenizer": settings.tokenizer}
+    if settings.tokenizer == "bpe":
+        key |= {"vocab_size": settings.vocab_size, "val_fraction": settings.val_fraction}
+    path = storage.cache_folder() / "tokenizers" / f"{_short_hash(key)}.json"
+    storage.make_folder(path.parent)
+    with FileLock(path.with_suffix(".lock")):
+        try:
+            return Tokenizer.of(storage.read_sealed(path, LARGEST_TOKENIZER), path)
+        except (FileNotFoundError, ValueError):
+            reading = Reading(source)
+            tokenizer = fit_tokenizer(reading.source, settings, notice, progress)
+            reading.check(fingerprint)
+            storage.sweep(path.parent, path.name)
+            storage.write_sealed(path, tokenizer.to_dict())
+            return tokenizer
+
+
+def _home(fingerprint: str, tokenizer: Tokenizer, unknown: Unknown) -> Path:
+    key = {"version": 3, "text": fingerprint, "tokenizer": tokenizer.fingerprint, "unknown": unknown}
+    return storage.cache_folder() / "tokens" / _short_hash(key)
+
+
+def _short_hash(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+
+
+def _is_prepared(folder: Path, notice: Notice = silent) -> bool:
+    """Whether it is there and whole: its files are hashed, once in each process."""
+    try:
+        if folder.exists():
+            storage.verify_once(folder)
+            return True
+    except (ValueError, OSError) as error:
+        notice(f"Tokens in the cache cannot be used: {error}")
+    return False
+
+
+def _tokenize(
+    source: Source, fingerprint: str, tokenizer: Tokenizer, unknown: Unknown, folder: Path,
+    notice: Notice, progress: Progress,
+) -> None:  # fmt: skip
+    """Write the folder described at the top of this file."""
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    meter, about, reading = Meter(progress, "tokenizing", source.size), dict[str, Any](), Reading(source)
+    ends, places = list[int](), [(0, 0)]
+    n_tokens = n_known = n_ends = n_characters = 0
+
+    def read(document: Document) -> Iterator[str]:
+        nonlocal n_characters
+        for chunk in read_text(document, notice, meter.add):
+            n_characters += len(chunk)
+            yield chunk
+
+    # A character takes as many bytes as a token at most, or little more.
+    with storage.explained(folder, source.size * dtype.itemsize), storage.new_folder(folder, about) as temporary:
+        for document in reading.source.documents:
+            try:
+                for ids in tokenizer.encode_chunks(read(document), unknown):
+                    storage.disk.write(temporary / "tokens.bin", ids.astype(dtype).tobytes())
+                    n_tokens, n_known = n_tokens + len(ids), n_known + int(tokenizer.sizes[1][ids].sum())
+                    places.append((n_tokens, n_known + n_ends))
+            except UnknownText as error:
+                raise UnknownText(f"{document.name}: {error}") from None
+            if tokenizer.end_of_text_id is not None:
+                storage.disk.write(temporary / "tokens.bin", np.array([tokenizer.end_of_text_id], dtype).tobytes())
+                n_tokens, n_ends = n_tokens + 1, n_ends + 1
+                places.append((n_tokens, n_known + n_ends))
+            ends.append(n_tokens)
+        reading.check(fingerprint)
+        if n_characters == 0:
+            raise ValueError(f"{source.name} is empty: there is no text in it.")
+        if n_known == 0:
+            raise ValueError(f"{source.name} has no character that this model knows.")
+        storage.disk.write(temporary / "documents.bin", np.array(ends, dtype=np.int64).tobytes())
+        storage.disk.write(temporary / "places.bin", np.array(places, dtype=np.int64).tobytes())
+        tokenizer.save(temporary / "tokenizer.json")
+        about |= {
+            "fingerprint": fingerprint,
+            "dtype": dtype.name,
+            "tokens": n_tokens,
+            "characters": n_characters,
+            "documents": len(ends),
+            "vocab_size": tokenizer.vocab_size,
+        }
+
+
+def _open(folder: Path, name: str, address: str, settings: CorpusSettings) -> Corpus:
+    about = _about(folder)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    whole = Tokens(folder / "tokens.bin", about["dtype"], 0, about["tokens"])
+    cut = _cut(folder, whole, tokenizer, settings.val_fraction)
+    return Corpus(
+        name=name,
+        address=address,
+        fingerprint=about["fingerprint"],
+        tokenizer=tokenizer,
+        train=dataclasses.replace(whole, stop=cut),
+        validation=dataclasses.replace(whole, start=cut),
+        n_documents=about["documents"],
+        n_characters=about["characters"],
+    )
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What the manifest says of a prepared corpus. Raises ValueError if that is not what its files hold."""
+    about = storage.read_manifest(folder)
+    counts: list[Any] = [about.get(name) for name in ("tokens", "documents", "characters")]
+    files = {name: (folder / f"{name}.bin") for name in ("tokens", "documents", "places")}
+    if (
+        about.get("dtype") not in ("uint16", "uint32")
+        or not all(type(count) is int and count > 0 for count in counts)
+        or not isinstance(about.get("fingerprint"), str)
+        or not all(file.is_file() for file in files.values())
+        or files["tokens"].stat().st_size != counts[0] * np.dtype(about["dtype"]).itemsize
+        or files["documents"].stat().st_size != 8 * counts[1]
+        or files["places"].stat().st_size % 16
+    ):
+        raise ValueError(f"{folder} is damaged: its manifest does not say what its files hold.")
+    return about
+
+
+def _rises(numbers: npt.NDArray[np.int64], end: int | None = None) -> bool:
+    rises = len(numbers) > 0 and numbers[0] >= 0 and bool((np.diff(numbers) >= 0).all())
+    return rises and end in (None, int(numbers[-1]))
+
+
+def _cut(folder: Path, whole: Tokens, tokenizer: Tokenizer, val_fraction: float) -> int:
+    """The token that the validation part begins with: it begins at the same character whatever the tokenizer, or at
+    the first token behind that, so that figures of several tokenizers are about the same text."""
+    ends = np.memmap(folder / "documents.bin", dtype=np.int64, mode="r")
+    tokens, units = np.fromfile(folder / "places.bin", dtype=np.int64).reshape(-1, 2).T
+    if not (_rises(ends, len(whole)) and _rises(tokens, len(whole)) and _rises(units)):
+        raise ValueError(f"{folder} is damaged: its places are not those of its tokens.")
+    wanted = border(units[np.searchsorted(tokens, ends)], int(units[-1]), val_fraction)
+    before = int(np.searchsorted(units, wanted, side="right")) - 1
+    cut, missing = int(tokens[before]), wanted - int(units[before])
+    if missing == 0:
+        return cut
+    continues = np.array([b"\x80" <= piece[:1] < b"\xc0" for piece in tokenizer.pieces])  # a character begun before
+    while cut < len(whole):
+        ids = whole.read(cut, min(cut + _PIECE, len(whole)))
+        if ids.max() >= tokenizer.vocab_size:
+            raise ValueError(f"{folder} is damaged: it has tokens that its tokenizer has not.")
+        characters = tokenizer.sizes[1][ids]
+        begun = characters.cumsum()
+        free = (begun - characters >= missing) & ~continues[ids]
+        if free.any():
+            return cut + int(free.argmax())
+        cut, missing = cut + len(ids), missing - int(begun[-1])
+    return cut

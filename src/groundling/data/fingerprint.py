@@ -1,0 +1,83 @@
+"""What a text is made of, document by document, and in what another one differs from it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from groundling.data.progress import Meter, Progress, silent
+from groundling.data.sources import Source, read_bytes
+
+MOST_DOCUMENTS = 1000
+"""The names and hashes of this many are recorded, so that a later change can be described."""
+_NAMED = 3  # files of a kind of change that are named
+
+
+@dataclass(frozen=True)
+class Contents:
+    """`fingerprint` is the SHA-256 of the documents' bytes, whatever the files are called; `documents` are name, bytes
+    and SHA-256 of the first thousand."""
+
+    fingerprint: str
+    documents: tuple[dict[str, Any], ...]
+
+
+def contents_of(source: Source, progress: Progress = silent) -> Contents:
+    """Read all of a text once. Raises OSError with a sentence where it cannot be read."""
+    meter, whole, documents = Meter(progress, "checking", source.size), hashlib.sha256(), list[dict[str, Any]]()
+    for document in source.documents:
+        digest, size = hashlib.sha256(), 0
+        for chunk in read_bytes(document):
+            digest.update(chunk)
+            size += len(chunk)
+            meter.add(len(chunk))
+        whole.update(digest.digest())
+        if len(documents) < MOST_DOCUMENTS:
+            below = os.path.join(source.address, "")
+            name = document.name.removeprefix(below) if len(source.documents) > 1 else source.name
+            documents.append({"name": name[:4096], "bytes": size, "sha256": digest.hexdigest()})
+    return Contents(whole.hexdigest(), tuple(documents))
+
+
+def difference(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
+    """In what the files of a text differ, such as `1 file was added (c.txt), 2 were edited (a.txt, b.txt)`. Each has
+    `name` and `sha256`. Nothing if that cannot be told from them."""
+    old, new = ({each["name"]: each["sha256"] for each in files} for files in (before, now))
+    renamed = Counter(old[name] for name in old.keys() - new.keys()) & Counter(new[n] for n in new.keys() - old.keys())
+    kinds = {
+        "added": [name for name in new if name not in old and new[name] not in renamed],
+        "removed": [name for name in old if name not in new and old[name] not in renamed],
+        "edited": [name for name in old if name in new and old[name] != new[name]],
+        "renamed": [name for name in new if name not in old and new[name] in renamed],
+    }
+    told = [
+        f"{len(names)} {'file was' if len(names) == 1 else 'files were'} {kind} ({_some(names)})"
+        for kind, names in kinds.items()
+        if names
+    ]
+    return ", ".join(told)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def parting(old: Iterable[bytes], new: Iterable[bytes]) -> tuple[int, int]:
+    """Where two texts, each in chunks, part: the offset in bytes, and the line, counted from 1."""
+    offset, line = 0, 1
+    left, right = iter(filter(None, old)), iter(filter(None, new))
+    a = b = b""
+    while True:
+        a, b = a or next(left, b""), b or next(right, b"")
+        n = min(len(a), len(b))
+        differ = np.frombuffer(a, np.uint8, n) != np.frombuffer(b, np.uint8, n) if n else np.zeros(0, bool)
+        if n == 0 or differ.any():
+            same = int(differ.argmax()) if n else 0
+            return offset + same, line + a[:same].count(b"\n")
+        offset, line, a, b = offset + n, line + a[:n].count(b"\n"), a[n:], b[n:]

@@ -1,0 +1,79 @@
+"""The tokenizer of a text: read from a file, or made from the text itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from groundling.config import CorpusSettings
+from groundling.data.progress import Meter, Notice, Progress, once, silent
+from groundling.data.sources import Source, find_source, read_text
+from groundling.data.split import border
+from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer
+from groundling.data.tokenizers.bpe import BpeTokenizer
+
+_SAMPLE = 64 * 2**20  # characters that a BPE is learned from at most: its memory grows with the different words
+
+
+def train_tokenizer(
+    corpus: str | os.PathLike[str],
+    *,
+    kind: Literal["char", "byte", "bpe"] = "bpe",
+    vocab_size: int = CorpusSettings.vocab_size,
+    glob: str | None = None,
+    notice: Notice = silent,
+    progress: Progress = silent,
+) -> Tokenizer:
+    """The tokenizer that a run on this text with the same settings would have, to `save` and use elsewhere.
+
+    `bpe` learns from the text without its validation part (a tenth, at its end), and from 64 million characters of
+    it at most, spread evenly. Raises ValueError or OSError with a sentence if the text cannot be read.
+    """
+    return fit_tokenizer(find_source(corpus, glob), CorpusSettings(kind, vocab_size, glob), once(notice), progress)
+
+
+def fit_tokenizer(source: Source, settings: CorpusSettings, notice: Notice, progress: Progress) -> Tokenizer:
+    """The tokenizer that `settings` ask for: see `train_tokenizer`, and `Tokenizer.load` for those of a file.
+
+    Characters are those of the whole text; nothing else about its validation part is learned from.
+    """
+    if settings.tokenizer == "byte":
+        return ByteTokenizer()
+    if settings.tokenizer not in ("char", "bpe"):
+        return Tokenizer.load(Path(settings.tokenizer))
+    documents = _read(source, "reading", notice, progress)
+    if settings.tokenizer == "char":
+        chunks = (chunk for document in documents for chunk in document)
+        return CharTokenizer.fit(chunks, end_of_text=len(source.documents) > 1)
+    sizes = [sum(map(len, document)) + 1 for document in documents]  # with the mark that ends each
+    ends = np.array(sizes, dtype=np.int64).cumsum()
+    stop = border(ends, int(ends[-1]), settings.val_fraction)
+    if stop > _SAMPLE:
+        notice(f"The tokenizer learns from {_SAMPLE / 1e6:.0f} million characters, spread evenly over the text.")
+    tokenizer = BpeTokenizer.fit(_before(stop, source, notice, progress), settings.vocab_size)
+    if tokenizer.vocab_size < settings.vocab_size:
+        notice(
+            f"The text gives a vocabulary of {tokenizer.vocab_size:,} tokens and not {settings.vocab_size:,}: no "
+            "other pair of tokens occurs twice in its training part."
+        )
+    return tokenizer
+
+
+def _read(source: Source, doing: str, notice: Notice, progress: Progress) -> Iterator[Iterator[str]]:
+    meter = Meter(progress, doing, source.size)
+    for document in source.documents:
+        yield read_text(document, notice, meter.add)
+
+
+def _before(stop: int, source: Source, notice: Notice, progress: Progress) -> Iterator[str]:
+    """The text before `stop`, where a document counts its characters and one more; `_SAMPLE` of it, spread evenly."""
+    share, position = min(1.0, _SAMPLE / max(stop, 1)), 0
+    for document in _read(source, "learning tokens from", notice, progress):
+        for chunk in document:
+            yield chunk[: int(share * min(len(chunk), max(0, stop - position)))]
+            position += len(chunk)
+        position += 1

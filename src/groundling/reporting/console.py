@@ -1,0 +1,249 @@
+"""The subscriber that shows training to a person: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from contextlib import suppress
+from typing import IO
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from groundling.analysis.diagnosis import standing
+from groundling.escape import visible
+from groundling.training.events import (
+    Checked,
+    Evaluation,
+    Event,
+    Finished,
+    Generation,
+    Notice,
+    OutOfMemory,
+    Paused,
+    Planned,
+    Preparing,
+    RolledBack,
+    Sample,
+    Skipped,
+    Started,
+    Step,
+)  # fmt: skip
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Console:
+    """Prints to `file` (standard output if none). Use as a context manager, so that the live line is cleared."""
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        self.out = RichConsole(file=file, highlight=False, soft_wrap=True)
+        self._live: Progress | None = None
+        self._task = TaskID(0)
+        self._validation = ""
+        self._sample: Sample | None = None
+        self._last_line = self._began = 0.0
+        self._steps = ""
+        self._milestones: list[float] = []
+        self._standing = ""
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_live()
+
+    def __call__(self, event: Event) -> None:
+        try:
+            self._show(event)
+        except OSError:  # the terminal was closed, or whoever read along has left: no run is lost for that
+            self._live = None
+            self.out = RichConsole(quiet=True)
+
+    def _show(self, event: Event) -> None:
+        match event:
+            case Preparing():
+                self._preparing(event)
+            case Notice():
+                self.out.print(f"[yellow]note:[/] {escape(visible(event.sentence))}")
+            case Planned():
+                self._planned(event)
+            case Started():
+                self._started(event)
+            case Checked():
+                self._milestones = event.milestones
+            case Step():
+                self._step(event)
+            case Skipped():
+                self.out.print(
+                    f"[yellow]step {event.step:,} is left out:[/] {event.cause}; weights and optimizer stay as before"
+                )
+            case RolledBack():
+                where = f"the checkpoint of step {event.to:,}" if event.to else "the start"
+                self.out.print(
+                    f"[yellow]back from step {event.step:,} to {where}:[/] {event.cause}; from there on at "
+                    f"{event.rate_share:.3g} of the learning rates that were set"
+                )
+            case OutOfMemory():
+                self._out_of_memory(event)
+            case Evaluation():
+                self._evaluation(event)
+            case Generation():
+                self.out.print(
+                    f"[bold]step {event.step:,}  generation {event.generation} begins:[/] a new model, which learns "
+                    "from the text and from the model so far"
+                )
+            case Sample():
+                self._sample = event
+                self.out.print(Text(_indent(event.prompt + event.text), style="dim"))
+                if event.copied_share:
+                    self.out.print(
+                        f"    ({event.copied_share:.0%} of this is copied from the training text; the longest span has "
+                        f"{event.longest_copy} characters)"
+                    )
+            case Paused():
+                self._end_live()
+                self.out.print(f"Saved at step {event.step:,}. To continue:  ", end="")
+                self.out.print(Text(f"groundling resume {shlex.quote(event.run)}", style="bold"))
+            case Finished():
+                self._end_live()
+                self._finished(event)
+
+    def _preparing(self, event: Preparing) -> None:
+        """Nothing for a text that is read in a second; progress, rate and time left for one that is not."""
+        now = time.perf_counter()
+        if event.done <= 0 or not self._began:
+            self._began = self._last_line = now
+        self._began = self._began if event.done < event.total else 0.0
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES / 2 and self._began:
+            self._last_line = now
+            rate = event.done / max(now - self._began, 1e-9)
+            left = (event.total - event.done) / max(rate, 1)
+            self.out.print(
+                f"{event.doing} the text: {event.done / 1e6:,.0f} of {event.total / 1e6:,.0f} MB, "
+                f"{rate / 1e6:,.0f} MB/s, {duration(left)} left"
+            )
+
+    def _planned(self, event: Planned) -> None:
+        model, expected = event.model, ""
+        if event.loss is not None:
+            expected = f"; expected validation loss {event.loss:.2f}, most likely {event.low:.2f} to {event.high:.2f}"
+        self.out.print(
+            f"[bold]plan    {event.minutes:g} minutes, until {event.ends[11:19]}[/]: "
+            f"{event.parameters / 1e6:.1f}M parameters ({model['n_layer']} layers × {model['n_embd']}), "
+            f"dropout {model['dropout']:g}, {event.batch_size} windows of {model['block_size']} a step"
+            + (f", {event.generations} generations" if event.generations > 1 else "")
+        )
+        self.out.print(
+            f"        about {event.steps:,} steps of {event.seconds_per_step:.2g} s, {event.epochs:.1f} passes over "
+            f"the text, {event.memory / 1e9:.1f} GB of memory{expected}"
+        )
+
+    def _started(self, event: Started) -> None:
+        total = sum(count for _, count in event.parameters)
+        table = Table(title=f"{total:,} parameters", title_justify="left", box=None, pad_edge=False, show_header=False)
+        for part, count in event.parameters:
+            table.add_row(part, f"{count:,}")
+        self.out.print(table)
+        corpus, machine = event.corpus, event.machine
+        self.out.print(
+            f"corpus  {escape(visible(corpus['name']))}: {corpus['characters']:,} characters, vocabulary of "
+            f"{corpus['vocab_size']:,}; {corpus['training_tokens']:,} tokens to train on, "
+            f"{corpus['validation_tokens']:,} to validate"
+        )
+        self.out.print(
+            f"machine {machine['device']}, {machine['dtype']}, {machine['threads']} threads"
+            + (f" ({'; '.join(machine['reasons'])})" if machine["reasons"] else "")
+        )
+        about = "about " if event.minutes else ""
+        verb = f"continues at step {event.step:,} of" if event.step else "trains for"
+        self.out.print(
+            f"run     {escape(event.run)} {verb} {about}{event.steps:,} steps, {event.epochs:.1f} passes over the text"
+        )
+        self.out.print()
+        self._steps, self._last_line = f"{about}{event.steps:,}", 0.0
+        if self.out.is_terminal:
+            self._live = Progress(
+                BarColumn(bar_width=24), TextColumn("{task.description}"), console=self.out, transient=True
+            )
+            self._task = self._live.add_task("", total=None)
+            self._live.start()
+
+    def _step(self, event: Step) -> None:
+        line = (
+            f"step {event.step:,}/{self._steps}  loss {event.loss:.3f}{self._validation}  "
+            f"lr {event.learning_rate:.1e}  {event.tokens_per_second:,.0f} tok/s  {duration(event.seconds_left)} left"
+        )
+        now = time.perf_counter()
+        if self._live:
+            total = event.elapsed + event.seconds_left
+            self._live.update(self._task, description=line, completed=event.elapsed, total=total)
+        elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self.out.print(line)
+
+    def _evaluation(self, event: Evaluation) -> None:
+        self._validation = f"  val {event.validation_loss:.3f}"
+        training = "" if event.training_loss is None else f"  training loss {event.training_loss:.4f}"
+        self.out.print(
+            f"[bold]step {event.step:,}  validation loss {event.validation_loss:.4f}[/]{training}  "
+            f"{event.bits_per_byte:.3f} bits/byte  {duration(event.elapsed)}{'  (best so far)' if event.best else ''}"
+        )
+        words = standing(event.validation_loss, self._milestones)
+        if words and words != self._standing:  # said when it is new
+            self.out.print(f"    {words}")
+            self._standing = words
+
+    def _out_of_memory(self, event: OutOfMemory) -> None:
+        self.out.print(
+            f"[yellow]memory ran out {event.doing}:[/] training goes on from step {event.step:,} in smaller pieces "
+            f"(windows in a pass: {event.batch_size:,}, passes a step: {event.accumulate:,}, windows at once in an "
+            f"evaluation: {event.evaluation_batch:,}). Each step reads the same text as before; the last digits may "
+            "differ from those of a run that did not run out of memory."
+        )
+
+    def _finished(self, event: Finished) -> None:
+        self.out.print()
+        self.out.print(
+            f"Done: {event.step:,} steps in {duration(event.elapsed)}, "
+            f"at most {event.peak_memory / 1e9:.1f} GB of memory. "
+            f"Best validation loss [bold]{event.best_validation_loss:.4f}[/] at step {event.best_step:,}."
+        )
+        self.out.print(event.verdict)
+        if event.forecast:
+            self.out.print(event.forecast)
+        if self._sample:
+            self.out.print("\nIt writes:\n")
+            self.out.print(Text(_indent(self._sample.prompt + self._sample.text)))
+        if event.report:
+            self.out.print(Text(f"\nAll about it on one page: {event.report}"))
+        self.out.print("\nTry next:")
+        for command in (
+            f'groundling sample {event.run} --prompt "The "',
+            f"groundling eval {event.run}",
+            f"groundling resume {event.run} --steps {2 * event.step}",
+        ):
+            self.out.print(Text(f"  {command}", style="bold"))
+
+    def _end_live(self) -> None:
+        live, self._live = self._live, None
+        if live:
+            with suppress(OSError):  # the terminal is gone
+                live.stop()
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 05 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def _indent(text: str) -> str:
+    return "\n".join("    " + line for line in visible(text).strip("\n").split("\n"))

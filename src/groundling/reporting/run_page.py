@@ -1,0 +1,17 @@
+"""The page about a run: one file of HTML that opens from the disk, without a network."""
+
+from __future__ import annotations
+
+from groundling.reporting.html import render
+from groundling.reporting.run_facts import Facts
+
+
+def run_page(facts: Facts) -> str:
+    """The page. Names, prompts and samples are escaped: a model writes what it has read, and a text may hold anything.
+
+    Curves are thinned and samples chosen so that it stays below 2 MB however long the run.
+    """
+    charts = facts.charts
+    readings = {key: {"readings": chart["readings"]} for key, chart in charts.items()}
+    data = {"last": facts.last_step, "charts": readings, "slides": facts.slides}
+    return render("reporting/run_page.html", "reporting/run_page.js", run=facts, charts=charts, data=data)

@@ -1,0 +1,109 @@
+"""Tokenizers side by side on one text: what each makes of it, what it costs, and what a model learns with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from groundling.analysis.ngrams import bigrams
+from groundling.config import PRESETS, CorpusSettings
+from groundling.data.corpus import Corpus, prepare
+from groundling.data.progress import Notice, Progress, silent
+from groundling.data.sources import find_source
+from groundling.planning.planner import parameters
+from groundling.run.train import train
+from groundling.training.events import Subscriber
+
+WORKSHOP = {"Tiny Shakespeare's characters": 65, "GPT-2's tokens": 50_257}
+
+
+def compare_tokenizers(
+    corpus: str | os.PathLike[str] | None = None,
+    *,
+    vocab_sizes: Sequence[int] = (512, 2048, 8192),
+    n_embd: int = 384,
+    minutes: float | None = None,
+    glob: str | None = None,
+    notice: Notice = silent,
+    progress: Progress = silent,
+    on_event: Subscriber | None = None,
+) -> dict[str, Any]:
+    """Characters, bytes, and BPE of some sizes on the same text, ready for JSON.
+
+    Args:
+        corpus: a file, a folder, `-`, `shakespeare` (which stands if None) or `python-docs`.
+        vocab_sizes: of the BPEs, at most; one that the text does not give is left out.
+        n_embd: the width for which parameters are counted, in the workshop's shape of 6 layers; its own is 384.
+        minutes: where given, a model is trained with each tokenizer for so long, planned by `train`, in a temporary
+            folder, and `bits_per_byte` on the validation part is told, which begins at the same character for all.
+        on_event: who is told of those trainings; shown on the console if None.
+
+    Returns `corpus`, `characters`, `n_embd`, and two lists. `tokenizers`: `tokenizer`, `vocabulary`, `tokens`,
+    `characters_per_token`, `embedding_parameters` and their `embedding_share` of the model, `bigrams_possible` and
+    `bigrams_present`; with `minutes` also `bits_per_byte`, `model_parameters` and `steps`. `workshop`: the same
+    arithmetic for a vocabulary of characters and for GPT-2's.
+
+    Raises ValueError or OSError with a sentence for the user.
+    """
+    if n_embd < 1:
+        raise ValueError(f"--n-embd must be at least 1, and it is {n_embd}.")
+    source = find_source(corpus if corpus is not None else "shakespeare", glob)
+    wanted = [("char", CorpusSettings.vocab_size), ("byte", CorpusSettings.vocab_size)]
+    wanted += [("bpe", size) for size in sorted(set(vocab_sizes))]
+    rows: list[dict[str, Any]] = []
+    texts: dict[int, tuple[Corpus, CorpusSettings]] = {}
+    for kind, size in wanted:
+        settings = CorpusSettings(tokenizer=kind, vocab_size=size, glob=glob)
+        text = prepare(source, settings, notice=notice, progress=progress)
+        if kind == "bpe" and rows[-1]["vocabulary"] == text.tokenizer.vocab_size:
+            continue  # the text gave no more already
+        texts[len(rows)] = text, settings
+        rows.append({"tokenizer": kind} | _figures(text, n_embd))
+    if minutes is not None:
+        for i, (_, settings) in texts.items():
+            rows[i] |= _trained(source.address, settings, minutes, on_event)
+    return {
+        "corpus": source.name,
+        "characters": text.n_characters,
+        "n_embd": n_embd,
+        "tokenizers": rows,
+        "workshop": [{"text": text} | _embedding(size, n_embd) for text, size in WORKSHOP.items()],
+    }
+
+
+def _figures(text: Corpus, n_embd: int) -> dict[str, Any]:
+    vocab_size = text.tokenizer.vocab_size
+    whole = dataclasses.replace(text.train, stop=text.validation.stop)
+    return _embedding(vocab_size, n_embd) | {
+        "tokens": len(whole),
+        "characters_per_token": text.n_characters / (len(whole) - text.n_marks),
+        "bigrams_possible": (vocab_size - bool(text.n_marks)) ** 2,
+        "bigrams_present": bigrams(whole, vocab_size, text.tokenizer.end_of_text_id),
+    }
+
+
+def _embedding(vocab_size: int, n_embd: int) -> dict[str, Any]:
+    """What a vocabulary costs in a model of the workshop's depth; the output head shares the embedding's weights."""
+    model = dataclasses.replace(PRESETS["workshop"].model, n_embd=n_embd, n_head=1)  # heads change no count
+    return {
+        "vocabulary": vocab_size,
+        "embedding_parameters": vocab_size * n_embd,
+        "embedding_share": vocab_size * n_embd / parameters(model, vocab_size),
+    }
+
+
+def _trained(address: str, settings: CorpusSettings, minutes: float, on_event: Subscriber | None) -> dict[str, Any]:
+    """What a model makes of the text in some minutes with the tokenizer of `settings`."""
+    with tempfile.TemporaryDirectory(prefix="groundling-") as folder:
+        run = train(address, out=folder, minutes=minutes, on_event=on_event, **dataclasses.asdict(settings))
+        if run.stopped_by is not None:
+            raise KeyboardInterrupt
+        assert run.result is not None
+        return {
+            "bits_per_byte": run.evaluate()["bits_per_byte"],
+            "model_parameters": sum(p.numel() for p in run.model.parameters()),
+            "steps": run.result["step"],
+        }

@@ -1,0 +1,147 @@
+"""The folder of a run: found, and read when it is needed; nothing in it is believed before it is checked.
+
+runs/<name>/
+  config.json      every setting, the text's fingerprint, versions, machine
+  tokenizer.json
+  metrics.jsonl    what happened, one JSON object a line
+  samples.jsonl    what the model wrote on the way, from one prompt and seed
+  checkpoints/     see training/checkpoints.py
+  loss.png         the curve, drawn at the end
+  report.html      all about it on one page, made at the end
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from groundling import storage
+from groundling.config import Config
+from groundling.data.tokenizers.base import Tokenizer
+from groundling.machine import Machine, choose
+from groundling.model.gpt import GPT
+from groundling.model.weights_file import check_fits, check_memory
+from groundling.run.metrics_log import read_history, read_result
+from groundling.run.record import check_record
+from groundling.storage.safe_read import check_folder
+from groundling.training.checkpoints import Checkpoints, load_weights, read_state
+
+_DEVICES = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?"  # what Windows takes for no file
+
+
+class RunFolder:
+    """What stands in the folder of a run. Whoever made it: nothing in it runs, and what cannot be is a ValueError that
+    says what is wrong. See SECURITY.md."""
+
+    def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
+        """`checkpoint` is the one to use; the best one (else the newest) if None.
+
+        Raises ValueError if something in the folder is a link that leads out of it, or is no file.
+        """
+        self.folder = folder
+        if checkpoint is not None:
+            check_folder(checkpoint)
+        if checkpoint is None or self.begun:
+            for part in (folder, folder / "checkpoints", *(folder / "checkpoints").glob("step-*")):
+                check_folder(part)
+        self.chosen = checkpoint
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def reference(self) -> str:
+        """What names this run on the command line from here."""
+        return self.name if self.folder.parent == runs_folder().resolve() else os.path.relpath(self.folder)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """`config.json`: settings, corpus, versions, machine."""
+        path = (self.chosen or self.folder) / "config.json"
+        return check_record(storage.read_json(path), str(path))
+
+    @cached_property
+    def config(self) -> Config:
+        return Config.from_dict(self.record["settings"])
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint in use. Raises ValueError if the run has none yet."""
+        path = self.chosen or self.checkpoints.pointed("best") or self.checkpoints.newest(lambda _: None)
+        if path is None:
+            raise ValueError(
+                f"The run {self.name} has no checkpoint yet: continue it with `groundling resume {self.reference}`."
+            )
+        return path
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        path = (self.chosen or self.folder) / "tokenizer.json"
+        tokenizer = Tokenizer.load(path)
+        if tokenizer.fingerprint != self.record["corpus"]["tokenizer"]:
+            raise ValueError(f"{path} is not the tokenizer that {self.name} was trained with: its hash is another one.")
+        return tokenizer
+
+    @cached_property
+    def machine(self) -> Machine:
+        return choose(self.config.machine, self.record.get("machine"))
+
+    @cached_property
+    def model(self) -> GPT:
+        """The model of the checkpoint in use, on its device. Its files are checked against their hashes first."""
+        storage.verify(self.checkpoint)
+        check_fits(self.checkpoint, self.config.model, self.tokenizer.vocab_size)
+        check_memory(self.config.model, self.tokenizer.vocab_size)
+        model = GPT(self.config.model, self.tokenizer.vocab_size)
+        load_weights(self.checkpoint, model)
+        return model.to(self.machine.device).eval()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps behind the checkpoint in use."""
+        return read_state(self.checkpoint).step
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """How the run ended (the fields of the event `Finished`); None if it has not come to its end."""
+        return read_result(self.folder / "result.json")
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run already."""
+        return (self.folder / "config.json").exists()
+
+    @property
+    def finished(self) -> bool:
+        return self.result is not None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The run's history: the lines of `metrics.jsonl`."""
+        return read_history(self.folder / "metrics.jsonl")
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What the model wrote while it trained: the lines of `samples.jsonl`."""
+        return [line for line in read_history(self.folder / "samples.jsonl") if line["event"] == "sample"]
+
+
+def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
+    return Path(out or os.environ.get("GROUNDLING_RUNS") or "runs")
+
+
+def as_name(text: str, otherwise: str = "run") -> str:
+    """What of `text` can stand in the name of a folder; `otherwise` if nothing can."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or otherwise
+
+
+def is_name(text: str) -> bool:
+    """Whether a run's folder can be called so, on every system."""
+    fits = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", text) is not None and not text.endswith(".")
+    return fits and not re.fullmatch(_DEVICES, text)

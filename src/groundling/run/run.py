@@ -1,0 +1,235 @@
+"""A run in use: its model writes and is scored, its curves are explained, and all about it stands on one page."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from groundling import storage
+from groundling.analysis.diagnosis import diagnose, standing, verdict
+from groundling.analysis.history import History
+from groundling.analysis.memorization import TrainingText
+from groundling.data.corpus import Corpus, Tokens, prepare
+from groundling.data.progress import Notice, Progress, silent
+from groundling.data.reopen import find_again
+from groundling.data.sources import find_source
+from groundling.data.tokenizers.base import Unknown
+from groundling.evaluation.causality import sees_the_future
+from groundling.evaluation.score import score
+from groundling.evaluation.token_losses import TokenLoss, token_losses
+from groundling.inference.model_variants import Ready
+from groundling.inference.precision import Precision
+from groundling.inference.sampling import Sampling
+from groundling.inference.stream import beginning, stream
+from groundling.reporting.plot import plot_curves
+from groundling.reporting.run_facts import Facts
+from groundling.reporting.run_page import run_page
+from groundling.reporting.token_loss_page import loss_page
+from groundling.run.folder import RunFolder
+
+LONG = 1000
+"""Tokens: a shorter text is written before what makes it faster is made."""
+
+
+class Run(RunFolder):
+    """A trained (or half-trained) model in its folder, and what can be done with it: write, score, explain, report."""
+
+    def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
+        """`checkpoint` is the one to use; the best one (else the newest) if None. For ValueErrors, see `RunFolder`."""
+        super().__init__(folder, checkpoint)
+        self.stopped_by: int | None = None
+        """The signal that ended training early, after `train` or `resume` returned; None if it came to the end."""
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 300,
+        stop: str | Sequence[str] = (),
+        precision: Precision = "float32",
+        unknown: Unknown = "error",
+        **sampling: Any,
+    ) -> str:
+        """The text that the model writes after `prompt`.
+
+        `sampling` are the fields of `Sampling` (temperature, top_k, seed, ...), with its defaults and ValueErrors, and
+        `precision` is that of the weights (see inference/precision.py). The same checkpoint, prompt and seed give the
+        same text on a device. Of a prompt longer than the context the newest part is read.
+        """
+        options: Any = {"stop": stop, "precision": precision, "unknown": unknown}
+        return "".join(self.stream(prompt, Sampling(**sampling), max_new_tokens, **options))
+
+    def stream(
+        self,
+        prompt: str,
+        sampling: Sampling,
+        max_new_tokens: int,
+        *,
+        stop: str | Sequence[str] = (),
+        precision: Precision = "float32",
+        unknown: Unknown = "error",
+    ) -> Iterator[str]:
+        """Like `generate`, yielding text as it comes."""
+        if max_new_tokens < 0:
+            raise ValueError(f"--max-new-tokens must be 0 or more, and it is {max_new_tokens}.")
+        ids = self.prompt_ids(prompt, unknown)
+        few_tokens = self.ready.few_tokens(precision, make=max_new_tokens >= LONG)
+        model, drafts = self.ready.model(precision), self.ready.drafts if few_tokens else None
+        return stream(model, self.tokenizer, ids, max_new_tokens, sampling, stop, drafts, few_tokens)
+
+    def prompt_ids(self, prompt: str = "", unknown: Unknown = "error") -> list[int]:
+        """The tokens of `prompt`; those that a document begins with if it is empty. At least one."""
+        return self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer, self.record["corpus"]["documents"])
+
+    @cached_property
+    def ready(self) -> Ready:
+        """The model as texts are written with it: in a precision, and what makes it faster."""
+        return Ready(self.model)
+
+    def evaluate(
+        self,
+        text: str | os.PathLike[str] | None = None,
+        *,
+        max_tokens: int | None = None,
+        sliding: bool = False,
+        html: str | os.PathLike[str] | None = None,
+        html_tokens: int = 4000,
+        unknown: Unknown = "error",
+    ) -> dict[str, Any]:
+        """Score the checkpoint on the run's validation part, or on `text` (a file, folder or corpus name).
+
+        `max_tokens` caps how much is read, evenly spread (0: no cap); by default as in training, so that the
+        figures are those of the training log. With `sliding`, windows overlap: see evaluation/score.py. `html` is a
+        page to write, on which the first `html_tokens` tokens (0: all) are painted by their loss.
+
+        Returns the fields of `Score`, and `step` and `checkpoint`.
+        """
+        if html is not None:
+            _check_place("--html", Path(html))
+        tokens = self._tokens(text, unknown)
+        if max_tokens is None:
+            max_tokens = self.config.training.eval_tokens if text is None else 0
+        result = score(self.model, tokens, self.tokenizer, self.machine, max_tokens=max_tokens, sliding=sliding)
+        if html is not None:
+            losses = token_losses(
+                self.model, _first(tokens, html_tokens), self.tokenizer, self.machine, sliding=sliding
+            )
+            what = "its validation part" if text is None else os.fspath(text)
+            beginning = self.tokenizer.decode(tokens.read(0, 1))
+            page = loss_page(
+                f"{self.name}, step {self.step:,}, on {what}",
+                beginning,
+                losses,
+                result,
+                len(tokens),
+                self.tokenizer.vocab_size,
+            )
+            storage.write_file(Path(html), page)
+        return dataclasses.asdict(result) | {"step": self.step, "checkpoint": str(self.checkpoint)}
+
+    def explain(self) -> dict[str, Any]:
+        """What the run's curves say, ready for JSON: `standing`, `findings` (each with kind, evidence and advice), and
+        `verdict`, which puts it into a few sentences."""
+        if "imported" in self.record:
+            raise ValueError(f"The run {self.name} was imported: there are no curves of its training to explain.")
+        sees_future = bool(self.checkpoints.steps()) and sees_the_future(self.model)
+        history = History.read(self.metrics(), self.config, sees_future)
+        findings = diagnose(history)
+        loss = float(history.validation.min()) if len(history.validation) else None
+        return {
+            "step": history.n_steps_done,
+            "best_validation_loss": loss,
+            "milestones": list(history.milestones),
+            "standing": standing(loss, history.milestones) if loss is not None else "",
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+            "verdict": verdict(history, findings),
+        }
+
+    def token_losses(
+        self,
+        text: str | os.PathLike[str] | None = None,
+        *,
+        max_tokens: int = 4000,
+        sliding: bool = False,
+        unknown: Unknown = "error",
+    ) -> list[TokenLoss]:
+        """The loss of each of the first `max_tokens` tokens (0: all) of the validation part, or of `text`."""
+        tokens = _first(self._tokens(text, unknown), max_tokens)
+        return token_losses(self.model, tokens, self.tokenizer, self.machine, sliding=sliding)
+
+    def training_text(self, progress: Callable[[str, int, int], None] = lambda *_: None) -> TrainingText:
+        """The training part of the run's text, indexed, so that `report` says what a sample copied from it.
+
+        Raises ValueError if the text is gone, has changed, or has more than 100 MB.
+        """
+        corpus = corpus_of(self, progress=progress)
+        return TrainingText.of(corpus, _document_names(self) if corpus.n_documents > 1 else (), progress)
+
+    def _tokens(self, text: str | os.PathLike[str] | None, unknown: Unknown) -> Tokens:
+        """The validation part, or all of `text`."""
+        if text is None:
+            return corpus_of(self).validation
+        corpus = prepare(find_source(text), self.config.text, tokenizer=self.tokenizer, unknown=unknown)
+        return dataclasses.replace(corpus.train, stop=corpus.validation.stop)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Draw the loss curve to `path` (`loss.png` in the run's folder) and return where it is."""
+        target = Path(path) if path else self.folder / "loss.png"
+        plot_curves({self.name: self.metrics()}, target)
+        return target
+
+    def report(self, path: str | os.PathLike[str] | None = None, *, originality: bool = True) -> Path:
+        """Write all about the run on one HTML page, `path` (`report.html` in its folder), and return where it is.
+
+        It is made from the run's files. With `originality`, samples that were not compared with the training text when
+        they were written are compared now, which takes some seconds for a long one; not if the text is gone.
+
+        Raises ValueError if no step was logged yet, or if the page cannot be written there.
+        """
+        target = Path(path) if path else self.folder / "report.html"
+        _check_place("--to", target)
+        samples, text = self.samples(), None
+        if originality and any(sample.get("copied_spans") is None for sample in samples):
+            with suppress(ValueError):  # it is gone, has changed, or is too long
+                text = self.training_text()
+        facts = Facts(self.reference, self.record, self.config, self.metrics(), samples, self.result, text)
+        storage.write_file(target, run_page(facts).encode("utf-8", "replace"))
+        return target
+
+    def __repr__(self) -> str:
+        return f"Run({os.fspath(self.folder)!r})"
+
+
+def corpus_of(run: Run, notice: Notice = silent, progress: Progress = silent) -> Corpus:
+    """The text that a run was trained on. Raises ValueError if it is gone or has changed, with what differs."""
+    if "imported" in run.record:
+        raise ValueError(
+            f"The run {run.name} was imported, without a text: name one with --text, or train the model further on "
+            f"one with `groundling train my.txt --init-from {run.reference}`."
+        )
+    return find_again(run.record["corpus"], run.reference, run.config, run.tokenizer, notice, progress)
+
+
+def _document_names(run: Run) -> list[str]:
+    try:
+        return [document.name for document in find_source(run.config.corpus, run.config.text.glob).documents]
+    except (FileNotFoundError, ConnectionError):
+        return []  # the text is gone; its tokens, from the cache, have no names
+
+
+def _check_place(option: str, path: Path) -> None:
+    """Raise ValueError if no file can be written at `path`: long work is not to be lost at its end."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"{option} {path} cannot be written: it is a folder, or lies in one that is not there.")
+
+
+def _first(tokens: Tokens, n: int) -> Tokens:
+    """The first token, and `n` that are predicted (0: all)."""
+    if n < 0:
+        raise ValueError(f"The number of tokens to paint must be 1 or more, or 0 for all, and it is {n}.")
+    return dataclasses.replace(tokens, stop=min(tokens.stop, tokens.start + n + 1)) if n else tokens

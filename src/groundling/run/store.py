@@ -1,0 +1,71 @@
+"""The folder of runs: one of them by its name, or a summary of each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from groundling.config import did_you_mean
+from groundling.run.folder import is_name, runs_folder
+from groundling.run.run import Run
+from groundling.training.checkpoints import read_state
+
+
+def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Run:
+    """The run of a name in the runs folder, or of a path to a run or to one of its checkpoints.
+
+    Raises FileNotFoundError if there is none.
+    """
+    reference = os.fspath(run)
+    folder = runs_folder(out)
+    candidates = [Path(reference).expanduser()]
+    if is_name(reference):
+        candidates.insert(0, folder / reference)
+    for path in candidates:
+        if (path / "model.safetensors").is_file():
+            return Run(path.resolve().parent.parent, path.resolve())
+        if (path / "config.json").is_file() or (path / "checkpoints").is_dir():  # without the first, it can be mended
+            return Run(path.resolve())
+    known = [path.name for path in _run_folders(folder)]
+    hint = did_you_mean(reference, known) or (f"; there are {', '.join(known[-5:])}" if known else "")
+    raise FileNotFoundError(f"There is no run {reference!r} in {folder}, nor at that path{hint}.")
+
+
+def runs(out: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
+    """A summary of every run in the runs folder, oldest first, ready for JSON."""
+    return sorted(map(_summary, _run_folders(runs_folder(out))), key=lambda row: row["created"] or "")
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/config.json"))
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": folder.name, "status": "unreadable", "step": 0, "steps": None, "best_step": None,
+        "best_validation_loss": None, "corpus": None, "preset": None, "created": None, "folder": str(folder),
+    }  # fmt: skip
+    try:
+        run = Run(folder.resolve())
+        row |= {
+            "corpus": run.record["corpus"]["name"],
+            "preset": run.config.preset,
+            "steps": run.config.training.steps,
+            "created": run.record.get("created"),
+            "status": "imported" if "imported" in run.record else "new",
+        }
+        steps = run.checkpoints.steps()
+        if row["status"] == "imported":
+            row["steps"] = 0
+        elif steps:
+            state = read_state(run.checkpoints.path(steps[-1]))
+            row |= {
+                "step": state.step,
+                "best_step": (run.result or {}).get("best_step", state.best_step if state.best_loss else None),
+                "best_validation_loss": (run.result or {}).get("best_validation_loss", state.best_loss),
+                "status": "finished" if run.finished else "unfinished",
+            }
+    except (ValueError, OSError, KeyError):
+        row["status"] = "unreadable"  # a damaged run must not hide the others
+    return row

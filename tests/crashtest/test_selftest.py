@@ -1,0 +1,99 @@
+"""`groundling selftest`: that it kills everywhere, that all comes out equal, and that it would say if it did not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import groundling
+from groundling.crashtest import selftest
+from groundling.crashtest.selftest import PHASES, Found
+
+
+def assert_nothing_lost(found: Found, kills: int) -> None:
+    assert found.difference is None
+    assert found.kills == kills == sum(found.struck.values())
+    assert found.struck.keys() == set(PHASES)
+    assert abs(2 * found.at_operations - kills) <= 1
+    assert kills - found.runs <= found.resumes <= kills
+    assert found.tensors > 30
+    assert found.losses == 36 + 7  # steps and evaluations
+    assert found.batches == 36 * 2
+
+
+def test_20_kills_lose_nothing() -> None:
+    told: list[tuple[int, int]] = []
+    found = groundling.selftest(kills=20, seed=5, progress=lambda done, total: told.append((done, total)))
+    assert_nothing_lost(found, 20)
+    assert told == [(n, 20) for n in range(1, 21)]
+    assert found.fresh >= 1
+    assert sum(kills > 0 for kills in found.struck.values()) >= 4  # of six: on a busy machine some strike late
+    assert found.struck["saving"] >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_200_kills_lose_nothing() -> None:
+    found = groundling.selftest(kills=200, seed=6)
+    assert_nothing_lost(found, 200)
+    assert min(found.struck.values()) >= 5
+    assert found.half_written >= 5
+
+
+@pytest.mark.slow
+def test_without_forks_all_are_new_interpreters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(selftest, "_FORKS", False)
+    selftest.conduct(str(tmp_path), "6", "7")
+    found = Found(**json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert_nothing_lost(found, 6)
+    assert found.fresh == 6
+
+
+PLANTED = {  # a line of training/checkpoints.py, what stands there instead, and what the test must say
+    "the optimizer is forgotten": (
+        "read_tensors(file, expected)", "{k: v for k, v in read_tensors(file, expected).items() if '/teacher' in k}",
+        "The last checkpoint's",
+    ),
+    "the newest is passed over": (
+        "for path in map(self.path, reversed(steps)):", "for path in map(self.path, steps):",
+        "had been saved, and training went on from step",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=[pytest.mark.slow] if i else []) for i, name in enumerate(PLANTED)]
+)
+def test_what_is_lost_is_found(fault: str, tmp_path: Path) -> None:
+    """The command as users type it, on a copy of the package with a fault planted."""
+    assert groundling.__file__
+    source = tmp_path / "src" / "groundling"
+    shutil.copytree(Path(groundling.__file__).parent, source, ignore=shutil.ignore_patterns("__pycache__"))
+    file = source / "training" / "checkpoints.py"
+    right, wrong, said = PLANTED[fault]
+    assert file.read_text("utf-8").count(right) == 1
+    file.write_text(file.read_text("utf-8").replace(right, wrong), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "groundling", "selftest", "--kills", "8", "--seed", "1", "--json"],
+        env=os.environ | {"PYTHONPATH": str(source.parent), "TMPDIR": str(tmp_path)},
+        capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+    found = Found(**json.loads(done.stdout))
+    assert done.returncode == 1
+    assert found.difference is not None
+    assert said in found.difference
+    assert found.folder is not None
+    assert (Path(found.folder) / "runs" / "whole").is_dir()
+
+
+def test_no_kills_are_no_test() -> None:
+    with pytest.raises(ValueError, match="--kills must be 1 or more, and it is 0"):
+        groundling.selftest(kills=0)

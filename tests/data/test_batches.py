@@ -1,0 +1,212 @@
+"""A batch is a pure function of seed and step, and an epoch shows every window once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from groundling.data.batches import Batches, permute
+from groundling.data.corpus import Corpus, Tokens
+
+KEYS = np.array([1, 2, 3, 4], dtype=np.uint64)
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Callable[..., Tokens]:
+    """`n` tokens whose ids are their places."""
+
+    def counting(n: int) -> Tokens:
+        np.arange(n, dtype=np.uint32).tofile(tmp_path / "tokens.bin")
+        return Tokens(tmp_path / "tokens.bin", "uint32", 0, n)
+
+    return counting
+
+
+def epoch(tokens: Tokens, block_size: int, number: int) -> npt.NDArray[np.int64]:
+    """The starts of all windows of an epoch, in order: it is one batch of that size."""
+    n = Batches(tokens, block_size, 1, 1, seed=3).windows_per_epoch
+    return Batches(tokens, block_size, n, 1, seed=3).starts(number)
+
+
+# --- the permutation
+
+
+@pytest.mark.parametrize(
+    "n", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 255, 256, 257, 1000, 4095, 4096, 4097, 65537]
+)
+def test_permute_is_a_bijection(n: int) -> None:
+    assert np.array_equal(np.sort(permute(np.arange(n), n, KEYS)), np.arange(n))
+
+
+@given(st.integers(1, 3000), st.lists(st.integers(0, 2**64 - 1), min_size=4, max_size=4))
+def test_permute_is_a_bijection_for_any_keys(n: int, keys: list[int]) -> None:
+    assert np.array_equal(np.sort(permute(np.arange(n), n, np.array(keys, dtype=np.uint64))), np.arange(n))
+
+
+@given(st.integers(2**31, 2**50), st.data())
+def test_any_place_of_a_huge_corpus_can_be_asked_for_alone(n: int, data: st.DataObject) -> None:
+    places = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=20))), dtype=np.int64)
+    together = permute(places, n, KEYS)
+    assert ((together >= 0) & (together < n)).all() and len(set(together.tolist())) == len(places)
+    assert [int(permute(places[i : i + 1], n, KEYS)[0]) for i in range(len(places))] == together.tolist()
+
+
+def test_the_argument_is_left_alone() -> None:
+    places = np.arange(100)
+    permute(places, 100, KEYS)
+    assert np.array_equal(places, np.arange(100))
+
+
+def test_every_order_of_a_few_windows_comes_up() -> None:
+    rng = np.random.default_rng(0)
+    orders = {tuple(permute(np.arange(3), 3, rng.integers(2**63, size=4).astype(np.uint64))) for _ in range(300)}
+    assert len(orders) == 6
+
+
+# --- epochs
+
+
+@pytest.mark.parametrize(("n", "block"), [(1000, 10), (1003, 10), (1009, 10), (65, 8), (4097, 64), (333, 1)])
+def test_an_epoch_shows_every_window_once_and_none_overlap(counting: Callable[..., Tokens], n: int, block: int) -> None:
+    tokens = counting(n)
+    for number in range(3):
+        starts = np.sort(epoch(tokens, block, number))
+        assert (np.diff(starts) == block).all()
+        assert starts[0] >= 0 and starts[-1] + block + 1 <= n
+        assert n - len(starts) * block < 2 * block  # less than two windows are left out
+
+
+def test_epochs_are_cut_at_new_places(counting: Callable[..., Tokens]) -> None:
+    tokens = counting(507)
+    phases = {int(epoch(tokens, 10, number).min()) for number in range(300)}
+    assert phases == set(range(17))  # as many as there are tokens to spare: none is never seen
+
+
+def test_epochs_have_new_orders(counting: Callable[..., Tokens]) -> None:
+    tokens = counting(500)
+    orders = {tuple(epoch(tokens, 10, number) // 10) for number in range(20)}
+    assert len(orders) == 20
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_order_looks_shuffled(counting: Callable[..., Tokens], number: int) -> None:
+    """Correlations of a random order of 1,000, with places and with what came before, are about 0.03."""
+    order = epoch(counting(10_050), 10, number) // 10
+    ranks = np.arange(len(order))
+    assert abs(np.corrcoef(order, ranks)[0, 1]) < 0.12
+    assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.12
+    ascents = (np.diff(order) > 0).mean()
+    assert 0.45 < ascents < 0.55
+    assert len(set(np.diff(order).tolist())) > len(order) / 2  # no constant stride
+
+
+def test_the_first_windows_of_many_seeds_come_from_everywhere(counting: Callable[..., Tokens]) -> None:
+    tokens = counting(1000)
+    firsts = [int(Batches(tokens, 10, 1, 1, seed).starts(0)[0]) // 100 for seed in range(500)]
+    counts = np.bincount(firsts, minlength=10)
+    assert counts.min() > 25 and counts.max() < 80  # 50 expected
+
+
+def test_a_batch_may_cross_the_border_of_epochs(counting: Callable[..., Tokens]) -> None:
+    tokens = counting(105)  # 9 windows an epoch
+    one, seven = Batches(tokens, 10, 1, 1, seed=3), Batches(tokens, 10, 7, 1, seed=3)
+    expected = np.concatenate([one.starts(step) for step in range(63)])
+    assert one.windows_per_epoch == 9
+    assert np.array_equal(np.concatenate([seven.starts(step) for step in range(9)]), expected)
+
+
+def test_a_batch_may_be_larger_than_several_epochs(counting: Callable[..., Tokens]) -> None:
+    batches = Batches(counting(41), 10, 32, 1, seed=3)
+    starts = batches.starts(0)
+    assert batches.windows_per_epoch == 3 and starts.shape == (32,)
+    for first in range(0, 30, 3):
+        assert np.diff(np.sort(starts[first : first + 3])).tolist() == [10, 10]
+
+
+def test_epochs_are_counted(counting: Callable[..., Tokens]) -> None:
+    batches = Batches(counting(105), 10, 3, 2, seed=3)
+    assert batches.epochs(0) == 0 and batches.epochs(3) == 2.0
+    assert batches.tokens_per_step == 60
+
+
+# --- purity
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 10**9), st.integers(0, 3))
+@settings(max_examples=50)
+def test_a_batch_depends_on_seed_step_and_micro_step_alone(seed: int, step: int, micro_step: int) -> None:
+    tokens = Tokens(Path("unread"), "uint16", 0, 5000)
+    asked_before = Batches(tokens, 16, 8, 4, seed)
+    for other in range(3):
+        asked_before.starts(other, 1)
+    first, again = asked_before.starts(step, micro_step), Batches(tokens, 16, 8, 4, seed).starts(step, micro_step)
+    assert np.array_equal(first, again)
+
+
+@pytest.mark.parametrize("k", [2, 3, 8])
+def test_micro_steps_together_are_the_batch_of_one_step(counting: Callable[..., Tokens], k: int) -> None:
+    tokens = counting(2000)
+    parts, whole = Batches(tokens, 16, 5, k, seed=1), Batches(tokens, 16, 5 * k, 1, seed=1)
+    for step in (0, 1, 7, 40):
+        pieces = [parts(step, micro_step) for micro_step in range(k)]
+        inputs, targets = whole(step)
+        assert torch.equal(torch.cat([piece[0] for piece in pieces]), inputs)
+        assert torch.equal(torch.cat([piece[1] for piece in pieces]), targets)
+    assert parts.tokens_per_step == whole.tokens_per_step and parts.epochs(9) == whole.epochs(9)
+
+
+def test_other_seeds_give_other_batches(counting: Callable[..., Tokens]) -> None:
+    tokens = counting(2000)
+    assert len({tuple(Batches(tokens, 16, 8, 1, seed).starts(0)) for seed in range(50)}) == 50
+
+
+def test_the_order_of_a_seed_stays_from_version_to_version(counting: Callable[..., Tokens]) -> None:
+    """A run that is continued by a newer version must go on where it was."""
+    assert Batches(counting(1000), 10, 6, 1, seed=1337).starts(0).tolist() == [121, 101, 881, 161, 811, 761]
+    assert Batches(counting(1000), 10, 6, 1, seed=1337).starts(100).tolist() == [110, 180, 580, 510, 250, 650]
+
+
+# --- what a batch holds
+
+
+def test_targets_are_the_tokens_that_follow(tmp_path: Path) -> None:
+    text = "To be, or not to be, that is the question.\n" * 20
+    (tmp_path / "a.txt").write_text(text, newline="")
+    corpus = Corpus.open(tmp_path / "a.txt")
+    batches = Batches(corpus.train, 12, 4, 1, seed=5)
+    inputs, targets = batches(2)
+    assert inputs.shape == targets.shape == (4, 12)
+    assert inputs.dtype == targets.dtype == torch.int64 and inputs.device.type == "cpu"
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    for row, start in enumerate(batches.starts(2)):
+        assert corpus.tokenizer.decode(inputs[row].tolist()) == text[start : start + 12]
+        assert corpus.tokenizer.decode(targets[row].tolist()) == text[start + 1 : start + 13]
+
+
+def test_batches_come_from_the_training_part_alone(counting: Callable[..., Tokens]) -> None:
+    whole = counting(300)
+    part = Tokens(whole.path, whole.dtype, 100, 203)
+    seen = torch.cat([torch.cat(Batches(part, 10, 4, 1, seed=0)(step)).flatten() for step in range(150)])
+    assert (int(seen.min()), int(seen.max())) == (100, 202)
+
+
+@pytest.mark.parametrize(("n", "block"), [(2, 1), (11, 10), (12, 10), (19, 10), (20, 10), (21, 10), (30, 10)])
+def test_the_shortest_texts_work(counting: Callable[..., Tokens], n: int, block: int) -> None:
+    batches = Batches(counting(n), block, 3, 2, seed=0)
+    for step in range(50):
+        inputs, targets = batches(step, 1)
+        assert inputs.shape == (3, block) and torch.equal(targets, inputs + 1) and int(targets.max()) < n
+
+
+@pytest.mark.parametrize("n", [0, 1, 10])
+def test_a_text_too_short_for_one_window_is_refused(counting: Callable[..., Tokens], n: int) -> None:
+    sentence = rf"has {n} token\(s\), and a context of --block-size 10 needs at least 11: use a longer text or"
+    with pytest.raises(ValueError, match=sentence):
+        Batches(counting(n), 10, 1, 1, seed=0)

@@ -1,0 +1,153 @@
+"""The compiled pass computes what the model does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from models import untrained
+
+from groundling.config import ModelSettings
+from groundling.inference.engine import Engine, Request, generate
+from groundling.inference.model_variants import Ready
+from groundling.inference.ngram_drafter import Drafts
+from groundling.inference.precision import Precision, with_precision
+from groundling.inference.sampling import Sampling
+from groundling.inference.speed_selector import Pace
+from groundling.model.gpt import GPT
+
+FewTokens = pytest.importorskip("groundling.inference.numba_decoder", reason="needs the extra fast").FewTokens
+
+N, V = 16, 30
+GPT2 = ModelSettings(block_size=N, n_layer=2, n_head=4, n_embd=32)
+MODERN = replace(GPT2, norm="rmsnorm", position="rope", mlp="swiglu")
+FAMILIES = {
+    "gpt2": GPT2, "gpt2-untied": replace(GPT2, tie_head=False), "modern": MODERN,
+    "modern-shared": replace(MODERN, n_kv_head=2), "rmsnorm-only": replace(GPT2, norm="rmsnorm"),
+    "large-heads": replace(MODERN, head_size=24, mlp_size=40),
+}  # fmt: skip
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> GPT:
+    return untrained(FAMILIES[request.param], V, spread=0.2)
+
+
+def logits_of(model: GPT, precision: Precision, tokens: list[list[int]], at_once: int) -> np.ndarray:
+    """Of several rows, (B, T, V), read a few tokens at a time."""
+    few, cache = FewTokens(model, precision), model.new_cache(len(tokens))
+    places = [(row, t) for t in range(len(tokens[0])) for row in range(len(tokens))]
+    logits = np.zeros((len(tokens), len(tokens[0]), V), np.float32)
+    for i in range(0, len(places), at_once):
+        rows, positions = zip(*places[i : i + at_once], strict=True)
+        read = few.read([tokens[r][t] for r, t in places[i : i + at_once]], rows, positions, cache)
+        logits[list(rows), list(positions)] = read
+    return logits
+
+
+TOKENS = torch.randint(V, (3, N), generator=torch.Generator().manual_seed(0))
+
+
+def test_it_computes_what_the_model_does(model: GPT) -> None:
+    ours = logits_of(model, "float32", TOKENS.tolist(), 5)
+    with torch.inference_mode():
+        np.testing.assert_allclose(ours, model(TOKENS).numpy(), atol=1e-4, rtol=1e-4)
+    for at_once in (1, 2, 8):  # to the bit: drafts must not change a text
+        assert np.array_equal(ours, logits_of(model, "float32", TOKENS.tolist(), at_once))
+
+
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Always three, not only where they were faster."""
+    import numba
+
+    if numba.config.NUMBA_NUM_THREADS < 3:
+        pytest.skip("fewer than three cores are here")
+    monkeypatch.setattr(Pace, "takes", lambda self, task: True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_threads_change_nothing(
+    model: GPT, precision: Precision, three_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at_once in (1, 5):
+        spread = logits_of(model, precision, TOKENS.tolist(), at_once)
+        with monkeypatch.context() as alone:
+            alone.setattr(Pace, "takes", lambda self, task: False)
+            assert np.array_equal(spread, logits_of(model, precision, TOKENS.tolist(), at_once))
+
+
+def test_pytorch_keeps_its_number_of_threads() -> None:
+    """In a process of its own, since Numba starts its threads once."""
+    program = """
+import torch
+from groundling.config import PRESETS
+from groundling.inference.numba_decoder import FewTokens
+from groundling.model.gpt import GPT
+torch.set_num_threads(1)
+model = GPT(PRESETS["nano"].model, 30).eval()
+FewTokens(model, "float32").read([0], [0], [0], model.new_cache(1))
+print(torch.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "1\n"
+
+
+def test_several_may_read_at_once(model: GPT, three_threads: None) -> None:
+    few, prompt = FewTokens(model, "float32"), [1, 2, 3]
+    expected = list(generate(model, prompt, 100, Sampling(seed=1), None, few))
+    with ThreadPoolExecutor(4) as pool:
+        texts = pool.map(lambda _: list(generate(model, prompt, 100, Sampling(seed=1), None, few)), range(8))
+    assert list(texts) == [expected] * 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "share"), [("bfloat16", 0.02), ("int8", 0.03)])
+def test_it_computes_nearly_that_in_fewer_bits(model: GPT, precision: Precision, share: float) -> None:
+    ours = logits_of(model, precision, TOKENS.tolist(), 4)
+    assert np.array_equal(ours, logits_of(model, precision, TOKENS.tolist(), 1))
+    with torch.inference_mode():
+        for theirs in (model(TOKENS).numpy(), with_precision(model, precision)(TOKENS).numpy()):
+            assert 0 < np.linalg.norm(ours - theirs) < share * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("length", [1, 16, 40])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_texts_are_the_same(model: GPT, length: int, temperature: float) -> None:
+    prompt = np.random.default_rng(length).integers(V, size=length).tolist()
+    sampling, few = Sampling(temperature=temperature, seed=1), FewTokens(model, "float32")
+    text = list(generate(model, prompt, 50, sampling))
+    assert list(generate(model, prompt, 50, sampling, None, few)) == text
+    assert list(generate(model, prompt, 50, sampling, Drafts(), few)) == text
+
+
+def test_rows_join_and_leave(model: GPT) -> None:
+    few = FewTokens(model, "float32")
+    few.most = 3  # with more rows the model itself reads
+    engine, texts = Engine(model, 5, Drafts(), few), dict[int, list[int]]()
+    requests = [Request([i + 1] * (1 + 5 * i), 20 + 3 * i, Sampling(temperature=1.0, seed=i)) for i in range(5)]
+    for _ in range(200):
+        if len(texts) < 5:
+            texts[engine.add(requests[len(texts)])] = []
+        for written in engine.step():
+            texts[written.slot].append(written.token)
+    assert engine.free_slots == 5
+    for slot, request in enumerate(requests):
+        assert texts[slot] == list(generate(model, request.prompt, request.max_new_tokens, request.sampling))
+
+
+def test_each_is_made_once(model: GPT) -> None:
+    ready = Ready(model)
+    assert ready.few_tokens("float32", make=False) is None
+    assert ready.few_tokens("float32") is ready.few_tokens("float32", make=False) is not None
+    assert ready.model("int8") is ready.model("int8")

@@ -1,0 +1,184 @@
+"""Models in Hugging Face's format as runs: GPT-2 and Qwen3, made by transformers itself with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import logits_of, text_of
+
+import groundling
+from groundling.__main__ import main
+from groundling.data.tokenizers.base import CharTokenizer
+from groundling.interchange import huggingface
+from groundling.run.run import Run
+
+TINY_GPT2: dict[str, Any] = {"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2}
+TINY_QWEN3: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 50, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def saved(folder: Path, run: Run, kind: str, shard: str = "1GB", **settings: Any) -> Any:
+    """A model of transformers with the tokenizer of `run`, in `folder`."""
+    import transformers
+
+    torch.manual_seed(0)
+    common = {"vocab_size": run.tokenizer.vocab_size, "bos_token_id": None, "eos_token_id": None}
+    config = getattr(transformers, f"{kind}Config")(**common | settings)
+    name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    model = getattr(transformers, name)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder, max_shard_size=shard)
+    huggingface.write_tokenizer(folder, run.tokenizer, 32)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("GPT2", TINY_GPT2),
+        ("GPT2", TINY_GPT2 | {"n_inner": 48, "tie_word_embeddings": False}),
+        ("Qwen3", TINY_QWEN3),
+        ("Qwen3", TINY_QWEN3 | {"tie_word_embeddings": False, "shard": "20KB"}),
+    ],
+)
+def test_an_imported_model_computes_the_same(kind: str, settings: dict[str, Any], pieces: Run, tmp_path: Path) -> None:
+    theirs = saved(tmp_path / "theirs", pieces, kind, **settings)
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1 or "shard" not in settings
+    run = groundling.import_model(tmp_path / "theirs", name="mine")
+    tokens = torch.randint(run.tokenizer.vocab_size, (2, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(run, tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+    assert run.tokenizer == pieces.tokenizer
+    assert groundling.load("mine").config.model.block_size == settings.get("n_positions", 64)
+
+
+def test_a_context_can_be_shortened_and_unused_rows_are_left_out(pieces: Run, tmp_path: Path) -> None:
+    sizes = TINY_GPT2 | {"vocab_size": pieces.tokenizer.vocab_size + 7}
+    theirs = saved(tmp_path / "theirs", pieces, "GPT2", **sizes)
+    told: list[str] = []
+    run = groundling.import_model(tmp_path / "theirs", name="mine", block_size=16, notice=told.append)
+    tokens = torch.arange(16)[None]
+    with torch.no_grad():
+        there = theirs(tokens).logits[..., : pieces.tokenizer.vocab_size]
+    torch.testing.assert_close(logits_of(run, tokens), there, atol=1e-4, rtol=1e-4)
+    assert told == ["7 rows of the vocabulary, which no token uses, are left out."]
+
+
+def test_there_and_back_again(characters: Run, tmp_path: Path) -> None:
+    groundling.export(characters, to="huggingface", out=tmp_path / "there")
+    back = groundling.import_model(tmp_path / "there", name="back")
+    tokens = torch.arange(32)[None]
+    assert torch.equal(logits_of(back, tokens), logits_of(characters, tokens))
+    assert isinstance(back.tokenizer, CharTokenizer)
+    assert back.tokenizer == characters.tokenizer
+    assert back.generate("The ", max_new_tokens=20, seed=1) == characters.generate("The ", max_new_tokens=20, seed=1)
+    text = text_of(characters)
+    assert back.evaluate(text)["loss"] == pytest.approx(characters.evaluate(text)["loss"], abs=1e-3)  # bfloat16, maybe
+    assert groundling.runs()[0]["status"] == "imported"
+    again = groundling.export(back, to="huggingface", out=tmp_path / "again")
+    assert again["proof"]["source"] == "random tokens"
+
+
+def test_an_imported_model_is_trained_further(
+    characters: Run, text_file: Path, tmp_path: Path, tiny: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    groundling.export(characters, to="huggingface", out=tmp_path / "there")
+    with pytest.raises(SystemExit):
+        main(["import", str(tmp_path / "there"), "--name", "base", "--json"])
+    assert json.loads(capfd.readouterr().out)["architecture"] == "Qwen3ForCausalLM"
+    (tmp_path / "mine.txt").write_text(characters.tokenizer.decode(range(12, 60)) * 60, encoding="utf-8")
+    settings = {name: tiny[name] for name in ("device", "dtype", "sample_tokens")}
+    run = groundling.train(
+        "mine.txt", init_from="base", steps=6, eval_every=3, batch_size=8, eval_tokens=512, on_event=lambda _: None,
+        **settings,
+    )  # fmt: skip
+    losses = [line["validation_loss"] for line in run.metrics() if line["event"] == "evaluation"]
+    assert losses[0] == pytest.approx(groundling.load("base").evaluate("mine.txt")["loss"], abs=0.3)
+    assert losses[-1] < losses[0]
+    assert run.config.training.learning_rate == pytest.approx(6e-5)
+    assert run.config.training.optimizer == "adamw"
+    assert run.tokenizer == characters.tokenizer
+    with pytest.raises(ValueError, match=r"--n-layer and --tokenizer cannot be given with --init-from"):
+        groundling.train("mine.txt", init_from="base", n_layer=5, tokenizer="byte", steps=6)
+    with pytest.raises(ValueError, match="was imported, without a text: name one with --text"):
+        groundling.load("base").evaluate()
+    with pytest.raises(ValueError, match="was imported"):
+        groundling.resume("base", steps=5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "reason"),
+    [
+        ("Llama", {"hidden_size": 32, "intermediate_size": 50, "num_hidden_layers": 1, "num_attention_heads": 2},
+         "LlamaForCausalLM; those that can be imported are GPT2LMHeadModel and Qwen3ForCausalLM"),
+        ("GPT2", TINY_GPT2 | {"activation_function": "relu"}, 'cannot compute activation_function "relu"'),
+        ("GPT2", TINY_GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx true"),
+        ("Qwen3", TINY_QWEN3 | {"attention_bias": True}, "attention_bias true"),
+        ("Qwen3", TINY_QWEN3 | {"use_sliding_window": True, "max_window_layers": 1}, "use_sliding_window true"),
+        ("Qwen3", TINY_QWEN3 | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+         'rope_scaling "linear"'),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_computed_is_refused(
+    kind: str, settings: dict[str, Any], reason: str, pieces: Run, tmp_path: Path
+) -> None:
+    saved(tmp_path / "theirs", pieces, kind, **settings)
+    with pytest.raises(ValueError, match=reason):
+        groundling.import_model(tmp_path / "theirs", name="mine")
+    assert not Path("runs/mine").exists()
+
+
+def test_what_is_missing_or_damaged_is_said(pieces: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        groundling.import_model(folder)
+    saved(folder, pieces, "GPT2", **TINY_GPT2)
+    weights = folder / "model.safetensors"
+    with pytest.raises(ValueError, match="this model's context has 32 tokens at most"):
+        groundling.import_model(folder, block_size=64)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 3}))
+    with pytest.raises(ValueError, match=r"Weights are missing: transformer\.h\.2\."):
+        groundling.import_model(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"n_inner": 64}))
+    with pytest.raises(ValueError, match=r"has the shape .* where its settings ask for"):
+        groundling.import_model(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    weights.write_bytes(weights.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="cannot be read"):
+        groundling.import_model(folder)
+    weights.rename(folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="weights are read from safetensors, and from nothing else"):
+        groundling.import_model(folder)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_gpt2_as_its_authors_published_it(pieces: Run, tmp_path: Path) -> None:
+    """Without the first word of each name, with masks among the weights, with vocab.json and merges.txt."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "gpt2"
+    theirs = saved(folder, pieces, "GPT2", **TINY_GPT2)
+    tensors = {n.removeprefix("transformer."): t for n, t in load_file(folder / "model.safetensors").items()}
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(definition["model"]["vocab"]))
+    merges = "\n".join(" ".join(pair) for pair in definition["model"]["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    run = groundling.import_model(folder)
+    assert run.name == "gpt2"
+    tokens = torch.arange(32)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(run, tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)

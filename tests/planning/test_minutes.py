@@ -1,0 +1,104 @@
+"""`--minutes` as a user meets it: planned before, on time, judged after."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import groundling
+from groundling.run import claim
+from groundling.training.checkpoints import TrainState
+from groundling.training.events import Event, Planned, Started
+
+COMMAND = [sys.executable, "-m", "groundling"]
+MODEL: dict[str, Any] = {
+    "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "device": "cpu", "dtype": "float32",
+    "sample_tokens": 12, "eval_tokens": 1024,
+}  # fmt: skip
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [part for name, value in settings.items() for part in ("--" + name.replace("_", "-"), str(value))]
+
+
+def lines(run: Path, event: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if line["event"] == event]
+
+
+def test_a_run_ends_on_time_with_its_rate_at_the_floor(text_file: Path) -> None:
+    start = time.perf_counter()
+    done = subprocess.run(
+        [*COMMAND, "train", str(text_file), "--minutes", "0.4", *flags(MODEL)], capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    assert abs(seconds - 24) < 10  # 5 where nothing else runs; here other tests do
+    folder = Path("runs/prose")
+    (plan,) = lines(folder, "planned")
+    assert plan["low"] < plan["loss"] < plan["high"]
+    assert f"plan    {0.4:g} minutes, until {plan['ends'][11:19]}" in done.stdout
+    steps = lines(folder, "step")
+    assert steps[-1]["learning_rate"] < 0.05 * max(step["learning_rate"] for step in steps)
+    assert lines(folder, "evaluation")[-1]["step"] == steps[-1]["step"]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["forecast"] in done.stdout
+    assert f"it became {result['elapsed'] / 60:.2f} min" in result["forecast"]
+
+
+def test_a_stopped_run_keeps_its_plan_and_its_clock(text_file: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Started):
+            raise Stop
+
+    settings = MODEL | {"minutes": 0.2}
+    with pytest.raises(Stop):
+        groundling.train(text_file, on_event=stop, **settings)
+    planned = groundling.load("prose").config
+    events: list[Event] = []
+    run = groundling.train(text_file, on_event=events.append, **settings)
+    assert run.name == "prose"
+    assert run.config == planned  # the plan is not made again
+    assert not any(isinstance(event, Planned) for event in events)
+    assert run.finished
+
+
+def test_a_finished_run_can_be_given_more_minutes(
+    text_file: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = groundling.train(text_file, on_event=lambda _: None, **tiny)
+    longer = groundling.resume(run, minutes=0.2, on_event=lambda _: None)
+    assert longer.result is not None
+    assert longer.result["step"] > tiny["steps"]
+    assert longer.result["elapsed"] == pytest.approx(12, abs=5)
+    monkeypatch.setattr(claim, "read_state", lambda _: TrainState(step=400, elapsed=600.0))
+    with pytest.raises(ValueError, match=r"--minutes 5: the run prose has taken 10\.0 already"):
+        groundling.resume(longer, minutes=5, on_event=lambda _: None)
+    with pytest.raises(ValueError, match="exclude each other"):
+        groundling.resume(longer, minutes=50, steps=1000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--minutes", "5", "--steps", "7"], "--minutes and --steps exclude each other"),
+        (["--minutes", "0.01"], "--minutes must lie between 0.2 and"),
+        (["--minutes", "-3"], "--minutes must lie between 0.2 and"),
+        (["--minutes", "soon"], "--minutes"),
+    ],
+)
+def test_minutes_that_cannot_be(arguments: list[str], sentence: str, text_file: Path) -> None:
+    done = subprocess.run([*COMMAND, "train", str(text_file), *arguments], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path("runs").exists()

@@ -1,0 +1,154 @@
+"""A text that was changed between start and resume: what differs is said, and going on with it is recorded."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import groundling
+from groundling.data.fingerprint import contents_of, difference, parting
+from groundling.data.sources import find_source
+from groundling.run.run import Run
+from groundling.training.events import Event, Notice, Step
+
+
+@pytest.fixture
+def settings(tiny: dict[str, Any]) -> dict[str, Any]:
+    return tiny | {"n_layer": 1, "n_embd": 16, "block_size": 16, "steps": 4, "warmup_steps": 0, "eval_every": 2,
+                   "eval_tokens": 64, "checkpoint_every": 2, "sample_every": 0, "learning_rate": 1e-2}  # fmt: skip
+
+
+def silent(event: Event) -> None:
+    pass
+
+
+def stopped(corpus: Path, settings: dict[str, Any]) -> Run:
+    """A run that was ended by an error in its third step, so that it goes on from the second."""
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        groundling.train(corpus, name="first", on_event=on_event, **settings)
+    return groundling.load("first")
+
+
+def test_one_file_says_where_it_parts_and_can_be_accepted(text_file: Path, settings: dict[str, Any]) -> None:
+    run = stopped(text_file, settings)
+    old = text_file.read_bytes()
+    cut = old.index(b"\n", 5000) + 1
+    text_file.write_bytes(old[:cut] + b"one more line\n" + old[cut:])
+    place = f"from line {old[:cut].count(b'%c' % 10) + 1:,} on (byte {cut:,}) it is another one"
+    told = re.escape(f"it had {len(old):,} bytes and has {len(old) + 14:,} bytes now, and {place}.")
+    for use in (
+        lambda: groundling.resume("first", on_event=silent),
+        lambda: groundling.train(text_file, on_event=silent, name="first", **settings),  # the same command again
+        lambda: groundling.load("first").evaluate(),
+    ):
+        with pytest.raises(ValueError, match=told + r".*groundling resume first --accept-changed-text"):
+            use()
+    assert run.checkpoints.steps() == [2]  # nothing was lost, nothing begun
+
+    before = groundling.load("first").record["corpus"]
+    events: list[Event] = []
+    run = groundling.resume("first", accept_changed_text=True, on_event=events.append)
+    assert run.finished
+    assert run.record["former_texts"] == [before | {"contents": []}]
+    assert run.record["corpus"]["since"] == 2
+    assert run.record["corpus"]["fingerprint"] == contents_of(find_source(text_file)).fingerprint
+    sentence = "From step 2 on the text is another one, as --accept-changed-text allowed"
+    assert any(isinstance(event, Notice) and event.sentence.startswith(sentence) for event in events)
+    assert any(line["event"] == "notice" and line["sentence"].startswith(sentence) for line in run.metrics())
+    assert run.step == 4  # the best one of the new text
+    assert len([line for line in run.metrics() if line["event"] == "checked"]) == 2
+    assert groundling.resume("first", steps=5, on_event=silent).finished  # it is the run's own text now
+
+
+def test_a_text_that_the_tokenizer_does_not_cover_is_not_accepted(text_file: Path, settings: dict[str, Any]) -> None:
+    stopped(text_file, settings)
+    text_file.write_text(text_file.read_text("utf-8") + "☃", encoding="utf-8", newline="")
+    before = Path("runs/first/config.json").read_bytes()
+    with pytest.raises(ValueError, match=r"first cannot go on with the changed text.*'☃' \(U\+2603\)"):
+        groundling.resume("first", accept_changed_text=True, on_event=silent)
+    assert Path("runs/first/config.json").read_bytes() == before
+
+
+def test_without_a_name_a_changed_text_is_no_reason_for_a_second_run(text_file: Path, settings: dict[str, Any]) -> None:
+    def on_event(event: Event) -> None:
+        if isinstance(event, Step):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        groundling.train(text_file, on_event=on_event, **settings)
+    text_file.write_bytes(text_file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"it had 30,0\d\d bytes and has 29,9\d\d bytes now, and from line"):
+        groundling.train(text_file, on_event=silent, **settings)
+    assert [path.name for path in Path("runs").iterdir()] == ["prose"]
+
+
+@pytest.fixture
+def books(tmp_path: Path, prose: str) -> Path:
+    (tmp_path / "books").mkdir()
+    for i, name in enumerate("abcde"):
+        (tmp_path / "books" / f"{name}.txt").write_text(prose[300 * i : 300 * (i + 1)], encoding="utf-8")
+    return tmp_path / "books"
+
+
+def change(books: Path, kind: str) -> None:
+    if kind == "added":
+        (books / "f.txt").write_text("one more")
+    elif kind == "removed":
+        (books / "b.txt").unlink()
+    elif kind == "edited":
+        (books / "b.txt").write_text("something else")
+        (books / "c.txt").write_text("again")
+    else:
+        (books / "a.txt").rename(books / "z.txt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("added", r"1 file was added \(f\.txt\)"),
+        ("removed", r"1 file was removed \(b\.txt\)"),
+        ("edited", r"2 files were edited \(b\.txt, c\.txt\)"),
+        ("reordered", r"1 file was renamed \(z\.txt\)"),
+    ],
+)
+def test_what_differs_in_a_folder_is_told(books: Path, kind: str, told: str) -> None:
+    before = contents_of(find_source(books))
+    change(books, kind)
+    after = contents_of(find_source(books))
+    assert before.fingerprint != after.fingerprint
+    assert difference(before.documents, after.documents) == told.replace("\\", "")
+
+
+def test_a_changed_folder_is_refused_with_what_differs(books: Path, settings: dict[str, Any]) -> None:
+    stopped(books, settings)
+    change(books, "edited")
+    change(books, "added")
+    with pytest.raises(ValueError, match=r"on: 1 file was added \(f\.txt\), 2 files were edited \(b\.txt, c\.txt\)\."):
+        groundling.resume("first", on_event=silent)
+
+
+def test_many_files_are_told_in_short() -> None:
+    files = [{"name": f"{i:04}.txt", "sha256": str(i)} for i in range(500)]
+    assert difference([], files) == "500 files were added (0000.txt, 0001.txt, 0002.txt, ...)"
+    assert difference(files, files[::-1]) == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ([b"ab\ncd"], [b"ab", b"\n", b"", b"cx"], (4, 2)),
+        ([b"ab\n", b"cd"], [b"ab\ncd", b"e"], (5, 2)),
+        ([], [b"a"], (0, 1)),
+        ([b"same\n"], [b"sa", b"me\n"], (5, 2)),
+    ],
+)
+def test_texts_part_where_they_part(old: list[bytes], new: list[bytes], place: tuple[int, int]) -> None:
+    assert parting(old, new) == place
