@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from groundling.config import PRESETS, MachineSettings, Preset
 from groundling.machine import choose, matmul_gflops, peak_memory
+from groundling.model.compiled import CompiledParts
+from groundling.model.describe import flops_per_token
 from groundling.model.gpt import GPT
-from groundling.planning.planner import flops_per_token
-from groundling.training.compiling import Compiled
-from groundling.training.objective import next_token
 from groundling.training.optimizer import new_optimizer
 
 VOCAB_SIZE = 65
@@ -39,16 +39,16 @@ Step = Callable[[torch.Tensor], None]
 
 
 def our_step(preset: Preset, dtype: str, compile: str) -> Step:
-    """One step of `fit`, without its logging."""
+    """One step of the trainer, without its logging."""
     machine = choose(MachineSettings(dtype=dtype, compile=compile))  # type: ignore[arg-type]
     model = GPT(preset.model, VOCAB_SIZE).to(machine.device).train()
     optimizer = new_optimizer(model, preset.training, machine.dtype)
-    forward = functools.partial(model, through=Compiled()) if compile == "on" else model
+    forward = functools.partial(model, run=CompiledParts()) if compile == "on" else model
 
     def step(tokens: torch.Tensor) -> None:
         for part in tokens.chunk(preset.training.accumulate):
             with machine.autocast():
-                loss = next_token(forward, (part[:, :-1], part[:, 1:]))
+                loss = F.cross_entropy(forward(part[:, :-1]).float().flatten(0, 1), part[:, 1:].flatten())
             (loss / preset.training.accumulate).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), preset.training.grad_clip)
         optimizer.step()

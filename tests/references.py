@@ -60,8 +60,8 @@ def qwen3_of(model: GPT) -> torch.nn.Module:
         parts = dict(zip("qkv", block.attn.c_attn.weight.split(rows), strict=True))
         weights |= {f"model.layers.{i}.self_attn.{name}_proj.weight": part for name, part in parts.items()} | {
             f"model.layers.{i}.self_attn.o_proj.weight": block.attn.c_proj.weight,
-            f"model.layers.{i}.self_attn.q_norm.weight": block.attn.turn.q_norm.weight,
-            f"model.layers.{i}.self_attn.k_norm.weight": block.attn.turn.k_norm.weight,
+            f"model.layers.{i}.self_attn.q_norm.weight": block.attn.rope.q_norm.weight,
+            f"model.layers.{i}.self_attn.k_norm.weight": block.attn.rope.k_norm.weight,
             f"model.layers.{i}.mlp.gate_proj.weight": gate,
             f"model.layers.{i}.mlp.up_proj.weight": up,
             f"model.layers.{i}.mlp.down_proj.weight": block.mlp.c_proj.weight,

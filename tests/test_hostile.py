@@ -136,7 +136,7 @@ def test_a_pickle_by_any_name_is_not_opened(folder: Path, name: str, form: str) 
     else:  # a resume puts it back from the checkpoint, or leaves it out
         assert any(str(folder / name) in sentence for sentence in said.values())
     if name.endswith("model.safetensors"):
-        assert "is no safetensors file but" in said["generate"]
+        assert "is not a safetensors file but" in said["generate"]
     pickle.loads(pickle.dumps(Canary(canary)))  # it is a real one
     assert canary.exists()
 
@@ -190,8 +190,8 @@ def test_absurd_settings_are_refused_before_a_model_is_made(
     sealed(folder)
     if kind == "context":
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**9, available=10**9))
-    for module in ("folder", "session"):
-        monkeypatch.setattr(f"groundling.run.{module}.GPT", lambda *_: pytest.fail("a model was made"))
+    for module in ("run.folder", "model.initial"):
+        monkeypatch.setattr(f"groundling.{module}.GPT", lambda *_: pytest.fail("a model was made"))
     said = refusals("generate", "checkpoint", "resume")
     assert said.keys() == {"generate", "checkpoint", "resume"}
     assert all(len(sentence) < 400 for sentence in said.values())
@@ -236,7 +236,7 @@ def test_numbers_that_are_none_are_named(folder: Path, number: float, name: str)
     tensors[key].view(-1)[-1] = number
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, file)
     sealed(folder)
-    assert f"{name}.safetensors holds numbers that are infinite or none, in {key}" in refusals("resume")["resume"]
+    assert f"{name}.safetensors holds NaN or infinity, in {key}" in refusals("resume")["resume"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_a_name_of_a_checkpoint_that_is_no_number_is_left_out(folder: Path) -> N
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "a\\b", "a\0b", "nul", "CON", "com1.txt", "a" * 101, "a."])
 def test_names_that_are_none_are_refused(name: str) -> None:
     assert not is_name(name)
-    with pytest.raises(ValueError, match="cannot name a folder"):
+    with pytest.raises(ValueError, match="is not a valid name"):
         groundling.train(__file__, preset="nano", steps=1, name=name, on_event=lambda _: None)
     if name not in ("", ".", ".."):
         with pytest.raises(FileNotFoundError, match="There is no run"):
@@ -278,7 +278,7 @@ def test_another_tokenizer_of_the_same_size_is_refused(folder: Path, place: str)
     sealed(folder)
     use = "checkpoint" if place else "generate"
     said = refusals(use)[use]
-    assert "tokenizer.json is not the tokenizer that run was trained with: its hash is another one" in said
+    assert "tokenizer.json is not the tokenizer that run was trained with: its hash differs" in said
 
 
 def both(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -290,8 +290,8 @@ def both(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 def test_a_newer_format_says_what_to_do(folder: Path) -> None:
     both(folder, lambda record: (record.update(format=2, novelty=1), record["versions"].update(groundling="9.1.0")))
     said = refusals()
-    assert "was made by groundling 9.1.0, this is" in said["generate"]
-    assert said["generate"].endswith(": update groundling to read it.")
+    assert "was written by groundling 9.1.0, and this is" in said["generate"]
+    assert said["generate"].endswith(". Update groundling to read it.")
     assert set(said) == set(uses()) - {"runs", "plot"}
 
 
@@ -301,7 +301,7 @@ def test_a_record_of_a_newer_version_is_not_called_damaged(folder: Path, places:
         change(folder / place / "config.json", lambda record: record.update(format=2))
     sealed(folder)
     before, said = (folder / "config.json").read_bytes(), list[Event]()
-    with pytest.raises(ValueError, match=r"config\.json was made by .* update groundling to read it\."):
+    with pytest.raises(ValueError, match=r"config\.json was written by .* Update groundling to read it\."):
         groundling.resume("run", steps=3, on_event=said.append)
     assert not said
     assert (folder / "config.json").read_bytes() == before
@@ -317,10 +317,12 @@ def test_what_is_no_better_in_the_checkpoint_is_not_put_back(folder: Path) -> No
 
 def test_an_entry_that_nobody_knows_is_named(folder: Path) -> None:
     both(folder, lambda record: record["settings"]["model"].update(n_experts=8))
-    assert "config.json is not right: There is no setting 'n_experts'." in refusals("generate")["generate"]
+    assert "config.json is not valid: There is no setting 'n_experts'." in refusals("generate")["generate"]
     both(folder, lambda record: record["settings"]["model"].pop("n_experts"))
     both(folder, lambda record: (record.update(tracks=[]), record["versions"].update(groundling="9.1.0")))
-    told = "this version knows no entry 'tracks' (did you mean 'track'?). It was made by groundling 9.1.0, and this is"
+    told = (
+        "this version knows no entry 'tracks' (did you mean 'track'?). It was written by groundling 9.1.0, and this is"
+    )
     assert told in refusals("generate")["generate"]
 
 
@@ -346,10 +348,10 @@ def test_a_terminal_obeys_no_stranger(folder: Path, capsys: pytest.CaptureFixtur
 
 def test_a_config_of_the_first_format_is_still_read(folder: Path) -> None:
     """A setting that is new needs `before=`, what runs did without it: every config.json ever written must load."""
-    from groundling.run.record import check_record
+    from groundling.run.record import RunRecord
 
     first = json.loads((Path(__file__).parent / "run" / "config-format-1.json").read_text("utf-8"))
-    assert check_record(first, "config.json")["settings"]["model"]["n_layer"] == 1
+    assert RunRecord.read(first, "config.json").settings.model.n_layer == 1
 
 
 def test_what_came_later_has_its_value_of_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ class Machine:
     compile: Literal["auto", "on", "off"]  # auto: training/compiling.py tries it
     threads: int
     reasons: tuple[str, ...] = ()
+    evaluation_batch: int | None = None
+    """Windows of an evaluation that fit into memory at once, if fewer than usual were found to."""
 
     def describe(self) -> dict[str, Any]:
         """The same in plain values, for JSON."""
@@ -51,6 +53,12 @@ class Machine:
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision for training and evaluation: weights stay float32, matrix products run in `dtype`."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether training starts several steps before it looks at the results of the first: a look makes a GPU wait
+        for Python. float16 looks at each step, to set its loss scale."""
+        return self.device.type == "cuda" and self.dtype != torch.float16
 
     def own_randomness(self) -> AbstractContextManager[Any]:
         """Whatever is drawn inside leaves PyTorch's random numbers outside as they were."""
@@ -84,7 +92,8 @@ def choose(settings: MachineSettings, decided: dict[str, Any] | None = None) -> 
         dtype, reason = _best_dtype(device)
         reasons.append(f"dtype {str(dtype).removeprefix('torch.')}: {reason}")
     compile = settings.compile if settings.compile != "auto" else decided.get("compile", "auto")
-    return Machine(device, dtype, compile, torch.get_num_threads(), tuple(reasons))
+    batch = decided.get("evaluation_batch")
+    return Machine(device, dtype, compile, torch.get_num_threads(), tuple(reasons), batch)
 
 
 @cache
@@ -236,8 +245,13 @@ def has_compiler() -> bool:
         import importlib.util
 
         return importlib.util.find_spec("triton") is not None
+    return compiler_path() is not None
+
+
+def compiler_path() -> str | None:
+    """The C++ compiler that torch.compile uses, if there is one."""
     usual = {"nt": "cl", "darwin": "clang++"}.get(os.name if os.name == "nt" else sys.platform, "g++")
-    return shutil.which(os.environ.get("CXX") or usual) is not None
+    return shutil.which(os.environ.get("CXX") or usual)
 
 
 def survey() -> dict[str, Any]:

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 import groundling
 from groundling.analysis.diagnosis import diagnose, standing, verdict
 from groundling.analysis.history import History
+from groundling.data.batches import Batch
 from groundling.model import gpt
-from groundling.run import session
-from groundling.training import fit
-from groundling.training.objective import next_token
+from groundling.tasks.pretraining import Pretraining
+from groundling.training import trainer
+from groundling.training.task import Task
 
 SMALL: dict[str, Any] = {
     "preset": "nano", "n_layer": 1, "n_head": 2, "n_embd": 48, "block_size": 32, "batch_size": 16, "steps": 150,
@@ -118,27 +119,30 @@ def test_noise_is_not_learned(write: Callable[..., Path]) -> None:
 
 
 def test_a_broken_mask_is_named(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpt, "attend", lambda q, k, v, visible=None: F.scaled_dot_product_attention(q, k, v))
+    monkeypatch.setattr(gpt, "causal_attention", lambda q, k, v, mask=None: F.scaled_dot_product_attention(q, k, v))
     assert "seeing the future" in kinds(text_file)
 
 
 def test_targets_that_are_not_shifted_are_named(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "next_token", lambda model, batch: next_token(model, (batch[0], batch[0])))
+    loss = Task.loss
+    monkeypatch.setattr(Pretraining, "loss", lambda self, f, b: loss(self, f, Batch(b.tokens, b.tokens)))
     assert "too good to be true" in kinds(text_file, batch_size=8)
 
 
 def test_targets_in_disorder_are_named(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def disordered(model: Any, batch: Any) -> torch.Tensor:
-        tokens, targets = batch
-        return next_token(model, (tokens, targets.flatten()[torch.randperm(targets.numel())].view_as(targets)))
+    loss = Task.loss
 
-    monkeypatch.setattr(session, "next_token", disordered)
+    def disordered(self: Task, model: Any, batch: Batch) -> Any:
+        targets = batch.targets.flatten()[torch.randperm(batch.targets.numel())].view_as(batch.targets)
+        return loss(self, model, Batch(batch.tokens, targets))
+
+    monkeypatch.setattr(Pretraining, "loss", disordered)
     assert kinds(text_file) == ["not learning"]
 
 
 def test_a_rate_that_is_gone_too_early_is_named(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = fit.rate_factor
-    monkeypatch.setattr(fit, "rate_factor", lambda progress, s: schedule(0.3, s) if progress < 0.4 else 0.001)
+    schedule = trainer.rate_factor
+    monkeypatch.setattr(trainer, "rate_factor", lambda progress, s: schedule(0.3, s) if progress < 0.4 else 0.001)
     assert kinds(text_file) == ["decayed too early"]
 
 

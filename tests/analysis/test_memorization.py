@@ -194,9 +194,9 @@ def test_a_run_knows_its_training_text_alone(text_file: Path, prose: str, tiny: 
 def test_a_long_text_is_not_indexed_while_training(
     text_file: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from groundling.tasks import samples
+    from groundling.tasks import pretraining
 
-    monkeypatch.setattr(samples, "_MAX_CHARACTERS", 1000)
+    monkeypatch.setattr(pretraining, "_MAX_INDEXED", 1000)
     seen: list[Sample] = []
     short = tiny | {"steps": 2, "warmup_steps": 1}
     groundling.train(text_file, on_event=lambda e: seen.append(e) if isinstance(e, Sample) else None, **short)

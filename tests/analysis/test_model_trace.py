@@ -69,7 +69,7 @@ def test_the_lens_reads_the_stream_as_it_stands() -> None:
     model = model_of(GPT2).eval()
     reading = Reading(model, TOKENS)
     with torch.inference_mode():
-        embedded = model.embed(torch.tensor([TOKENS]), None)
+        embedded = model.add_positions(model.wte(torch.tensor([TOKENS])))
         one_block = model.unembed(model.blocks[0](embedded))[0].softmax(-1)
         torch.testing.assert_close(reading.probabilities(0), model.unembed(embedded)[0].softmax(-1))
     torch.testing.assert_close(reading.probabilities(1), one_block)

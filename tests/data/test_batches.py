@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundling.data.batches import Batches, permute
+from groundling.data.batches import Batch, WindowSampler, permute
 from groundling.data.corpus import Corpus, Tokens
 
 KEYS = np.array([1, 2, 3, 4], dtype=np.uint64)
@@ -31,8 +31,8 @@ def counting(tmp_path: Path) -> Callable[..., Tokens]:
 
 def epoch(tokens: Tokens, block_size: int, number: int) -> npt.NDArray[np.int64]:
     """The starts of all windows of an epoch, in order: it is one batch of that size."""
-    n = Batches(tokens, block_size, 1, 1, seed=3).windows_per_epoch
-    return Batches(tokens, block_size, n, 1, seed=3).starts(number)
+    n = WindowSampler(tokens, block_size, 1, seed=3).windows_per_epoch
+    return WindowSampler(tokens, block_size, n, seed=3).offsets(number)
 
 
 # --- the permutation
@@ -109,68 +109,76 @@ def test_the_order_looks_shuffled(counting: Callable[..., Tokens], number: int) 
 
 def test_the_first_windows_of_many_seeds_come_from_everywhere(counting: Callable[..., Tokens]) -> None:
     tokens = counting(1000)
-    firsts = [int(Batches(tokens, 10, 1, 1, seed).starts(0)[0]) // 100 for seed in range(500)]
+    firsts = [int(WindowSampler(tokens, 10, 1, seed).offsets(0)[0]) // 100 for seed in range(500)]
     counts = np.bincount(firsts, minlength=10)
     assert counts.min() > 25 and counts.max() < 80  # 50 expected
 
 
 def test_a_batch_may_cross_the_border_of_epochs(counting: Callable[..., Tokens]) -> None:
     tokens = counting(105)  # 9 windows an epoch
-    one, seven = Batches(tokens, 10, 1, 1, seed=3), Batches(tokens, 10, 7, 1, seed=3)
-    expected = np.concatenate([one.starts(step) for step in range(63)])
+    one, seven = WindowSampler(tokens, 10, 1, seed=3), WindowSampler(tokens, 10, 7, seed=3)
+    expected = np.concatenate([one.offsets(step) for step in range(63)])
     assert one.windows_per_epoch == 9
-    assert np.array_equal(np.concatenate([seven.starts(step) for step in range(9)]), expected)
+    assert np.array_equal(np.concatenate([seven.offsets(step) for step in range(9)]), expected)
 
 
 def test_a_batch_may_be_larger_than_several_epochs(counting: Callable[..., Tokens]) -> None:
-    batches = Batches(counting(41), 10, 32, 1, seed=3)
-    starts = batches.starts(0)
+    batches = WindowSampler(counting(41), 10, 32, seed=3)
+    starts = batches.offsets(0)
     assert batches.windows_per_epoch == 3 and starts.shape == (32,)
     for first in range(0, 30, 3):
         assert np.diff(np.sort(starts[first : first + 3])).tolist() == [10, 10]
 
 
 def test_epochs_are_counted(counting: Callable[..., Tokens]) -> None:
-    batches = Batches(counting(105), 10, 3, 2, seed=3)
+    batches = WindowSampler(counting(105), 10, 6, seed=3)
     assert batches.epochs(0) == 0 and batches.epochs(3) == 2.0
-    assert batches.tokens_per_step == 60
+    assert batches(0).tokens.numel() == 60
 
 
 # --- purity
 
 
-@given(st.integers(0, 2**63 - 1), st.integers(0, 10**9), st.integers(0, 3))
+@given(st.integers(0, 2**63 - 1), st.integers(0, 10**9))
 @settings(max_examples=50)
-def test_a_batch_depends_on_seed_step_and_micro_step_alone(seed: int, step: int, micro_step: int) -> None:
+def test_a_batch_depends_on_seed_and_step_alone(seed: int, step: int) -> None:
     tokens = Tokens(Path("unread"), "uint16", 0, 5000)
-    asked_before = Batches(tokens, 16, 8, 4, seed)
+    asked_before = WindowSampler(tokens, 16, 32, seed)
     for other in range(3):
-        asked_before.starts(other, 1)
-    first, again = asked_before.starts(step, micro_step), Batches(tokens, 16, 8, 4, seed).starts(step, micro_step)
+        asked_before.offsets(other)
+    first, again = asked_before.offsets(step), WindowSampler(tokens, 16, 32, seed).offsets(step)
     assert np.array_equal(first, again)
 
 
 @pytest.mark.parametrize("k", [2, 3, 8])
-def test_micro_steps_together_are_the_batch_of_one_step(counting: Callable[..., Tokens], k: int) -> None:
-    tokens = counting(2000)
-    parts, whole = Batches(tokens, 16, 5, k, seed=1), Batches(tokens, 16, 5 * k, 1, seed=1)
+def test_micro_batches_together_are_the_batch_of_one_step(counting: Callable[..., Tokens], k: int) -> None:
+    whole = WindowSampler(counting(2000), 16, 5 * k, seed=1)
     for step in (0, 1, 7, 40):
-        pieces = [parts(step, micro_step) for micro_step in range(k)]
-        inputs, targets = whole(step)
-        assert torch.equal(torch.cat([piece[0] for piece in pieces]), inputs)
-        assert torch.equal(torch.cat([piece[1] for piece in pieces]), targets)
-    assert parts.tokens_per_step == whole.tokens_per_step and parts.epochs(9) == whole.epochs(9)
+        batch = whole(step)
+        pieces = batch.split(k)
+        assert [len(piece) for piece in pieces] == [5] * k
+        assert torch.equal(torch.cat([piece.tokens for piece in pieces]), batch.tokens)
+        assert torch.equal(torch.cat([piece.targets for piece in pieces]), batch.targets)
+
+
+def test_a_part_of_a_batch_has_its_weights_and_extras() -> None:
+    tokens, weights = torch.arange(12).view(4, 3), torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 0, 0], [1, 1, 1]])
+    batch = Batch(tokens, tokens + 1, weights, {"reward": torch.arange(4)})
+    assert batch.weight == 6 and Batch(tokens, tokens + 1).weight == 12
+    first, second = batch.split(2)
+    assert (first.weight, second.weight) == (3, 3)
+    assert torch.equal(second.weights, weights[2:]) and second.extras["reward"].tolist() == [2, 3]
 
 
 def test_other_seeds_give_other_batches(counting: Callable[..., Tokens]) -> None:
     tokens = counting(2000)
-    assert len({tuple(Batches(tokens, 16, 8, 1, seed).starts(0)) for seed in range(50)}) == 50
+    assert len({tuple(WindowSampler(tokens, 16, 8, seed).offsets(0)) for seed in range(50)}) == 50
 
 
 def test_the_order_of_a_seed_stays_from_version_to_version(counting: Callable[..., Tokens]) -> None:
     """A run that is continued by a newer version must go on where it was."""
-    assert Batches(counting(1000), 10, 6, 1, seed=1337).starts(0).tolist() == [121, 101, 881, 161, 811, 761]
-    assert Batches(counting(1000), 10, 6, 1, seed=1337).starts(100).tolist() == [110, 180, 580, 510, 250, 650]
+    assert WindowSampler(counting(1000), 10, 6, seed=1337).offsets(0).tolist() == [121, 101, 881, 161, 811, 761]
+    assert WindowSampler(counting(1000), 10, 6, seed=1337).offsets(100).tolist() == [110, 180, 580, 510, 250, 650]
 
 
 # --- what a batch holds
@@ -180,12 +188,13 @@ def test_targets_are_the_tokens_that_follow(tmp_path: Path) -> None:
     text = "To be, or not to be, that is the question.\n" * 20
     (tmp_path / "a.txt").write_text(text, newline="")
     corpus = Corpus.open(tmp_path / "a.txt")
-    batches = Batches(corpus.train, 12, 4, 1, seed=5)
-    inputs, targets = batches(2)
+    batches = WindowSampler(corpus.train, 12, 4, seed=5)
+    batch = batches(2)
+    inputs, targets = batch.tokens, batch.targets
     assert inputs.shape == targets.shape == (4, 12)
     assert inputs.dtype == targets.dtype == torch.int64 and inputs.device.type == "cpu"
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
-    for row, start in enumerate(batches.starts(2)):
+    for row, start in enumerate(batches.offsets(2)):
         assert corpus.tokenizer.decode(inputs[row].tolist()) == text[start : start + 12]
         assert corpus.tokenizer.decode(targets[row].tolist()) == text[start + 1 : start + 13]
 
@@ -193,15 +202,17 @@ def test_targets_are_the_tokens_that_follow(tmp_path: Path) -> None:
 def test_batches_come_from_the_training_part_alone(counting: Callable[..., Tokens]) -> None:
     whole = counting(300)
     part = Tokens(whole.path, whole.dtype, 100, 203)
-    seen = torch.cat([torch.cat(Batches(part, 10, 4, 1, seed=0)(step)).flatten() for step in range(150)])
+    sampler = WindowSampler(part, 10, 4, seed=0)
+    seen = torch.cat([torch.cat([x.tokens, x.targets]).flatten() for x in map(sampler, range(150))])
     assert (int(seen.min()), int(seen.max())) == (100, 202)
 
 
 @pytest.mark.parametrize(("n", "block"), [(2, 1), (11, 10), (12, 10), (19, 10), (20, 10), (21, 10), (30, 10)])
 def test_the_shortest_texts_work(counting: Callable[..., Tokens], n: int, block: int) -> None:
-    batches = Batches(counting(n), block, 3, 2, seed=0)
+    batches = WindowSampler(counting(n), block, 6, seed=0)
     for step in range(50):
-        inputs, targets = batches(step, 1)
+        part = batches(step).split(2)[1]
+        inputs, targets = part.tokens, part.targets
         assert inputs.shape == (3, block) and torch.equal(targets, inputs + 1) and int(targets.max()) < n
 
 
@@ -209,4 +220,4 @@ def test_the_shortest_texts_work(counting: Callable[..., Tokens], n: int, block:
 def test_a_text_too_short_for_one_window_is_refused(counting: Callable[..., Tokens], n: int) -> None:
     sentence = rf"has {n} token\(s\), and a context of --block-size 10 needs at least 11: use a longer text or"
     with pytest.raises(ValueError, match=sentence):
-        Batches(counting(n), 10, 1, 1, seed=0)
+        WindowSampler(counting(n), 10, 1, seed=0)

@@ -15,9 +15,10 @@ from groundling.data import corpus as tokens
 from groundling.data.tokenizers.base import Tokenizer
 from groundling.model.weights_file import read_shapes
 from groundling.run.metrics_log import read_history, read_result
-from groundling.run.record import check_record
+from groundling.run.record import RunRecord
 from groundling.storage import safe_read
-from groundling.training.checkpoints import Checkpoints, read_state
+from groundling.training.checkpoints import Checkpoints
+from groundling.training.state import read_state
 
 ROOM = Path(tempfile.mkdtemp(prefix="groundling-fuzz-"))
 
@@ -48,7 +49,7 @@ def shard(content: bytes) -> None:
 
 
 def config(content: bytes) -> None:
-    check_record(safe_read.parse(content, "config.json"), "config.json")
+    RunRecord.read(safe_read.parse(content, "config.json"), "config.json")
 
 
 def tokenizer(content: bytes) -> None:

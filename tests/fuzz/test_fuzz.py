@@ -19,11 +19,14 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from groundling.config import ModelSettings, TrainingSettings
-from groundling.model.describe import memory_to_write, weight_shapes
-from groundling.model.gpt import GPT
-from groundling.training.checkpoints import Checkpoints, TrainState, load_training
-from groundling.training.optimizer import new_optimizer, state_tensors
+from groundling.config import MachineSettings, ModelSettings, TrainingSettings
+from groundling.machine import choose
+from groundling.model.describe import inference_memory, weight_shapes
+from groundling.model.initial import InitialModel
+from groundling.training.checkpoints import Checkpoints
+from groundling.training.learner import Learner
+from groundling.training.state import TrainState
+from idle_task import IdleTask
 
 HERE = Path(__file__).parent
 SEEDS = {path.name: path.read_bytes() for path in sorted((HERE / "corpus").iterdir())}
@@ -146,26 +149,26 @@ def test_a_checkpoint_comes_back_as_it_was(
         (folder / name).write_text("{}")
     training = TrainingSettings(optimizer=optimizer)  # type: ignore[arg-type]
 
-    def fresh() -> tuple[GPT, Any]:
-        torch.manual_seed(seed)
-        made = GPT(model, vocab_size)
-        return made, new_optimizer(made, training)
+    def fresh() -> Learner:
+        machine = choose(MachineSettings(device="cpu", dtype="float32"))
+        return Learner(InitialModel(model, vocab_size, seed), IdleTask(), training, machine)
 
-    gpt, optimizers = fresh()
+    learner = fresh()
+    gpt = learner.model
     assert {name: tuple(tensor.shape) for name, tensor in gpt.state_dict().items()} == weight_shapes(model, vocab_size)
     numbers = sum(tensor.numel() for tensor in [*gpt.parameters(), *gpt.buffers()])
-    assert memory_to_write(model, vocab_size) >= 4 * numbers
+    assert inference_memory(model, vocab_size) >= 4 * numbers
     for _ in range(steps):
         gpt(torch.randint(vocab_size, (2, model.block_size))).logsumexp(-1).sum().backward()
-        optimizers.step()
+        learner.apply(0)
     state = data.draw(st.builds(
         TrainState, step=st.integers(0, 10**6), tokens=st.integers(0, 2**62), elapsed=st.floats(0, 1e12),
-        best_loss=st.none() | st.floats(0, 100), loss_sum=st.floats(0, 1e9),
+        best_score=st.none() | st.floats(0, 100), loss_sum=st.floats(0, 1e9),
     ))  # fmt: skip
-    path = Checkpoints(folder / "checkpoints").save(gpt, optimizers, state, folder, 2)
-    other, others = fresh()
-    assert load_training(path, other, others) == state
-    old, new = state_tensors(gpt, optimizers), state_tensors(other, others)
+    path = Checkpoints(folder / "checkpoints").save(learner.snapshot(state), 2)
+    other = fresh()
+    assert other.load(path) == state
+    old, new = learner.optimizer.state_dict(), other.optimizer.state_dict()
     assert old.keys() == new.keys()
-    old, new = old | gpt.state_dict(), new | other.state_dict()
+    old, new = old | gpt.state_dict(), new | other.model.state_dict()
     assert all(torch.equal(old[name], new[name]) for name in old)

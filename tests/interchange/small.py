@@ -11,8 +11,8 @@ import torch
 
 import groundling
 from groundling.model.gpt import GPT
+from groundling.model.weights_file import load_weights
 from groundling.run.run import Run
-from groundling.training.checkpoints import load_weights
 
 MODERN: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu"}
 _SETTINGS: dict[str, Any] = {

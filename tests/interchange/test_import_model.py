@@ -107,9 +107,9 @@ def test_an_imported_model_is_trained_further(
     assert run.config.training.learning_rate == pytest.approx(6e-5)
     assert run.config.training.optimizer == "adamw"
     assert run.tokenizer == characters.tokenizer
-    with pytest.raises(ValueError, match=r"--n-layer and --tokenizer cannot be given with --init-from"):
+    with pytest.raises(ValueError, match=r"You cannot set --n-layer and --tokenizer with --init-from"):
         groundling.train("mine.txt", init_from="base", n_layer=5, tokenizer="byte", steps=6)
-    with pytest.raises(ValueError, match="was imported, without a text: name one with --text"):
+    with pytest.raises(ValueError, match="was imported, without a text. Give one with --text"):
         groundling.load("base").evaluate()
     with pytest.raises(ValueError, match="was imported"):
         groundling.resume("base", steps=5)

@@ -1,4 +1,4 @@
-"""attend(): every way of computing it is the same function, forward and backward."""
+"""causal_attention(): every way of computing it is the same function, forward and backward."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from groundling.model import attention
-from groundling.model.attention import attend
+from groundling.model.attention import causal_attention
 
 
 def _inputs(T: int, heads: int, kv_heads: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -30,39 +30,39 @@ def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
 
 @pytest.mark.parametrize("T", [1, 2, 63, 64, 65, 200, 256, 600])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_strips_are_exact(T: int, kv_heads: int) -> None:
+def test_chunks_are_exact(T: int, kv_heads: int) -> None:
     inputs = _inputs(T, 4, kv_heads, torch.float64)
     for ours, plain in zip(
-        _with_gradients(attention._in_strips, inputs), _with_gradients(_reference, inputs), strict=True
+        _with_gradients(attention._in_chunks, inputs), _with_gradients(_reference, inputs), strict=True
     ):
         torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
 
 
-def test_strips_pass_the_numerical_check_of_gradients() -> None:
+def test_chunks_pass_the_numerical_check_of_gradients() -> None:
     inputs = [x[:1, :2, :, :3].detach().requires_grad_() for x in _inputs(70, 2, 2, torch.float64)]
-    assert torch.autograd.gradcheck(attention._in_strips, inputs)
+    assert torch.autograd.gradcheck(attention._in_chunks, inputs)
 
 
 @pytest.mark.parametrize("T", [5, 256])
 def test_bfloat16_on_a_cpu_stays_near_float32(T: int) -> None:
     low, high = _inputs(T, 4, 2, torch.bfloat16), _inputs(T, 4, 2, torch.float32)
-    for ours, plain in zip(_with_gradients(attend, low), _with_gradients(_reference, high), strict=True):
+    for ours, plain in zip(_with_gradients(causal_attention, low), _with_gradients(_reference, high), strict=True):
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours.float(), plain, rtol=0.05, atol=0.05)
 
 
 def test_no_position_sees_its_future() -> None:
     q, k, v = (x.detach() for x in _inputs(256, 2, 2, torch.bfloat16))
-    before = attend(q, k, v)[:, :, :100]
+    before = causal_attention(q, k, v)[:, :, :100]
     k[:, :, 100:], v[:, :, 100:] = 7, -7
-    assert torch.equal(attend(q, k, v)[:, :, :100], before)
+    assert torch.equal(causal_attention(q, k, v)[:, :, :100], before)
 
 
 def test_a_context_too_long_for_its_weights_takes_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("all weights would be written out")
 
-    monkeypatch.setattr(attention, "_in_strips", refuse)
-    monkeypatch.setattr(attention, "_LONGEST", 64)
+    monkeypatch.setattr(attention, "_in_chunks", refuse)
+    monkeypatch.setattr(attention, "_MAX_CHUNKED", 64)
     q, k, v = (x.detach() for x in _inputs(65, 2, 2, torch.bfloat16))
-    torch.testing.assert_close(attend(q, k, v), _reference(q, k, v))
+    torch.testing.assert_close(causal_attention(q, k, v), _reference(q, k, v))

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import groundling
-from groundling.run import claim
-from groundling.training.checkpoints import TrainState
+from groundling.run import start
 from groundling.training.events import Event, Planned, Started
+from groundling.training.state import TrainState
 
 COMMAND = [sys.executable, "-m", "groundling"]
 MODEL: dict[str, Any] = {
@@ -80,7 +80,7 @@ def test_a_finished_run_can_be_given_more_minutes(
     assert longer.result is not None
     assert longer.result["step"] > tiny["steps"]
     assert longer.result["elapsed"] == pytest.approx(12, abs=5)
-    monkeypatch.setattr(claim, "read_state", lambda _: TrainState(step=400, elapsed=600.0))
+    monkeypatch.setattr(start, "read_state", lambda _: TrainState(step=400, elapsed=600.0))
     with pytest.raises(ValueError, match=r"--minutes 5: the run prose has taken 10\.0 already"):
         groundling.resume(longer, minutes=5, on_event=lambda _: None)
     with pytest.raises(ValueError, match="exclude each other"):

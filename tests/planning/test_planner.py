@@ -15,20 +15,22 @@ from groundling.config import PRESETS, Config, CorpusSettings, MachineSettings, 
 from groundling.data.corpus import Corpus, prepare
 from groundling.data.sources import find_source
 from groundling.machine import Speed, choose
+from groundling.model.describe import flops_per_token, matrix_parameters
 from groundling.model.gpt import GPT
-from groundling.planning import planner as budget
-from groundling.planning.planner import fit_to_machine, flops_per_token, forecast, judge, larger_passes, parameters
-from groundling.training.checkpoints import TrainState
+from groundling.planning import planner
+from groundling.planning.planner import compare_with_plan, forecast, larger_passes
+from groundling.planning.planner import plan as make_plan
 from groundling.training.events import Planned
+from groundling.training.state import TrainState
 
-rehearsed_once = cache(budget.rehearse)
+benchmarked_once = cache(planner.benchmark_pass)
 
 
 @pytest.fixture
 def laptop(monkeypatch: pytest.MonkeyPatch) -> None:
     """The speed of one machine, so that plans do not depend on where the tests run."""
-    monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(gflops=1000, gbytes=11))
-    monkeypatch.setattr(budget, "rehearse", rehearsed_once)
+    monkeypatch.setattr(planner, "measure_speed", lambda *_: Speed(gflops=1000, gbytes=11))
+    monkeypatch.setattr(planner, "benchmark_pass", benchmarked_once)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def plan(text: Corpus, **settings: Any) -> tuple[Config, Planned]:
     preset = settings.pop("preset", None)
     config = Config.build("text", preset, **settings)
     given = settings.keys() | ({"preset"} if preset else set())
-    planned, event = fit_to_machine(config, given, text, choose(MachineSettings(device="cpu", dtype="float32")), 2.0)
+    planned, event = make_plan(config, given, text, choose(MachineSettings(device="cpu", dtype="float32")), 2.0)
     assert event is not None
     return planned, event
 
@@ -63,7 +65,7 @@ def test_operations_are_counted_as_pytorch_counts_them(name: str) -> None:
 def test_parameters_are_those_of_the_model_but_for_vectors(name: str) -> None:
     with torch.device("meta"):
         model = GPT(PRESETS[name].model, 65)
-    assert parameters(PRESETS[name].model, 65) == sum(p.numel() for p in model.parameters() if p.dim() >= 2)
+    assert matrix_parameters(PRESETS[name].model, 65) == sum(p.numel() for p in model.parameters() if p.dim() >= 2)
 
 
 @pytest.mark.usefixtures("laptop")
@@ -132,7 +134,7 @@ def test_a_named_preset_keeps_its_model_and_learns_for_the_time(text: Corpus, pr
 def test_without_minutes_nothing_is_planned(text: Corpus) -> None:
     config = Config.build("text", steps=7)
     machine = choose(MachineSettings(device="cpu", dtype="float32"))
-    assert fit_to_machine(config, {"steps"}, text, machine, 0.0) == (config, None)
+    assert make_plan(config, {"steps"}, text, machine, 0.0) == (config, None)
 
 
 def test_minutes_and_steps_exclude_each_other() -> None:
@@ -170,19 +172,21 @@ def test_a_gated_untied_model_with_shared_heads_is_counted() -> None:
                       tie_head=False, block_size=32)  # fmt: skip
     with torch.device("meta"):
         model = GPT(m, 50)
-    assert parameters(m, 50) == sum(p.numel() for p in model.parameters() if p.dim() >= 2)
+    assert matrix_parameters(m, 50) == sum(p.numel() for p in model.parameters() if p.dim() >= 2)
 
 
 def test_a_forecast_is_judged() -> None:
     event = {"event": "planned", "minutes": 5.0, "steps": 100, "loss": 1.5, "low": 1.4, "high": 1.6}
-    good = judge([event], TrainState(step=110, elapsed=297.0, best_loss=1.55))
+    good = compare_with_plan([event], TrainState(step=110, elapsed=297.0, best_score=1.55))
     assert good is not None
     assert "4.95 min, 110 steps and 1.55, within" in good
-    bad = judge([event], TrainState(step=110, elapsed=297.0, best_loss=1.75))
+    bad = compare_with_plan([event], TrainState(step=110, elapsed=297.0, best_score=1.75))
     assert bad is not None
     assert "outside" in bad
-    assert judge([], TrainState(best_loss=1.0)) is None
-    silent = judge([event | {"loss": None, "low": None, "high": None}], TrainState(step=9, elapsed=60.0, best_loss=2.0))
+    assert compare_with_plan([], TrainState(best_score=1.0)) is None
+    silent = compare_with_plan(
+        [event | {"loss": None, "low": None, "high": None}], TrainState(step=9, elapsed=60.0, best_score=2.0)
+    )
     assert silent == "The plan said 5 min, 100 steps; it became 1.00 min, 9 steps and a loss of 2.00."
 
 

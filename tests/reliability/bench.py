@@ -18,26 +18,35 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from disks import HALVES, Killing, Logging
 from safetensors.torch import load_file
 
 from groundling import storage
 from groundling.config import Config
-from groundling.data.batches import Batches
 from groundling.data.corpus import prepare
 from groundling.data.sources import find_source
-from groundling.evaluation.score import score
 from groundling.machine import choose
 from groundling.model.gpt import GPT
-from groundling.run.metrics_log import RunFiles, rewind
-from groundling.run.session import _teacher
-from groundling.training.checkpoints import Checkpoints, TrainState, load_training
-from groundling.training.events import Sample
-from groundling.training.fit import Actions, fit
-from groundling.training.objective import Taught, next_token
-from groundling.training.optimizer import new_optimizer
+from groundling.model.initial import InitialModel
+from groundling.run.metrics_log import MetricsLog, rewind
+from groundling.tasks.self_distillation import SelfDistillation
+from groundling.training.checkpoints import Checkpoints
+from groundling.training.events import Event, Sample
+from groundling.training.trainer import Trainer
+
+
+class Quick(SelfDistillation):
+    """It writes its samples in no time, and each generation starts from the same weights: the last step is the best."""
+
+    def begin_stage(self, stage: int, step: int, model: GPT) -> Event:
+        event = super().begin_stage(stage, step, model)
+        model.load_state_dict(self.initial.build().state_dict())
+        return event
+
+    def sample(self, model: GPT, step: int, stopped: Callable[[], bool]) -> Sample:
+        return Sample(step, "", "some text")
+
 
 TEXT = "".join(f"{n} is {n % 7} sevens and {n * n} squared.\n" for n in range(60))
 STEPS = 3  # the last two of them are the second generation's
@@ -64,26 +73,14 @@ def train(folder: Path) -> str:
     checkpoints = Checkpoints(run / "checkpoints")
     storage.sweep(run)
     storage.sweep(checkpoints.folder)
-    torch.manual_seed(1)
-    model = GPT(config.model, corpus.tokenizer.vocab_size)
-    optimizer = new_optimizer(model, settings)
-    beginning = {name: weights.clone() for name, weights in model.state_dict().items()}
+    initial = InitialModel(config.model, corpus.tokenizer.vocab_size, seed=1)
+    trainer = Trainer(initial, Quick(corpus, config, initial), settings, machine, checkpoints)
+    trainer.subscribers.append(MetricsLog(run))
     newest = checkpoints.newest(lambda sentence: None)
-    state = load_training(newest, model, optimizer) if newest else TrainState()
-    rewind(run, state.step, state.evaluated_step)
-    actions = Actions(
-        evaluate=lambda: score(model, corpus.validation, corpus.tokenizer, machine, max_tokens=32),
-        sample=lambda step: Sample(step, "", "some text"),
-        save=lambda: checkpoints.save(model, optimizer, state, run, settings.keep_checkpoints),
-        restore=lambda: pytest.fail("nothing is to be gone back from"),
-        shrink=lambda doing: pytest.fail("there is memory enough"),
-        beginning=lambda generation: beginning,
-        taught=lambda: Taught(_teacher(config, corpus, model, optimizer)),
-        stopped=lambda: False,
-        emit=RunFiles(run),
-    )
-    batches = Batches(corpus.train, config.model.block_size, settings.batch_size, settings.accumulate, settings.seed)
-    assert fit(model, model, next_token, batches, optimizer, state, settings, machine, actions)
+    if newest:
+        trainer.resume(newest)
+    rewind(run, trainer.state.step, trainer.state.evaluated_step)
+    assert trainer.run()
     return outcome(run)
 
 

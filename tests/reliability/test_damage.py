@@ -83,7 +83,7 @@ def test_any_damage_to_a_checkpoint_is_found_and_the_one_before_is_used(trained:
         with Damaged(file, content):
             said: list[str] = []
             assert checkpoints.newest(said.append) == before, (file.name, content)
-            assert len(said) == 1 and newest.name in said[0] and "The checkpoint before it is used." in said[0]
+            assert len(said) == 1 and newest.name in said[0] and "Using the checkpoint before it." in said[0]
 
 
 def test_checkpoints_under_each_others_names_are_found(trained: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_checkpoints_under_each_others_names_are_found(trained: Path, tmp_path: 
     checkpoints.path(STEPS - 1).rename(checkpoints.path(STEPS))
     (folder / "other").rename(checkpoints.path(STEPS - 1))
     assert checkpoints.newest(said.append) is None
-    assert len(said) == 3 and "is not what its name says" in said[0] and "begins again at step 0" in said[2]
+    assert len(said) == 3 and "is not what its name says" in said[0] and "starts again at step 0" in said[2]
 
 
 def test_a_damaged_pointer_points_nowhere(trained: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_run_whose_record_or_tokenizer_is_damaged_is_mended(
         (folder / name).write_bytes(content)
     events: list[Any] = []
     groundling.resume("once", steps=11, on_event=events.append)
-    assert any(f"{name} was gone or damaged, and is put back" in str(event) for event in events)
+    assert any(f"{name} was missing or damaged. Restored it" in str(event) for event in events)
     if name == "tokenizer.json":
         assert (folder / name).read_bytes() == before
 
@@ -196,7 +196,7 @@ def test_a_record_that_was_changed_is_refused(once_trained: Path, tmp_path: Path
     shutil.copytree(once_trained, folder)
     record = (folder / "config.json").read_text()
     (folder / "config.json").write_text(record.replace('"learning_rate": 0.003', '"learning_rate": 0.007'))
-    with pytest.raises(ValueError, match=r"config.json says another --learning-rate than the checkpoint step-000010"):
+    with pytest.raises(ValueError, match=r"config.json has another --learning-rate than the checkpoint step-000010"):
         groundling.resume("once", steps=11, on_event=lambda event: None)
 
 

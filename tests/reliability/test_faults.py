@@ -135,7 +135,7 @@ def test_a_disk_that_gives_back_other_bytes_is_not_believed(tmp_path: Path, monk
                 file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
 
     monkeypatch.setattr(storage, "disk", Lying())
-    with pytest.raises(OSError, match="what the disk gives back is not what was saved"):
+    with pytest.raises(OSError, match="the disk returned different data than was written"):
         train(tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run" / "run" / "checkpoints")
     for step in (STEPS - 2, STEPS - 1):

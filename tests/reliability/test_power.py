@@ -16,7 +16,8 @@ from powercut import Operation, World, without
 
 from groundling import storage
 from groundling.run.metrics_log import rewind
-from groundling.training.checkpoints import Checkpoints, read_state
+from groundling.training.checkpoints import Checkpoints
+from groundling.training.state import read_state
 
 SAVED = ("model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json")
 

@@ -42,8 +42,8 @@ def test_one_file_says_where_it_parts_and_can_be_accepted(text_file: Path, setti
     old = text_file.read_bytes()
     cut = old.index(b"\n", 5000) + 1
     text_file.write_bytes(old[:cut] + b"one more line\n" + old[cut:])
-    place = f"from line {old[:cut].count(b'%c' % 10) + 1:,} on (byte {cut:,}) it is another one"
-    told = re.escape(f"it had {len(old):,} bytes and has {len(old) + 14:,} bytes now, and {place}.")
+    place = f"and differs from line {old[:cut].count(b'%c' % 10) + 1:,} on (byte {cut:,})"
+    told = re.escape(f"it had {len(old):,} bytes and has {len(old) + 14:,} bytes now, {place}.")
     for use in (
         lambda: groundling.resume("first", on_event=silent),
         lambda: groundling.train(text_file, on_event=silent, name="first", **settings),  # the same command again
@@ -53,14 +53,14 @@ def test_one_file_says_where_it_parts_and_can_be_accepted(text_file: Path, setti
             use()
     assert run.checkpoints.steps() == [2]  # nothing was lost, nothing begun
 
-    before = groundling.load("first").record["corpus"]
+    before = groundling.load("first").record.corpus
     events: list[Event] = []
     run = groundling.resume("first", accept_changed_text=True, on_event=events.append)
     assert run.finished
-    assert run.record["former_texts"] == [before | {"contents": []}]
-    assert run.record["corpus"]["since"] == 2
-    assert run.record["corpus"]["fingerprint"] == contents_of(find_source(text_file)).fingerprint
-    sentence = "From step 2 on the text is another one, as --accept-changed-text allowed"
+    assert run.record.former_texts == [before.with_(contents=[])]
+    assert run.record.corpus.since == 2
+    assert run.record.corpus.fingerprint == contents_of(find_source(text_file)).fingerprint
+    sentence = "The training text changed at step 2 (--accept-changed-text)"
     assert any(isinstance(event, Notice) and event.sentence.startswith(sentence) for event in events)
     assert any(line["event"] == "notice" and line["sentence"].startswith(sentence) for line in run.metrics())
     assert run.step == 4  # the best one of the new text
@@ -72,7 +72,7 @@ def test_a_text_that_the_tokenizer_does_not_cover_is_not_accepted(text_file: Pat
     stopped(text_file, settings)
     text_file.write_text(text_file.read_text("utf-8") + "☃", encoding="utf-8", newline="")
     before = Path("runs/first/config.json").read_bytes()
-    with pytest.raises(ValueError, match=r"first cannot go on with the changed text.*'☃' \(U\+2603\)"):
+    with pytest.raises(ValueError, match=r"first cannot continue with the changed text.*'☃' \(U\+2603\)"):
         groundling.resume("first", accept_changed_text=True, on_event=silent)
     assert Path("runs/first/config.json").read_bytes() == before
 
@@ -85,7 +85,7 @@ def test_without_a_name_a_changed_text_is_no_reason_for_a_second_run(text_file: 
     with pytest.raises(KeyboardInterrupt):
         groundling.train(text_file, on_event=on_event, **settings)
     text_file.write_bytes(text_file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"it had 30,0\d\d bytes and has 29,9\d\d bytes now, and from line"):
+    with pytest.raises(ValueError, match=r"it had 30,0\d\d bytes and has 29,9\d\d bytes now, and differs from line"):
         groundling.train(text_file, on_event=silent, **settings)
     assert [path.name for path in Path("runs").iterdir()] == ["prose"]
 

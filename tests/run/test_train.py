@@ -176,13 +176,13 @@ def test_a_stop_is_said_and_says_how_to_continue(text_file: Path, tiny: dict[str
 
 
 def test_a_finished_run_is_not_overwritten(run: Run, text_file: Path, tiny: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"first exists and is finished\. Choose another --name"):
+    with pytest.raises(ValueError, match=r"first exists and is finished\. .*`groundling resume first.* another --name"):
         groundling.train(text_file, name="first", on_event=silent, **tiny | SHORT)
     with pytest.raises(ValueError, match=r"other settings \(--dropout, --seed\)"):
         groundling.train(text_file, name="first", on_event=silent, **tiny | SHORT | {"seed": 3, "dropout": 0.5})
-    with pytest.raises(ValueError, match=r"has come to its end; .* --steps"):
+    with pytest.raises(ValueError, match=r"is finished. To train it further, use --steps"):
         groundling.resume("first", on_event=silent)
-    with pytest.raises(ValueError, match="has done 12 steps already"):
+    with pytest.raises(ValueError, match="has made 12 steps already"):
         groundling.resume("first", steps=12, on_event=silent)
 
 
@@ -227,7 +227,7 @@ def test_a_lost_text_is_found_in_the_cache(run: Run, text_file: Path) -> None:
     assert run.evaluate() == before
     events: list[Event] = []
     assert groundling.resume("first", steps=14, on_event=events.append).finished
-    assert any(isinstance(event, Notice) and "still in the cache" in event.sentence for event in events)
+    assert any(isinstance(event, Notice) and "from the cache" in event.sentence for event in events)
 
 
 def test_a_text_that_is_lost_everywhere_is_said(run: Run, text_file: Path) -> None:
@@ -264,7 +264,7 @@ def test_divergence_is_one_sentence_and_keeps_what_was_saved(text_file: Path, ti
             model = next(o for o in gc.get_objects() if type(o) is groundling.GPT and o.training)
             model.wte.weight.data[:] = math.nan
 
-    with pytest.raises(FloatingPointError, match=r"diverged: in step 9 the weights wte.weight are not all finite"):
+    with pytest.raises(FloatingPointError, match=r"diverged at step 9: the weights wte.weight are not finite"):
         groundling.train(text_file, name="nan", on_event=poison, **tiny | SHORT)
     run = groundling.load("nan")
     assert run.checkpoints.steps() == [5, 6]
@@ -289,7 +289,7 @@ def test_a_folder_of_documents_is_trained_on(tmp_path: Path, prose: str, tiny: d
     for i in range(10):
         (tmp_path / "books" / f"{i}.txt").write_text(prose[3000 * i : 3000 * (i + 1)], encoding="utf-8")
     run = groundling.train("books", on_event=silent, **tiny | SHORT)
-    assert run.record["corpus"]["documents"] == 10
+    assert run.record.corpus.documents == 10
     assert run.tokenizer.end_of_text_id is not None
     assert run.evaluate()["loss"] < 4.6
 
@@ -328,7 +328,7 @@ def test_a_compiler_that_fails_never_stops_a_run(
     assert run.finished
     assert any(
         isinstance(event, Notice)
-        and "runs uncompiled: torch.compile does not work here (no C++ compiler found)" in event.sentence
+        and "is not compiled: torch.compile does not work here (no C++ compiler found)" in event.sentence
         for event in events
     )
 
@@ -368,7 +368,7 @@ def test_a_changed_tokenizer_is_not_gone_on_with(text_file: Path, tiny: dict[str
     groundling.train(text_file, name="first", on_event=silent, **settings)
     (Path("runs/first") / "result.json").unlink()  # as if it had been stopped
     groundling.train_tokenizer(text_file, vocab_size=280).save("mine.json")
-    with pytest.raises(ValueError, match="exists and has another tokenizer"):
+    with pytest.raises(ValueError, match="exists with another tokenizer"):
         groundling.train(text_file, name="first", on_event=silent, **settings)
     Path("mine.json").unlink()
     assert groundling.resume("first", steps=14, on_event=silent).tokenizer.vocab_size == 300

@@ -12,7 +12,6 @@ for each `name/step/mutation`.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -38,21 +37,16 @@ def train_whole(folder: Path, name: str, job: dict[str, Any]) -> None:
     import groundling
     from groundling.run import session
     from groundling.training.events import Event, Step
-    from groundling.training.fit import Actions
+    from groundling.training.trainer import Trainer
 
-    batches, fit = listen_to_batches(), session.fit
+    batches, emit = listen_to_batches(), Trainer.emit
 
-    def fit_and_save(*parts: Any) -> bool:
-        actions = next(part for part in parts if isinstance(part, Actions))
+    def emit_and_save(self: Trainer, event: Event) -> None:
+        emit(self, event)
+        if isinstance(event, Step) and event.step in {*job["steps"], MUTATED_STEP}:
+            self.checkpoints.save(self.learner.snapshot(self.state), 0)  # as a stop after this step would
 
-        def emit(event: Event) -> None:
-            actions.emit(event)
-            if isinstance(event, Step) and event.step in {*job["steps"], MUTATED_STEP}:
-                actions.save()  # as a stop after this step would
-
-        return fit(*(dataclasses.replace(part, emit=emit) if part is actions else part for part in parts))
-
-    session.fit = fit_and_save  # type: ignore[assignment]
+    Trainer.emit = emit_and_save  # type: ignore[method-assign]
     session._finish = lambda *_: None  # its pictures and pages take longer than all the steps
     groundling.train(
         job["text"], name=name, out=folder, on_event=lambda event: None, checkpoint_every=STEPS, keep_checkpoints=0,
@@ -79,7 +73,7 @@ def resume(folder: Path, name: str, step: int, mutation: str) -> str | None:
     session._finish = lambda *_: None
     groundling.resume(copy, on_event=lambda event: None)
     expected: dict[str, Any] = storage.read_json(whole / "batches.json")
-    if batches != {key: places for key, places in expected.items() if int(key.split(".")[0]) >= step}:
+    if batches != {key: places for key, places in expected.items() if int(key) >= step}:
         return "The batches differ."
     difference = first_difference(copy, whole)
     shutil.rmtree(copy)
@@ -87,85 +81,59 @@ def resume(folder: Path, name: str, step: int, mutation: str) -> str | None:
 
 
 def listen_to_batches() -> dict[str, list[int]]:
-    """Fills itself with the places of each batch's windows, by step and micro-step."""
-    from groundling.data.batches import Batches
+    """Fills itself with the places of each batch's windows, by step."""
+    from groundling.data.batches import WindowSampler
 
-    told, starts = dict[str, list[int]](), Batches.starts
+    told, offsets = dict[str, list[int]](), WindowSampler.offsets
 
-    def listening(self: Batches, step: int, micro_step: int = 0) -> Any:
-        places = starts(self, step, micro_step)
-        told[f"{step}.{micro_step}"] = places.tolist()
+    def listening(self: WindowSampler, step: int) -> Any:
+        places = offsets(self, step)
+        told[str(step)] = places.tolist()
         return places
 
-    Batches.starts = listening  # type: ignore[method-assign]
+    WindowSampler.offsets = listening  # type: ignore[method-assign]
     return told
+
+
+def after_load(change: Callable[[Any, Any], None]) -> None:
+    """Something is not brought back as it was saved: `change` gets the learner and the state."""
+    from groundling.training.learner import Learner
+
+    load = Learner.load
+
+    def changing(self: Learner, checkpoint: Path) -> Any:
+        state = load(self, checkpoint)
+        change(self, state)
+        return state
+
+    Learner.load = changing  # type: ignore[method-assign]
 
 
 def forget(quantity: str) -> None:
     """One quantity of the optimizer's state is not brought back, of one parameter."""
-    from groundling.run import session
 
-    load = session.load_training
-
-    def forgetful(path: Path, model: Any, optimizer: Any) -> Any:
-        state = load(path, model, optimizer)
-        states = [optimizer.state_of(parameter) for parameter in model.parameters()]
+    def change(learner: Any, state: Any) -> None:
+        states = [learner.optimizer.state_of(parameter) for parameter in learner.model.parameters()]
         next(state for state in states if quantity in state)[quantity].zero_()
-        return state
 
-    session.load_training = forgetful
-
-
-def keep_average() -> None:
-    """Training goes on with the average, in place of the weights that it is of."""
-    from groundling.training.optimizer import Optimizers
-
-    fill = Optimizers.fill
-
-    def filling(self: Any, parameter: Any, quantity: str, value: Any) -> None:
-        fill(self, parameter, quantity, parameter.detach().clone() if quantity == "trained" else value)
-
-    Optimizers.fill = filling  # type: ignore[method-assign]
+    after_load(change)
 
 
-def lose_average() -> None:
+def keep_average(learner: Any, state: Any) -> None:
+    """Training continues with the average, in place of the weights that it is of."""
+    for name, parameter in learner.model.named_parameters():
+        parameter.data.copy_(learner.average._averages[name])
+
+
+def lose_average(learner: Any, state: Any) -> None:
     """The average begins anew."""
-    from groundling.run import session
-
-    load = session.load_training
-
-    def losing(path: Path, model: Any, optimizer: Any) -> Any:
-        state = load(path, model, optimizer)
-        optimizer._averages.clear()
-        return state
-
-    session.load_training = losing
+    learner.average.forget()
 
 
-def spoil_teacher() -> None:
+def spoil_teacher(learner: Any, state: Any) -> None:
     """The model that teaches is another one."""
-    from groundling.training.optimizer import Optimizers
-
-    fill = Optimizers.fill
-
-    def filling(self: Any, parameter: Any, quantity: str, value: Any) -> None:
-        fill(self, parameter, quantity, 1.01 * value if quantity == "teacher" else value)
-
-    Optimizers.fill = filling  # type: ignore[method-assign]
-
-
-def change_state(change: Callable[[Any, Any], None]) -> None:
-    """Something is not as it was saved, of the model or of where training stands."""
-    from groundling.run import session
-
-    load = session.load_training
-
-    def changing(path: Path, model: Any, optimizer: Any) -> Any:
-        state = load(path, model, optimizer)
-        change(model, state)
-        return state
-
-    session.load_training = changing
+    for parameter in learner.task._teacher.parameters():
+        parameter.mul_(1.01)
 
 
 def shift_schedule() -> None:
@@ -196,17 +164,17 @@ def shift_data() -> None:
 
 def shift_order() -> None:
     """The batches are those of the next step."""
-    from groundling.data.batches import Batches
+    from groundling.data.batches import WindowSampler
 
-    starts = Batches.starts
-    Batches.starts = lambda self, step, micro_step=0: starts(self, step + 1, micro_step)  # type: ignore[method-assign]
+    offsets = WindowSampler.offsets
+    WindowSampler.offsets = lambda self, step: offsets(self, step + 1)  # type: ignore[method-assign]
 
 
-def next_weight(model: Any, state: Any) -> None:
+def next_weight(learner: Any, state: Any) -> None:
     """One weight is the next larger number."""
     import torch
 
-    weight = model.wte.weight.data.view(-1)
+    weight = learner.model.wte.weight.data.view(-1)
     weight[0] = torch.nextafter(weight[0], torch.tensor(torch.inf))
 
 
@@ -215,16 +183,16 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "second moment of AdamW": lambda: forget("exp_avg_sq"),
     "step count of AdamW": lambda: forget("step"),
     "momentum of Muon": lambda: forget("momentum"),
-    "weights that the model is the average of": keep_average,
-    "average of the weights": lose_average,
-    "weights of the teacher": spoil_teacher,
-    "step at which the generation began": lambda: change_state(lambda model, state: setattr(state, "born", 0)),
+    "weights that the model is the average of": lambda: after_load(keep_average),
+    "average of the weights": lambda: after_load(lose_average),
+    "weights of the teacher": lambda: after_load(spoil_teacher),
+    "step at which the generation began": lambda: after_load(lambda learner, state: setattr(state, "stage_step", 0)),
     "step of the schedule": shift_schedule,
     "seed of dropout": shift_dropout,
     "data by one token": shift_data,
     "data by one batch": shift_order,
-    "last bit of one weight": lambda: change_state(next_weight),
-    "mean of the losses": lambda: change_state(lambda model, state: setattr(state, "loss_sum", 0.0)),
+    "last bit of one weight": lambda: after_load(next_weight),
+    "mean of the losses": lambda: after_load(lambda learner, state: setattr(state, "loss_sum", 0.0)),
 }
 
 

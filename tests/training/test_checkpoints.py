@@ -8,12 +8,22 @@ import pytest
 import torch
 
 from groundling import storage
-from groundling.config import ModelSettings, TrainingSettings
+from groundling.config import MachineSettings, ModelSettings, TrainingSettings
+from groundling.machine import choose
 from groundling.model.gpt import GPT
-from groundling.training.checkpoints import Checkpoints, TrainState, load_training, load_weights, size_of
-from groundling.training.optimizer import new_optimizer, state_tensors
+from groundling.model.initial import InitialModel
+from groundling.model.weights_file import load_weights
+from groundling.training.checkpoints import Checkpoints
+from groundling.training.learner import Learner
+from groundling.training.state import TrainState
+from idle_task import IdleTask
 
 SETTINGS = ModelSettings(block_size=8, n_layer=1, n_head=2, n_embd=16)
+
+
+def learner(settings: TrainingSettings = TrainingSettings()) -> Learner:  # noqa: B008  (frozen)
+    machine = choose(MachineSettings(device="cpu", dtype="float32"))
+    return Learner(InitialModel(SETTINGS, 11, seed=0), IdleTask(), settings, machine)
 
 
 class Desk:
@@ -21,18 +31,17 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         torch.manual_seed(0)
-        self.model = GPT(SETTINGS, 11)
-        self.optimizer = new_optimizer(self.model, TrainingSettings())
+        self.learner = learner()
         self.folder = folder
         for name in ("config.json", "tokenizer.json"):
             (folder / name).write_text("{}")
         self.checkpoints = Checkpoints(folder / "checkpoints")
 
     def save(self, step: int, best: int = -1, keep: int = 2) -> Path:
-        self.model(torch.zeros(1, 8, dtype=torch.int64)).sum().backward()
-        self.optimizer.step()
-        state = TrainState(step=step, tokens=step * 8, best_step=best, best_loss=1.5)
-        return self.checkpoints.save(self.model, self.optimizer, state, self.folder, keep)
+        self.learner.model(torch.zeros(1, 8, dtype=torch.int64)).sum().backward()
+        self.learner.apply(step)
+        state = TrainState(step=step, tokens=step * 8, best_step=best, best_score=1.5)
+        return self.checkpoints.save(self.learner.snapshot(state), keep)
 
 
 @pytest.fixture
@@ -48,12 +57,12 @@ def damage(file: Path) -> None:
 
 def test_what_is_saved_is_what_is_loaded(desk: Desk) -> None:
     path = desk.save(10, best=10)
-    model = GPT(SETTINGS, 11)
-    optimizer = new_optimizer(model, TrainingSettings())
-    state = load_training(path, model, optimizer)
-    assert state == TrainState(step=10, tokens=80, best_step=10, best_loss=1.5)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), desk.model.parameters(), strict=True))
-    saved, loaded = state_tensors(desk.model, desk.optimizer), state_tensors(model, optimizer)
+    other = learner()
+    state = other.load(path)
+    assert state == TrainState(step=10, tokens=80, best_step=10, best_score=1.5)
+    parameters = zip(other.model.parameters(), desk.learner.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in parameters)
+    saved, loaded = desk.learner.optimizer.state_dict(), other.optimizer.state_dict()
     assert saved.keys() == loaded.keys()
     assert all(torch.equal(saved[key], loaded[key]) for key in saved)
 
@@ -86,7 +95,7 @@ def test_nothing_is_deleted_before_the_new_one_is_read_back(desk: Desk, monkeypa
     desk.save(20)
     monkeypatch.setattr(storage.retry, "WAITS", ())
     monkeypatch.setattr(storage, "verify", lambda folder: {"step": 31})
-    with pytest.raises(OSError, match="what the disk gives back is not what was saved"):
+    with pytest.raises(OSError, match="the disk returned different data than was written"):
         desk.save(30)
     monkeypatch.undo()
     assert desk.checkpoints.steps()[:2] == [10, 20]
@@ -116,15 +125,15 @@ def test_the_room_that_checkpoints_take_is_known_before_the_first(
     optimizer: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = TrainingSettings(optimizer=optimizer, keep_checkpoints=3)
-    desk.optimizer = new_optimizer(desk.model, settings)
-    guess = size_of(desk.model, desk.optimizer)
+    desk.learner = learner(settings)
+    guess = desk.learner.checkpoint_size
     real = sum(file.stat().st_size for file in desk.save(10).iterdir())
     assert 0 <= guess - real < 20_000
     monkeypatch.setattr(storage, "free_bytes", lambda folder: 4 * guess)  # the best, three, one being written; less one
-    desk.checkpoints.check_room(desk.model, desk.optimizer, settings)
+    desk.checkpoints.check_room(guess, settings)
     monkeypatch.setattr(storage, "free_bytes", lambda folder: 4 * guess - 1)
-    with pytest.raises(OSError, match=r"The checkpoints of this run need .* more \(5 of .* are free on the disk of"):
-        desk.checkpoints.check_room(desk.model, desk.optimizer, settings)
+    with pytest.raises(OSError, match=r"The checkpoints of this run need .* more \(5 of .* and the disk of .* free\."):
+        desk.checkpoints.check_room(guess, settings)
 
 
 def test_keep_0_keeps_all(desk: Desk) -> None:

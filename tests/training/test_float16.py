@@ -9,77 +9,87 @@ import pytest
 import torch
 
 import groundling
-from groundling.config import CorpusSettings, MachineSettings, ModelSettings, TrainingSettings
-from groundling.data.batches import Batches
+from groundling.config import Config, CorpusSettings
 from groundling.data.corpus import prepare
 from groundling.data.sources import find_source
-from groundling.machine import Machine, choose
-from groundling.model.gpt import GPT
-from groundling.training import fit
+from groundling.machine import choose
+from groundling.model.initial import InitialModel
+from groundling.tasks import new_task
 from groundling.training import step as step_module
-from groundling.training.checkpoints import TrainState
-from groundling.training.objective import next_token
-from groundling.training.optimizer import new_optimizer
+from groundling.training.checkpoints import Checkpoints
+from groundling.training.step import LossScaler
+from groundling.training.trainer import Trainer
 
-SETTINGS = TrainingSettings(steps=10, batch_size=4, warmup_steps=0)
+SETTINGS: dict[str, Any] = {
+    "steps": 10, "batch_size": 4, "warmup_steps": 0, "block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 32,
+    "optimizer": "adamw", "weight_average": 0.0, "device": "cpu", "dtype": "float16",
+}  # fmt: skip
 
 
 @pytest.fixture
-def parts(text_file: Path) -> tuple[GPT, Batches, Machine]:
+def trainer(text_file: Path, tmp_path: Path) -> Trainer:
     text = prepare(find_source(text_file), CorpusSettings())
-    torch.manual_seed(0)
-    model = GPT(ModelSettings(block_size=32, n_layer=1, n_head=2, n_embd=32), text.tokenizer.vocab_size)
-    return model, Batches(text.train, 32, 4, 1, 1), choose(MachineSettings(device="cpu", dtype="float16"))
+    config = Config.build(str(text_file), "nano", **SETTINGS)
+    initial = InitialModel(config.model, text.tokenizer.vocab_size, seed=0)
+    task = new_task(text, config, initial)
+    return Trainer(initial, task, config.training, choose(config.machine), Checkpoints(tmp_path / "checkpoints"))
 
 
-def step(parts: tuple[GPT, Batches, Machine], state: TrainState) -> tuple[float, float]:
-    model, batches, machine = parts
-    optimizer = new_optimizer(model, SETTINGS)
-    outcome, cause = fit.train_step(model, model, next_token, batches, optimizer, state, SETTINGS, machine)
+def step(trainer: Trainer, scale: float) -> tuple[float, float]:
+    """Loss and gradient norm of the first step at this loss scale."""
+    trainer.state.scaler = LossScaler(loss_scale=scale)
+    return again(trainer)
+
+
+def again(trainer: Trainer) -> tuple[float, float]:
+    figures, cause = trainer._step(trainer.task.batch(0), interruptible=False)
     assert cause == ""
-    loss, norm = outcome.tolist()
-    return loss, norm
+    return float(figures["loss"]), float(figures["grad_norm"])
 
 
-def test_an_overflow_leaves_the_weights_and_halves_the_scale(parts: tuple[GPT, Batches, Machine]) -> None:
-    before = [p.detach().clone() for p in parts[0].parameters()]
-    state = TrainState(loss_scale=2.0**60)
-    loss, norm = step(parts, state)
+def test_an_overflow_leaves_the_weights_and_halves_the_scale(trainer: Trainer) -> None:
+    before = [p.detach().clone() for p in trainer.learner.model.parameters()]
+    loss, norm = step(trainer, 2.0**60)
     assert 3 < loss < 6
     assert not norm < float("inf")
-    assert state.loss_scale == 2.0**59
-    assert all(torch.equal(a, b) for a, b in zip(before, parts[0].parameters(), strict=True))
+    assert trainer.state.scaler.loss_scale == 2.0**59
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.learner.model.parameters(), strict=True))
 
 
-def test_the_scale_does_not_show_in_the_step(parts: tuple[GPT, Batches, Machine]) -> None:
-    before = [p.detach().clone() for p in parts[0].parameters()]
+def test_the_scale_does_not_show_in_the_step(trainer: Trainer) -> None:
+    before = [p.detach().clone() for p in trainer.learner.model.parameters()]
     weights, norms = [], []
     for scale in (2.0**8, 2.0**12):
-        with torch.no_grad():
-            for p, start in zip(parts[0].parameters(), before, strict=True):
-                p.copy_(start)
-        norms.append(step(parts, TrainState(loss_scale=scale))[1])
-        weights.append([p.detach().clone() for p in parts[0].parameters()])
+        trainer.learner.reset()
+        norms.append(step(trainer, scale)[1])
+        weights.append([p.detach().clone() for p in trainer.learner.model.parameters()])
     assert norms[0] == pytest.approx(norms[1], rel=0.01)
     assert not all(torch.equal(a, b) for a, b in zip(before, weights[0], strict=True))
 
 
-def test_the_scale_grows_again(parts: tuple[GPT, Batches, Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scale_grows_again(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_module, "_STEPS_BEFORE_SCALING_UP", 3)
-    state = TrainState(loss_scale=256.0)
-    for _ in range(6):
-        step(parts, state)
-    assert state.loss_scale == 1024.0
+    step(trainer, 256.0)
+    for _ in range(5):
+        again(trainer)
+    assert trainer.state.scaler.loss_scale == 1024.0
 
 
-def test_what_is_wrong_beyond_the_scale_is_no_matter_of_scaling(parts: tuple[GPT, Batches, Machine]) -> None:
-    model, batches, machine = parts
-    state, optimizer = TrainState(loss_scale=4.0), new_optimizer(model, SETTINGS)
+def test_the_scale_grows_again_from_the_lowest_too(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "_STEPS_BEFORE_SCALING_UP", 3)
+    step(trainer, 1.0)
+    for _ in range(5):
+        again(trainer)
+    assert trainer.state.scaler.loss_scale == 4.0
+
+
+def test_what_is_wrong_beyond_the_scale_is_no_matter_of_scaling(trainer: Trainer) -> None:
+    trainer.state.scaler = LossScaler(loss_scale=4.0)
     with torch.no_grad():
-        model.wte.weight.fill_(float("nan"))
-    _, cause = fit.train_step(model, model, next_token, batches, optimizer, state, SETTINGS, machine)
-    assert cause == "the loss is nan"
-    assert state.loss_scale == 4.0
+        trainer.learner.model.wte.weight.fill_(float("nan"))
+    _, cause = trainer._step(trainer.task.batch(0), interruptible=False)
+    assert cause == "loss is NaN"
+    assert trainer.state.scaler.loss_scale == 4.0
 
 
 def test_a_run_in_float16_learns_and_continues(text_file: Path, tiny: dict[str, Any]) -> None:

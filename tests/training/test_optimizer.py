@@ -10,7 +10,8 @@ import torch
 
 from groundling.config import ModelSettings, TrainingSettings
 from groundling.model.gpt import GPT
-from groundling.training.optimizer import Optimizers, load_state_tensors, new_optimizer, orthogonalize, state_tensors
+from groundling.training.average import WeightAverage
+from groundling.training.optimizer import Optimizers, new_optimizer, orthogonalize
 
 
 def model_of(n_embd: int = 16) -> GPT:
@@ -18,10 +19,12 @@ def model_of(n_embd: int = 16) -> GPT:
     return GPT(ModelSettings(block_size=8, n_layer=2, n_head=2, n_embd=n_embd), 11)
 
 
-def step(model: GPT, optimizer: Optimizers, seed: int, before: int = 0) -> None:
+def step(model: GPT, optimizer: Optimizers, seed: int, before: int = 0, average: WeightAverage | None = None) -> None:
     tokens = torch.randint(11, (4, 8), generator=torch.Generator().manual_seed(seed))
     model(tokens).square().mean().backward()
-    optimizer.step(before)
+    optimizer.step()
+    if average is not None:
+        average.update(before)
     optimizer.zero_grad()
 
 
@@ -35,33 +38,36 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         assert decay[id(parameter)] == (0.0 if is_vector else 0.3), name
 
 
-@pytest.mark.parametrize("average", [0.0, 0.2])
+@pytest.mark.parametrize("share", [0.0, 0.2])
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_saved_state_continues_as_if_it_had_never_stopped(kind: Any, average: float) -> None:
-    settings = TrainingSettings(optimizer=kind, weight_average=average)
+def test_saved_state_continues_as_if_it_had_never_stopped(kind: Any, share: float) -> None:
+    settings = TrainingSettings(optimizer=kind)
     model = model_of()
-    optimizer = new_optimizer(model, settings)
+    optimizer, average = new_optimizer(model, settings), WeightAverage(model, share)
     for seed in range(3):
-        step(model, optimizer, seed)
+        step(model, optimizer, seed, average=average)
     twin = model_of()
-    with optimizer.averaged():
+    with average.applied():
         twin.load_state_dict(model.state_dict())
-    twin_optimizer = new_optimizer(twin, settings)
-    load_state_tensors(twin, twin_optimizer, {k: v.clone() for k, v in state_tensors(model, optimizer).items()})
+    twin_optimizer, twin_average = new_optimizer(twin, settings), WeightAverage(twin, share)
+    twin_optimizer.load_state_dict({k: v.clone() for k, v in optimizer.state_dict().items()})
+    twin_average.load_state_dict({k: v.clone() for k, v in average.state_dict().items()})
     for seed in range(3, 6):
-        step(model, optimizer, seed)
-        step(twin, twin_optimizer, seed)
+        step(model, optimizer, seed, average=average)
+        step(twin, twin_optimizer, seed, average=twin_average)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
-    with optimizer.averaged(), twin_optimizer.averaged():
+    assert average.state_dict().keys() == average.state_shapes().keys()
+    assert {k: tuple(v.shape) for k, v in optimizer.state_dict().items()} == optimizer.state_shapes()
+    with average.applied(), twin_average.applied():
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
 def test_the_average_is_of_the_latest_share_of_all_steps() -> None:
     model, share = model_of(), 0.25
-    optimizer = new_optimizer(model, TrainingSettings(optimizer="muon", weight_average=share))
+    optimizer, average = new_optimizer(model, TrainingSettings(optimizer="muon")), WeightAverage(model, share)
     history = []
     for n in range(40):
-        step(model, optimizer, seed=n, before=n)
+        step(model, optimizer, seed=n, before=n, average=average)
         history.append(model.wte.weight.detach().double().clone())
     # What each of the weights of 40 steps counts, by its own rate and those after it.
     rates = [1 / (1 + share * n) for n in range(40)]
@@ -69,19 +75,19 @@ def test_the_average_is_of_the_latest_share_of_all_steps() -> None:
     assert sum(counts) == pytest.approx(1)
     assert sum(n * count for n, count in enumerate(counts)) == pytest.approx(39 / (1 + share), abs=1)
     expected = sum(count * weights for count, weights in zip(counts, history, strict=True))
-    with optimizer.averaged():
+    with average.applied():
         assert torch.allclose(model.wte.weight.double(), expected, atol=1e-6)
     assert torch.equal(model.wte.weight.double(), history[-1])
 
 
 def test_without_an_average_the_model_is_what_was_trained() -> None:
     model = model_of()
-    optimizer = new_optimizer(model, TrainingSettings())
-    step(model, optimizer, 0)
+    optimizer, average = new_optimizer(model, TrainingSettings()), WeightAverage(model, 0.0)
+    step(model, optimizer, 0, average=average)
     weights = model.wte.weight.clone()
-    with optimizer.averaged():
+    with average.applied():
         assert torch.equal(model.wte.weight, weights)
-    assert not any("trained" in name for name in state_tensors(model, optimizer))
+    assert not average.state_dict()
 
 
 def test_state_of_another_model_is_refused() -> None:
@@ -89,7 +95,7 @@ def test_state_of_another_model_is_refused() -> None:
     optimizer = new_optimizer(model, TrainingSettings())
     step(model, optimizer, 0)
     with pytest.raises(ValueError, match="does not belong to this model"):
-        load_state_tensors(other, new_optimizer(other, TrainingSettings()), state_tensors(model, optimizer))
+        new_optimizer(other, TrainingSettings()).load_state_dict(optimizer.state_dict())
 
 
 # Muon.

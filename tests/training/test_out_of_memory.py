@@ -9,20 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import groundling
 from groundling.__main__ import main
 from groundling.config import CorpusSettings, TrainingSettings
-from groundling.data.batches import Batches
+from groundling.data.batches import WindowSampler
 from groundling.data.corpus import prepare
 from groundling.data.sources import find_source
+from groundling.model import weights_file
 from groundling.model.gpt import GPT
 from groundling.run.run import Run
-from groundling.tasks import samples
-from groundling.training import checkpoints as checkpoint
+from groundling.tasks import pretraining
+from groundling.training.compiling import CompileTrial
 from groundling.training.events import Event, Notice, OutOfMemory
 from groundling.training.optimizer import Optimizers
 from groundling.training.out_of_memory import OutOfMemoryError, halved, is_out_of_memory
@@ -77,8 +77,8 @@ def norms(run: Run) -> list[float]:
 def windows(run: Run, text: Path) -> list[list[int]]:
     """Where the windows of each step begin, by the settings in the run's record."""
     corpus, t = prepare(find_source(text), run.config.text), run.config.training
-    batches = Batches(corpus.train, run.config.model.block_size, t.batch_size, t.accumulate, t.seed)
-    return [np.concatenate([batches.starts(step, i) for i in range(t.accumulate)]).tolist() for step in range(5)]
+    batches = WindowSampler(corpus.train, run.config.model.block_size, t.batch_size * t.accumulate, t.seed)
+    return [batches.offsets(step).tolist() for step in range(5)]
 
 
 def assert_halved(run: Run, events: list[Event], whole: Run, text: Path) -> None:
@@ -86,7 +86,7 @@ def assert_halved(run: Run, events: list[Event], whole: Run, text: Path) -> None
     (event,) = of(OutOfMemory, events)
     assert (event.batch_size, event.accumulate) == (4, 2)
     assert (run.config.training.batch_size, run.config.training.accumulate) == (4, 2)
-    assert run.record["requested"]["training"]["batch_size"] == 8  # the same command finds the run again
+    assert run.record.requested.training.batch_size == 8  # the same command finds the run again
     assert windows(run, text) == windows(whole, text)
     assert [step for step, _ in losses(run)] == list(range(1, 13))
     assert [loss for _, loss in losses(run)] == pytest.approx([loss for _, loss in losses(whole)], abs=1e-3)
@@ -111,8 +111,8 @@ def test_halves_read_the_same_windows(text_file: Path) -> None:
     settings: TrainingSettings | None = TrainingSettings(batch_size=12, accumulate=3)
     seen, sizes = [], []
     while settings is not None:
-        batches = Batches(tokens, 16, settings.batch_size, settings.accumulate, seed=1)
-        seen.append(np.concatenate([batches.starts(7, i) for i in range(settings.accumulate)]).tolist())
+        batch = WindowSampler(tokens, 16, settings.batch_size * settings.accumulate, seed=1)(7)
+        seen.append(torch.cat([part.tokens for part in batch.split(settings.accumulate)]).tolist())
         sizes.append(settings.batch_size)
         settings = halved(settings)
     assert sizes == [12, 6, 3, 1]
@@ -153,9 +153,7 @@ def test_in_the_optimizer(call: int, whole: Run, text_file: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_when_the_compiler_is_tried(whole: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from groundling.run import room
-
-    monkeypatch.setattr(room, "choose_forward", failing(room.choose_forward, {1}))
+    monkeypatch.setattr(CompileTrial, "choose", failing(CompileTrial.choose, {1}))
     run, events = train(text_file)
     assert_halved(run, events, whole, text_file)
 
@@ -193,21 +191,21 @@ def test_in_an_evaluation(whole: Run, text_file: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_a_sample_is_left_out(whole: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "stream", failing(samples.stream, {2}))
+    monkeypatch.setattr(pretraining, "stream", failing(pretraining.stream, {2}))
     run, events = train(text_file)
     assert losses(run) == losses(whole)
     assert len(run.samples()) == len(whole.samples()) - 1
-    assert [notice for notice in of(Notice, events) if "while a sample was written" in notice.sentence]
+    assert [notice for notice in of(Notice, events) if "while writing a sample" in notice.sentence]
 
 
 @pytest.mark.parametrize(
     ("place", "name", "sentence"),
     [
-        (checkpoint, "save_file", "while saving step 4. Choose a smaller --n-embd"),
+        (weights_file, "save_file", "while saving step 4. Use a smaller --n-embd"),
         pytest.param(
             torch.Tensor,
             "backward",
-            "in a training step, with a single window of text. Choose a smaller --n-embd",
+            "in a training step, with a single window of text. Use a smaller --n-embd",
             marks=pytest.mark.slow,
         ),
     ],

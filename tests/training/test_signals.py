@@ -65,15 +65,18 @@ PROGRAM = """
         sys.meta_path.insert(0, Finder())
     else:
         import torch
-        from groundling.run import room, train
+        from groundling.model import weights_file
+        from groundling.run import train
         from groundling.run.run import Run
-        from groundling.tasks import samples
-        from groundling.training import checkpoints, step
+        from groundling.tasks import pretraining
+        from groundling.training import step
+        from groundling.training.compiling import CompileTrial
         place = {{
-            "reading": (train, "prepare"), "planning": (train, "fit_to_machine"),
-            "compiling": (room, "choose_forward"), "training": (torch.nn.utils, "clip_grad_norm_", 3),
-            "between passes": (step, "_dropout_seed", 5), "evaluation": (room, "score", 2),
-            "sampling": (samples, "stream", 2), "saving": (checkpoints, "save_file", 1), "finishing": (Run, "plot"),
+            "reading": (train, "prepare"), "planning": (train, "plan"),
+            "compiling": (CompileTrial, "choose"), "training": (torch.nn.utils, "clip_grad_norm_", 3),
+            "between passes": (step, "_dropout_seed", 5), "evaluation": (pretraining, "score", 2),
+            "sampling": (pretraining, "stream", 2), "saving": (weights_file, "save_file", 1),
+            "finishing": (Run, "plot"),
         }}[phase]
         before(*place)
     from groundling.__main__ import main

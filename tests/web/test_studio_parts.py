@@ -94,7 +94,7 @@ def test_a_run_is_seen_as_it_grows(trained: Path, tmp_path: Path) -> None:
     live = Live(folder)
     live.refresh()
     assert live.facts is None and live.version == 0
-    storage.write_json(folder / "config.json", whole.record)
+    storage.write_json(folder / "config.json", whole.record.to_dict())
     with (folder / "metrics.jsonl").open("a") as file:
         for line in whole.metrics():
             before = live.version

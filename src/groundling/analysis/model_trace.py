@@ -30,13 +30,13 @@ class Reading:
         self.streams: list[torch.Tensor] = []
         """The residual stream, (T, C): as the embedding makes it, and after each of the L blocks."""
 
-        def through(part: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+        def run(part: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
             result = part(*arguments)
             if part is not GPT.unembed:
                 self.streams.append(result[0])
             return result
 
-        model(torch.tensor([self.tokens], device=model.device), through=through)
+        model(torch.tensor([self.tokens], device=model.device), run=run)
 
     @torch.inference_mode()
     def attention(self, layer: int) -> torch.Tensor:
@@ -47,7 +47,7 @@ class Reading:
         x = block.ln_1(self.streams[layer])[None]
         qkv = block.attn.c_attn(x).view(1, len(self.tokens), -1, hd).transpose(1, 2)
         q, k, _ = qkv.split(heads, dim=1)
-        q, k = block.attn.turn(q, k, None)
+        q, k = block.attn.rope(q, k, None)
         k = k.repeat_interleave(heads[0] // heads[1], dim=1)  # where queries share one
         scores = (q @ k.mT)[0].float() / math.sqrt(hd)
         future = torch.ones_like(scores, dtype=torch.bool).triu(1)

@@ -70,9 +70,9 @@ def inspect(
 def _recommend(report: Report, config: Config, given: set[str], text: Corpus) -> Recommendation:
     # torch is imported this late so that its memory comes after that of the check-up.
     from groundling.machine import choose
-    from groundling.planning.planner import fit_to_machine
+    from groundling.planning.planner import plan as plan_run
 
-    planned, plan = fit_to_machine(config, given, text, choose(config.machine), 0.0)
+    planned, plan = plan_run(config, given, text, choose(config.machine), 0.0)
     assert plan is not None and plan.loss is not None and plan.low is not None and plan.high is not None
     tokens = len(text.train)
     kind, vocab_size, why = choose_tokenizer(report)

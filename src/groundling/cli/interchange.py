@@ -78,7 +78,7 @@ def import_(
     run = import_model(folder, name=name, block_size=block_size, out=out, notice=note)
     facts = {
         "folder": str(run.folder), "parameters": sum(p.numel() for p in run.model.parameters()),
-        "vocab_size": run.tokenizer.vocab_size, **run.record["imported"],
+        "vocab_size": run.tokenizer.vocab_size, **(run.record.imported or {}),
     }  # fmt: skip
     if json:
         return print_json(facts)

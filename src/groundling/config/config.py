@@ -34,9 +34,10 @@ class Config:
     model: ModelSettings
     training: TrainingSettings
     machine: MachineSettings
+    task: str = "pretraining"
 
     @staticmethod
-    def build(corpus: str, preset: str | None = None, **settings: Any) -> Config:
+    def build(corpus: str, preset: str | None = None, task: str = "pretraining", **settings: Any) -> Config:
         """The preset's values with `settings` (any field of the four groups, by name) laid over them.
 
         A preset's warm-up longer than a fifth of `steps` is shortened to that, unless `warmup_steps` is given:
@@ -64,7 +65,7 @@ class Config:
         training = groups["training"]
         if "warmup_steps" not in settings and isinstance(training["steps"], Integral):  # NumPy's integers too
             training["warmup_steps"] = min(training["warmup_steps"], max(int(training["steps"]) // 5, 0))
-        return Config.from_dict({"corpus": corpus, "preset": preset, **groups})
+        return Config.from_dict({"corpus": corpus, "preset": preset, "task": task, **groups})
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Config:
@@ -102,6 +103,7 @@ def _plain(value: Any) -> Any:
 def _with_older(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
+    values = {"task": "pretraining"} | values
     older = {
         name: {
             f.name: value

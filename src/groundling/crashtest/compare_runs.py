@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from groundling import storage
 
-_OF_THE_CLOCK = ("elapsed", "born_at", "seconds_left", "tokens_per_second")
+_OF_THE_CLOCK = ("elapsed", "stage_elapsed", "seconds_left", "tokens_per_second")
 
 
 def first_difference(run: Path, whole: Path) -> str | None:

@@ -131,16 +131,16 @@ class _Phases:
 
 
 def _listen_to_batches(tell: Tell) -> None:
-    from groundling.data.batches import Batches
+    from groundling.data.batches import WindowSampler
 
-    starts = Batches.starts
+    offsets = WindowSampler.offsets
 
-    def told(self: Batches, step: int, micro_step: int = 0) -> npt.NDArray[Any]:
-        places = starts(self, step, micro_step)
-        tell("batch", f"{step}.{micro_step} {places.tolist()}")
+    def told(self: WindowSampler, step: int) -> npt.NDArray[Any]:
+        places = offsets(self, step)
+        tell("batch", f"{step} {places.tolist()}")
         return places
 
-    Batches.starts = told  # type: ignore[method-assign]
+    WindowSampler.offsets = told  # type: ignore[method-assign]
 
 
 def _disk(phases: _Phases, strike: dict[str, Any], tell: Tell) -> storage.Disk:

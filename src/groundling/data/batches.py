@@ -1,14 +1,16 @@
-"""(seed, step, micro-step) -> batch: a pure function, so there is nothing to lose at a crash.
+"""(seed, step) -> batch: a pure function, so a crash has no data position to lose.
 
-An epoch is a permutation of the text's non-overlapping windows, shifted as a whole by a random phase:
-every part of the text is seen once an epoch, in a new order and cut at new places each time. (Windows
-drawn with replacement, as nanoGPT does, leave a third of the text unseen in an epoch's worth of steps.)
+An epoch is a permutation of the text's non-overlapping windows, shifted as a whole by a random phase: every part of
+the text is read once an epoch, in a new order and cut at new places each time. (Drawing windows with replacement, as
+nanoGPT does, leaves a third of the text unread in an epoch's worth of steps.)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,22 +20,57 @@ from groundling.data.corpus import Tokens
 from groundling.data.hashing import U64, mix
 from groundling.machine import Machine
 
-_PIECE = 1 << 24  # tokens that are carried to a GPU at a time
+_PIECE = 1 << 24  # tokens that are copied to a GPU at a time
 
 
 @dataclass(frozen=True)
-class Batches:
-    """Training batches of `batch_size` windows of `block_size` tokens; `accumulate` of them make a step.
+class Batch:
+    """The examples of an optimizer step, or a part of them.
 
-    Raises ValueError if the text is shorter than one window and the token to predict after it.
+    `tokens` and `targets` are (B, T) int64. `weights`, (B, T), says how much the loss of each target counts: 0 for one
+    that is only read, such as a prompt or padding. Without it, each counts 1. `extras` are further tensors of B rows.
+    """
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor | None = None
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def weight(self) -> float:
+        """What all targets count together. It is known without waiting for a GPU if the weights are on the CPU."""
+        return float(self.targets.numel()) if self.weights is None else float(self.weights.sum())
+
+    def split(self, n: int) -> list[Batch]:
+        """`n` micro-batches, equal in rows."""
+        rows = len(self) // n
+        return [self._map(lambda x, start=i * rows: x[start : start + rows]) for i in range(n)]
+
+    def to(self, device: torch.device) -> Batch:
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def _map(self, change: Any) -> Batch:
+        weights = None if self.weights is None else change(self.weights)
+        extras = {name: change(value) for name, value in self.extras.items()}
+        return Batch(change(self.tokens), change(self.targets), weights, extras)
+
+
+@dataclass(frozen=True)
+class WindowSampler:
+    """Batches of `batch_size` windows of `block_size` tokens: all that an optimizer step reads.
+
+    Raises ValueError if the text is shorter than one window and the token after it.
     """
 
     tokens: Tokens
     block_size: int
     batch_size: int
-    accumulate: int
     seed: int
-    resident: torch.Tensor | None = None  # the tokens on a GPU, where that has room: nothing is copied there any more
+    on_device: torch.Tensor | None = None
+    """All tokens on a GPU, if it has room for them. Then nothing is copied there during training."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) <= self.block_size:
@@ -48,60 +85,55 @@ class Batches:
         # One window fewer than fits leaves room for the phase, so that all epochs have the same length.
         return max(1, len(self.tokens) // self.block_size - 1)
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch_size * self.accumulate * self.block_size
-
     def epochs(self, step: int) -> float:
-        """How many times the text has been seen after `step` steps."""
-        return step * self.batch_size * self.accumulate / self.windows_per_epoch
+        """How many times the text was read after `step` steps."""
+        return step * self.batch_size / self.windows_per_epoch
 
-    def starts(self, step: int, micro_step: int = 0) -> npt.NDArray[np.int64]:
-        """Where the windows of a batch begin in the training part, shape (batch_size,)."""
-        first = (step * self.accumulate + micro_step) * self.batch_size
+    def offsets(self, step: int) -> npt.NDArray[np.int64]:
+        """Where the windows of a step start in the training part, shape (batch_size,)."""
+        first = step * self.batch_size
         epochs, places = np.divmod(np.arange(first, first + self.batch_size), self.windows_per_epoch)
-        starts = np.empty(self.batch_size, dtype=np.int64)
+        offsets = np.empty(self.batch_size, dtype=np.int64)
         for epoch in range(epochs[0], epochs[-1] + 1):
             keys = np.random.SeedSequence([self.seed, epoch]).generate_state(5, np.uint64).astype(np.uint64)
             slack = len(self.tokens) - self.windows_per_epoch * self.block_size
             phase = int(keys[4] % np.uint64(slack))  # the largest one ends at the text's last token
             here = epochs == epoch
-            starts[here] = phase + self.block_size * permute(places[here], self.windows_per_epoch, keys[:4])
-        return starts
+            offsets[here] = phase + self.block_size * permute(places[here], self.windows_per_epoch, keys[:4])
+        return offsets
 
-    def __call__(self, step: int, micro_step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and the tokens that follow them, both (B, T) int64, on the CPU or where the tokens are resident."""
-        starts = self.starts(step, micro_step)
-        if self.resident is None:
-            windows = torch.from_numpy(self.tokens.windows(starts, self.block_size + 1))
+    def __call__(self, step: int) -> Batch:
+        """The windows of a step, and the tokens that follow theirs."""
+        offsets = self.offsets(step)
+        if self.on_device is None:
+            windows = torch.from_numpy(self.tokens.windows(offsets, self.block_size + 1))
         else:
-            offsets = torch.arange(self.block_size + 1, device=self.resident.device)
-            windows = self.resident[torch.from_numpy(starts).to(self.resident.device)[:, None] + offsets].long()
-        return windows[:, :-1], windows[:, 1:]
+            steps = torch.arange(self.block_size + 1, device=self.on_device.device)
+            windows = self.on_device[torch.from_numpy(offsets).to(self.on_device.device)[:, None] + steps].long()
+        return Batch(windows[:, :-1], windows[:, 1:])
 
-    def on(self, device: torch.device) -> Batches:
-        """The same batches, made on `device`, where all tokens then lie as int32: 4 bytes each."""
+    def to(self, device: torch.device) -> WindowSampler:
+        """The same batches, made on `device`. It then holds all tokens as int32, 4 bytes each."""
         tokens = torch.empty(len(self.tokens), dtype=torch.int32, device=device)
         for start in range(0, len(self.tokens), _PIECE):
             piece = self.tokens.read(start, min(start + _PIECE, len(self.tokens)))
             tokens[start : start + len(piece)] = torch.from_numpy(piece.astype(np.int32))
-        return dataclasses.replace(self, resident=tokens)
+        return dataclasses.replace(self, on_device=tokens)
 
-
-def near(batches: Batches, machine: Machine) -> Batches:
-    """The same, made on the machine's GPU if it has one with room for the whole text; else as they are."""
-    if machine.device.type != "cuda":
-        return batches
-    room = torch.cuda.get_device_properties(machine.device).total_memory // 8
-    return batches.on(machine.device) if 4 * len(batches.tokens) <= room else batches
+    def near(self, machine: Machine) -> WindowSampler:
+        """The same, made on the machine's GPU if the whole text takes an eighth of its memory at most."""
+        if machine.device.type != "cuda":
+            return self
+        room = torch.cuda.get_device_properties(machine.device).total_memory // 8
+        return self.to(machine.device) if 4 * len(self.tokens) <= room else self
 
 
 def permute(places: npt.NDArray[np.int64], n: int, keys: U64) -> npt.NDArray[np.int64]:
     """Images of `places` under the pseudo-random permutation of range(n) that `keys` choose.
 
-    A balanced Feistel network over the least even number of bits that holds n, walked until the value
-    falls below n (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). It takes constant
-    memory and any place can be asked for on its own; shuffling an index takes 8 bytes a window.
+    A balanced Feistel network over the least even number of bits that holds n, repeated until the value falls below n
+    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). It takes constant memory, and any place can be
+    asked for on its own. Shuffling an index would take 8 bytes a window.
     """
     half = np.uint64(max(1, (int(n - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)

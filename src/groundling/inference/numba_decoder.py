@@ -21,7 +21,7 @@ import torch.nn as nn
 from groundling.inference.numba_kernels import forward
 from groundling.inference.precision import Precision, in_int8
 from groundling.inference.speed_selector import Pace
-from groundling.model.gpt import GPT, Rotary, SelfAttention
+from groundling.model.gpt import GPT, RoPE, SelfAttention
 from groundling.model.kv_cache import KVCache
 
 _F32 = npt.NDArray[np.float32]
@@ -59,7 +59,7 @@ class FewTokens:
 
     def __init__(self, model: GPT, precision: Precision) -> None:
         config, blocks = model.config, model.blocks
-        turn = next((block.attn.turn for block in blocks if isinstance(block.attn.turn, Rotary)), None)
+        rope = next((block.attn.rope for block in blocks if isinstance(block.attn.rope, RoPE)), None)
         none = np.zeros((0, config.head_dim), np.float32)
         head = nn.Linear(1, 1, bias=False)
         head.weight = model.wte.weight if model.lm_head is None else model.lm_head.weight
@@ -67,8 +67,8 @@ class FewTokens:
         self._weights = _Weights(
             _array(model.wte.weight),
             none if model.wpe is None else _array(model.wpe.weight),
-            none if turn is None else _array(turn.cos),
-            none if turn is None else _array(turn.sin),
+            none if rope is None else _array(rope.cos),
+            none if rope is None else _array(rope.sin),
             np.stack([[_norm(block.ln_1), _norm(block.ln_2)] for block in blocks]),
             np.stack([_head_norms(block.attn) for block in blocks]),
             _matrices([block.attn.c_attn for block in blocks], precision),
@@ -120,10 +120,10 @@ def _norm(norm: nn.Module) -> _F32:
 
 
 def _head_norms(attention: SelfAttention) -> _F32:
-    turn = attention.turn
-    if not isinstance(turn, Rotary):
+    rope = attention.rope
+    if not isinstance(rope, RoPE):
         return np.ones((2, attention.head_dim), np.float32)
-    return np.stack([_array(turn.q_norm.weight), _array(turn.k_norm.weight)])
+    return np.stack([_array(rope.q_norm.weight), _array(rope.k_norm.weight)])
 
 
 def _matrices(layers: Sequence[nn.Linear], precision: Precision) -> _Matrices:

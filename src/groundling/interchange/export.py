@@ -18,9 +18,10 @@ from groundling.interchange.model_card import card
 from groundling.interchange.parity import Engine, material, prove
 from groundling.interchange.weight_names import family_of
 from groundling.model.gpt import GPT
-from groundling.run.run import Run, corpus_of
+from groundling.model.weights_file import load_weights
+from groundling.run.run import Run
 from groundling.run.store import load
-from groundling.training.checkpoints import load_weights, read_state
+from groundling.training.state import read_state
 
 Target = Literal["huggingface", "gguf", "onnx"]
 ROUNDED: dict[str, tuple[str, ...]] = {
@@ -96,7 +97,7 @@ def _written(to: Target, folder: Path, model: GPT, run: Run, quantize: str | Non
 
 def _validation(run: Run, notice: Callable[[str], None]) -> Tokens | None:
     try:
-        return corpus_of(run).validation
+        return run.text.open().validation
     except ValueError as error:
         notice(f"{error} The proof is made with random tokens.")
         return None

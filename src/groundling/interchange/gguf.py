@@ -43,8 +43,8 @@ _NAMES: dict[Family, Names] = {
         {
             "ln_1": ("attn_norm",),
             "attn.c_attn": ("attn_q", "attn_k", "attn_v"),
-            "attn.turn.q_norm": ("attn_q_norm",),
-            "attn.turn.k_norm": ("attn_k_norm",),
+            "attn.rope.q_norm": ("attn_q_norm",),
+            "attn.rope.k_norm": ("attn_k_norm",),
             "attn.c_proj": ("attn_output",),
             "ln_2": ("ffn_norm",),
             "mlp.c_fc": ("ffn_gate", "ffn_up"),

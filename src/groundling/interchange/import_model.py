@@ -22,11 +22,12 @@ from groundling.interchange.weight_names import Family, inward
 from groundling.machine import choose, versions
 from groundling.model.gpt import GPT
 from groundling.model.weights_file import check_memory
-from groundling.run.claim import lock
 from groundling.run.folder import as_name, is_name, runs_folder
+from groundling.run.lock import lock
+from groundling.run.record import FORMAT, CorpusFacts, MachineFacts, RunRecord
 from groundling.run.run import Run
-from groundling.training.checkpoints import TrainState
-from groundling.training.optimizer import new_optimizer
+from groundling.training.checkpoints import Snapshot
+from groundling.training.state import TrainState
 
 _LONGEST = 2048  # tokens of context, unless more are asked for: Qwen3's 40,960 would take gigabytes to write with
 
@@ -206,7 +207,7 @@ def _new_run(
             name: tensor for name, tensor in tensors.items() if name != f"{NAMES[family].outside['lm_head']}.weight"
         }
     # A tenth of this learning rate is what training further begins with: nanoGPT finetunes GPT-2 with 3e-5.
-    training = {"optimizer": "adamw", "learning_rate": PRESETS["gpt2"].training.learning_rate}
+    training: dict[str, Any] = {"optimizer": "adamw", "learning_rate": PRESETS["gpt2"].training.learning_rate}
     config = Config.build("", "gpt2", **model, **training, tokenizer=str(folder / "tokenizer.json"))
     check_memory(config.model, tokenizer.vocab_size)
     filled = GPT(config.model, tokenizer.vocab_size)
@@ -219,19 +220,19 @@ def _new_run(
         folder.mkdir(parents=True)
         lock(folder, stack)
         tokenizer.save(folder / "tokenizer.json")
-        record = {
-            "format": 1,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "imported": imported,
-            "requested": config.to_dict(),
-            "settings": config.to_dict(),
-            "corpus": {
-                "name": imported["name"], "fingerprint": "", "documents": 2, "characters": 0,
-                "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.fingerprint,
-            },
-            "machine": choose(config.machine).describe(),
-            "versions": versions() | {"groundling": __version__},
-        }  # fmt: skip
-        storage.write_json(folder / "config.json", record)
-        run.checkpoints.save(filled, new_optimizer(filled, config.training, torch.float32), TrainState(), folder, 0)
+        record = RunRecord(
+            format=FORMAT,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            requested=config,
+            settings=config,
+            corpus=CorpusFacts(
+                name=imported["name"], fingerprint="", documents=2, characters=0, vocab_size=tokenizer.vocab_size,
+                tokenizer=tokenizer.fingerprint,
+            ),
+            machine=MachineFacts(**choose(config.machine).describe()),
+            versions=versions() | {"groundling": __version__},
+            imported=imported,
+        )  # fmt: skip
+        run.create(record)
+        run.checkpoints.save(Snapshot(TrainState(), filled.state_dict(), {}), 0)
     return run

@@ -10,7 +10,7 @@ from groundling.interchange.parity import Proof
 from groundling.model.gpt import GPT
 from groundling.reporting.console import duration
 from groundling.run.run import Run
-from groundling.training.checkpoints import read_state
+from groundling.training.state import read_state
 
 _USE = {
     "huggingface": """```python
@@ -63,25 +63,25 @@ def card(run: Run, model: GPT, to: str, quantize: str | None, average: dict[str,
             "",
         ]
     settings = {
-        name: value for group in ("text", "model", "training") for name, value in run.record["settings"][group].items()
+        name: value for group in ("text", "model", "training") for name, value in run.config.to_dict()[group].items()
     }
     return "\n".join([*lines, "## Settings", "", "```json", json.dumps(settings, indent=1), "```", ""])
 
 
 def _origin(run: Run) -> str:
-    if "imported" in run.record:
+    if run.record.imported:
         return "imported into"
     return "trained further with" if run.config.training.init_from else "trained from scratch with"
 
 
 def _facts(run: Run, average: dict[str, Any] | None) -> list[tuple[str, str]]:
-    corpus, state, machine = run.record["corpus"], read_state(run.checkpoint), run.record.get("machine") or {}
-    imported = run.record.get("imported")
+    corpus, state, machine = run.record.corpus, read_state(run.checkpoint), run.record.machine
+    imported = run.record.imported
     if imported:
         return [("imported from", imported["name"]), ("architecture", imported["architecture"])]
     facts = [
-        ("text", f"{corpus['name']}: {corpus['characters']:,} characters in {corpus['documents']:,} document(s)"),
-        ("SHA-256 of the text", corpus["fingerprint"]),
+        ("text", f"{corpus.name}: {corpus.characters:,} characters in {corpus.documents:,} document(s)"),
+        ("SHA-256 of the text", corpus.fingerprint),
     ]
     if run.config.training.init_from:
         facts.append(("began with", run.config.training.init_from))
@@ -96,15 +96,16 @@ def _facts(run: Run, average: dict[str, Any] | None) -> list[tuple[str, str]]:
     elif evaluated:
         line = evaluated[-1]
         facts.append(("validation loss", f"{line['validation_loss']:.4f} nats a token"))
-        facts.append(("bits per byte", f"{line['bits_per_byte']:.4f}"))
+        if line["bits_per_byte"] is not None:
+            facts.append(("bits per byte", f"{line['bits_per_byte']:.4f}"))
         if line["training_loss"] is not None:
             facts.append(("training loss", f"{line['training_loss']:.4f} nats a token"))
     facts += [
         ("steps", f"{state.step:,} of {run.config.training.steps:,}"),
         ("tokens trained on", f"{state.tokens:,}"),
         ("time", duration(state.elapsed)),
-        ("machine", ", ".join(str(machine[key]) for key in ("device", "dtype") if key in machine)),
-        ("versions", ", ".join(f"{name} {version}" for name, version in run.record.get("versions", {}).items())),
+        ("machine", f"{machine.device}, {machine.dtype}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in run.record.versions.items())),
         ("exported by", f"groundling {__version__}"),
     ]
     return facts

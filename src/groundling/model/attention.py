@@ -1,8 +1,7 @@
-"""attend(): causal attention, by the fastest way that the machine has; the same for training, prefill and decoding.
+"""Causal attention by the fastest way that the machine has: one function for training, prefill and decoding.
 
-There is no dropout on the attention weights: with it, PyTorch's fused CPU kernel refuses and all T × T
-weights are written out, which costs more than the rest of the block. Dropout acts on embeddings and on
-the residual branches instead.
+Attention weights have no dropout. With it PyTorch's fused CPU kernel is not used, and writing out all T × T weights
+costs more than the rest of the block. Dropout acts on embeddings and residual branches instead.
 """
 
 from __future__ import annotations
@@ -13,59 +12,61 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-_LONGEST = 2048  # tokens: the weights of a longer context, written out, would fill the memory
+_MAX_CHUNKED = 2048  # tokens: for a longer context, the weights of all chunks would fill the memory
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
-    """softmax(q kᵀ / √hd) v, where each query sees the keys up to its own position.
+def causal_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """softmax(q kᵀ / √hd) v, where each query attends to the keys up to its own position.
 
     Args:
         q: (B, nh, T, hd), the newest T positions.
-        k, v: (B, nkv, S, hd), all S ≥ T positions up to and including them. Where there are fewer of them
-            than queries, nh / nkv neighbouring queries share one (Ainslie et al., "GQA", 2023).
-        visible: (B or 1, 1, T, S), added to the scores: -inf where a query does not see a key, for rows at different
-            positions. If None, T is S, or 1, and the newest query sees everything.
+        k, v: (B, nkv, S, hd), all S ≥ T positions up to them. With fewer key than query heads, nh / nkv neighbouring
+            queries share one (Ainslie et al., "GQA", 2023).
+        attn_mask: (B or 1, 1, T, S), added to the scores: -inf where a query must not see a key. For rows at different
+            positions. Without it T must be S or 1.
 
     Returns: (B, nh, T, hd)
     """
     T, S = q.size(2), k.size(2)
     shared = q.size(1) != k.size(1)
-    if visible is not None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=shared)
+    if attn_mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, enable_gqa=shared)
     if T == S:
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= _LONGEST:
-            return _in_strips(q, k, v)
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= _MAX_CHUNKED:
+            return _in_chunks(q, k, v)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
     assert T == 1
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
 
 
-def _in_strips(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The same for T = S, with plain matrix products in place of the fused kernel."""
+def _in_chunks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The same for T = S, by plain matrix products instead of the fused kernel."""
     B, nh, T, hd = q.shape
     k, v = (x.repeat_interleave(nh // x.size(1), dim=1).reshape(B * nh, T, hd) for x in (k, v))
-    y: torch.Tensor = _Strips.apply(q.reshape(B * nh, T, hd), k, v)
+    y: torch.Tensor = _ChunkedCausalAttention.apply(q.reshape(B * nh, T, hd), k, v)
     return y.view(B, nh, T, hd)
 
 
-class _Strips(torch.autograd.Function):
-    """A strip of queries after the other, each beside the keys that it sees and no later ones.
+class _ChunkedCausalAttention(torch.autograd.Function):
+    """Chunks of queries one after another, each with the keys up to its end.
 
-    On CPUs with bfloat16 instructions plain matrix products leave PyTorch's fused kernel behind, and do so twice as
-    fast once the future is skipped: docs/LOG.md has the measurements. The backward pass is written out because the
-    automatic one transposes the keys' gradients element by element.
+    On CPUs with bfloat16 instructions plain matrix products are faster than PyTorch's fused kernel, and skipping the
+    future makes them twice as fast again (docs/LOG.md). The backward pass is written out because autograd would
+    transpose the keys' gradients element by element.
 
     Shapes: q, k and v are (B nh, T, hd).
     """
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Keeps the weights of all strips, (B nh, rows, end), for the way back."""
+        """Keeps the attention weights of all chunks, (B nh, rows, end), for the backward pass."""
         T = q.size(1)
         position = torch.arange(T, device=q.device)
         scaled = q * (1 / math.sqrt(q.size(2)))
         weights = []
-        for start, end in _strips(T):
+        for start, end in _chunks(T):
             scores = scaled[:, start:end].contiguous() @ k[:, :end].mT
             future = position[:end] > position[start:end, None]
             weights.append(scores.masked_fill(future, -math.inf).softmax(-1))
@@ -78,25 +79,24 @@ class _Strips(torch.autograd.Function):
         scaled, k, v, *weights = ctx.saved_tensors
         T = k.size(1)
         d_q, d_k, d_v = [], [], []
-        for (start, end), w in zip(_strips(T), weights, strict=True):
+        for (start, end), w in zip(_chunks(T), weights, strict=True):
             d_y = grads[0][:, start:end].contiguous()
             d_scores = torch._softmax_backward_data(d_y @ v[:, :end].mT, w, -1, w.dtype)
             d_q.append(d_scores @ k[:, :end] * (1 / math.sqrt(k.size(2))))
             d_k.append(d_scores.mT @ scaled[:, start:end].contiguous())
             d_v.append(w.mT @ d_y)
-        return torch.cat(d_q, dim=1), _sum_of_beginnings(d_k), _sum_of_beginnings(d_v)
+        return torch.cat(d_q, dim=1), _sum_of_prefixes(d_k), _sum_of_prefixes(d_v)
 
 
-def _strips(T: int) -> list[tuple[int, int]]:
+def _chunks(T: int) -> list[tuple[int, int]]:
     rows = max(64, T // 8)  # fewer rows skip more of the future, but make the products too small
     return [(start, min(start + rows, T)) for start in range(0, T, rows)]
 
 
-def _sum_of_beginnings(parts: list[torch.Tensor]) -> torch.Tensor:
-    """The sum of (N, end, hd) for growing ends: each reaches from the first position to the end of its strip."""
-    strips = _strips(parts[-1].size(1))
+def _sum_of_prefixes(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The sum of (N, end, hd) for growing ends: each part covers the positions up to the end of its chunk."""
     sums = []
-    for i, (start, end) in enumerate(strips):
+    for i, (start, end) in enumerate(_chunks(parts[-1].size(1))):
         total = parts[i][:, start:end]
         for later in parts[i + 1 :]:
             total = total + later[:, start:end]

@@ -1,8 +1,8 @@
-"""Dropout whose masks cost a CPU next to nothing.
+"""Dropout with masks that cost a CPU almost nothing.
 
-PyTorch draws a CPU's masks from one Mersenne Twister on one thread; for a small model that takes longer than its
-matrix products. Here each element gets one byte of a counter's hash, and is dropped if the byte is small: plain
-arithmetic, which runs on all cores, and which the compiler fuses.
+PyTorch draws a CPU's masks from one Mersenne Twister on one thread. For a small model that takes longer than its
+matrix products. Here each element gets one byte of a counter's hash and is dropped if the byte is small: plain
+arithmetic, which runs on all cores and which the compiler fuses.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def random_bytes(shape: torch.Size, seed: torch.Tensor) -> torch.Tensor:
 
 
 class Dropout(nn.Module):
-    """Drops a share p of the elements in training and scales up the others, so that the mean stays.
+    """Sets a share p of the elements to zero in training and scales up the others, so that the mean stays.
 
-    On a CPU p is rounded to a 256th. GPUs draw in parallel anyway: there it is PyTorch's own.
+    On a CPU p is rounded to a 256th, and to neither 0 nor 1. GPUs draw in parallel anyway: there it is PyTorch's own.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.threshold = round(p * 256)
+        self.threshold = min(max(round(p * 256), 1), 255)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.p == 0:

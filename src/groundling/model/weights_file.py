@@ -1,71 +1,95 @@
-"""Reading safetensors that a stranger may have made: the header first, then the numbers, if it is as expected."""
+"""Weights in safetensors files. The header is checked against what is expected before any tensor is read, since the
+file may be a stranger's."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from groundling import storage
 from groundling.config import ModelSettings
-from groundling.model.describe import Shape, memory_to_write, weight_shapes
+from groundling.model.describe import Shape, inference_memory, weight_shapes
+from groundling.model.gpt import GPT
 
-_LARGEST_HEADER = 16 * 2**20  # bytes; ours take a hundred a tensor
-_OTHERS = {b"PK": "a zip file, such as torch.save writes", b"\x80": "a pickle, which could run code"}
+_MAX_HEADER = 16 * 2**20  # bytes; ours take a hundred a tensor
+_OTHERS = {b"PK": "a zip file, as torch.save writes it", b"\x80": "a pickle, which could run code"}
+_RENAMED = (".attn.turn.", ".attn.rope.")  # what a weight was called, and what it is called now
 
 
 def read_shapes(path: Path) -> dict[str, Shape]:
-    """The shapes of the tensors in a file, by name, as its header tells; all float32. No tensor is read.
+    """The shapes of the tensors in a file, by name, from its header. All must be float32.
 
-    Raises ValueError, naming the file, if it is no safetensors file, has a header of an absurd length, or holds
-    numbers of another kind.
+    Raises ValueError, naming the file, if it is not a safetensors file, if its header is absurdly long, or if it holds
+    another data type.
     """
     try:
-        _check_start(path)
+        _check_header_length(path)
         with safe_open(path, "pt") as file:  # checks that header and file fit together
             slices = {name: file.get_slice(name) for name in list(file.keys())}
             odd = next((name for name, each in slices.items() if each.get_dtype() != "F32"), None)
             if odd is not None:
-                raise ValueError(f"{path} cannot be used: {odd[:80]} is {slices[odd].get_dtype()}, and not float32.")
-            return {name: tuple(each.get_shape()) for name, each in slices.items()}
+                raise ValueError(f"{path} cannot be used: {odd[:80]} is {slices[odd].get_dtype()}, not float32.")
+            return {name.replace(*_RENAMED): tuple(each.get_shape()) for name, each in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error!s:.200}.") from None
 
 
 def read_tensors(path: Path, expected: Mapping[str, Shape]) -> dict[str, torch.Tensor]:
-    """The tensors of a file, after a look at its header.
+    """The tensors of a file, by name.
 
-    Raises ValueError, naming the file, if names or shapes are not those that are `expected`, or if a number is
-    infinite or none.
+    Raises ValueError, naming the file, if names or shapes differ from `expected`, or if a number is not finite.
     """
-    shapes, tensors = read_shapes(path), dict[str, torch.Tensor]()
-    _compare(path, shapes, expected)
+    _compare(path, read_shapes(path), expected)
+    tensors = dict[str, torch.Tensor]()
     try:
         with safe_open(path, "pt") as file:
-            for name in shapes:
-                tensors[name] = file.get_tensor(name)
-                if not tensors[name].isfinite().all():
+            for name in list(file.keys()):
+                tensor = file.get_tensor(name)
+                if not tensor.isfinite().all():
                     raise ValueError(
-                        f"{path} holds numbers that are infinite or none, in {name[:80]}: training had gone wrong when "
-                        "it was saved. Use an earlier checkpoint."
+                        f"{path} holds NaN or infinity, in {name[:80]}: training had gone wrong before it was saved. "
+                        "Use an earlier checkpoint."
                     )
+                tensors[name.replace(*_RENAMED)] = tensor
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error!s:.200}.") from None
     return tensors
 
 
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a new safetensors file. Raises OSError if the disk refuses."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        storage.disk.fill(path, lambda file: save_file(plain, file))
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+
+
+def load_weights(path: Path, model: GPT) -> None:
+    """Fill `model` from a checkpoint folder. Raises ValueError if the weights do not fit or are not finite."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(read_tensors(path / "model.safetensors", expected))
+
+
 def check_fits(path: Path, config: ModelSettings, vocab_size: int) -> None:
-    """Raise ValueError if a checkpoint's weights are not those of the model of these settings, by its header."""
+    """Raise ValueError if the weights of a checkpoint folder are not of a model with these settings."""
     weights = path / "model.safetensors"
     _compare(weights, read_shapes(weights), weight_shapes(config, vocab_size))
 
 
 def check_memory(config: ModelSettings, vocab_size: int) -> None:
-    """Raise ValueError if a model of these settings cannot be held by this machine: before it is made."""
-    needed, here = memory_to_write(config, vocab_size), psutil.virtual_memory().total
+    """Raise ValueError if this machine has too little memory for a model with these settings."""
+    needed, here = inference_memory(config, vocab_size), psutil.virtual_memory().total
     if needed > here:
         raise ValueError(
             f"A model of {config.n_layer} layers × {config.n_embd} with a context of {config.block_size:,} needs "
@@ -76,16 +100,15 @@ def check_memory(config: ModelSettings, vocab_size: int) -> None:
 def _compare(path: Path, shapes: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
     if shapes != expected:
         wrong = sorted(n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n))
-        raise ValueError(f"The numbers in {path} do not fit the model in its config.json: {', '.join(wrong[:3]):.200}.")
+        raise ValueError(f"The weights in {path} do not fit the model in its config.json: {', '.join(wrong[:3]):.200}.")
 
 
-def _check_start(path: Path) -> None:
-    """The length of the header, before it is read."""
+def _check_header_length(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(8)
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or not 0 < length <= min(_LARGEST_HEADER, os.path.getsize(path) - 8):
+    if len(start) < 8 or not 0 < length <= min(_MAX_HEADER, os.path.getsize(path) - 8):
         kind = next((kind for sign, kind in _OTHERS.items() if start.startswith(sign)), None)
         if kind is not None:
-            raise ValueError(f"{path} is no safetensors file but {kind}: it is not opened.")
-        raise ValueError(f"{path} is no safetensors file: its header cannot have {length:,} bytes.")
+            raise ValueError(f"{path} is not a safetensors file but {kind}. It was not opened.")
+        raise ValueError(f"{path} is not a safetensors file: its header cannot have {length:,} bytes.")

@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import torch.nn.functional as F
 
 from groundling.analysis.ngrams import TRAINING_TOKENS, milestones
 from groundling.config import Config, ModelSettings
 from groundling.data.corpus import Corpus
 from groundling.machine import Machine, Speed, has_compiler, measure_speed
+from groundling.model.describe import flops_per_token, matrix_parameters
 from groundling.model.gpt import GPT
-from groundling.training.checkpoints import TrainState
+from groundling.tasks.self_distillation import end_of
 from groundling.training.events import Planned
-from groundling.training.generations import end_of
-from groundling.training.objective import next_token
+from groundling.training.state import TrainState
 
 DEFAULT_MINUTES = 5.0
 _SHAPE = ("n_layer", "n_head", "n_embd")
@@ -79,31 +80,9 @@ _SIZE = 1.3
 _SPREAD = 0.12  # texts differ: the share by which the loss may be off; in eighteen runs it was by 0.11 at most
 
 
-def flops_per_token(model: ModelSettings, vocab_size: int) -> float:
-    """Floating-point operations of the matrix products that training on a token takes, forward and backward.
-
-    Attention counts with the half of its weights that causality leaves.
-    """
-    products = model.n_layer * _block_parameters(model) + vocab_size * model.n_embd
-    return 6.0 * (products + model.n_layer * model.block_size * model.n_embd)
-
-
-def parameters(model: ModelSettings, vocab_size: int) -> int:
-    """How many, but for norms and biases."""
-    heads = 1 if model.tie_head else 2
-    positions = model.block_size if model.position == "learned" else 0
-    return model.n_layer * _block_parameters(model) + (heads * vocab_size + positions) * model.n_embd
-
-
-def _block_parameters(model: ModelSettings) -> int:
-    """Of a block's matrices."""
-    attention = model.n_embd * model.head_dim * (2 * model.n_head + 2 * model.kv_heads)
-    return attention + (3 if model.mlp == "swiglu" else 2) * model.n_embd * model.n_hidden
-
-
 def step_seconds(model: ModelSettings, vocab_size: int, passes: int, batch_size: int, speed: Speed) -> float:
     """About how long an optimizer step of so many passes takes, from what bounds it: products, copies and overhead."""
-    optimizer = 30 * parameters(model, vocab_size) / (speed.gbytes * 1e9) + 0.001 * model.n_layer
+    optimizer = 30 * matrix_parameters(model, vocab_size) / (speed.gbytes * 1e9) + 0.001 * model.n_layer
     return passes * pass_seconds(model, vocab_size, batch_size, speed) + optimizer
 
 
@@ -116,7 +95,7 @@ def pass_seconds(model: ModelSettings, vocab_size: int, batch_size: int, speed: 
     return products + copies + 0.001 * model.n_layer
 
 
-def rehearse(machine: Machine) -> float:
+def benchmark_pass(machine: Machine) -> float:
     """Seconds that a pass forward and back of a small reference model takes on this machine, not compiled."""
     with machine.own_randomness():
         model = GPT(_REFERENCE, _REFERENCE_VOCABULARY).to(machine.device).train()
@@ -126,7 +105,7 @@ def rehearse(machine: Machine) -> float:
         for _ in range(4):
             start = time.perf_counter()
             with machine.autocast():
-                loss = next_token(model, (tokens[:, :-1], tokens[:, 1:]))
+                loss = F.cross_entropy(model(tokens[:, :-1]).float().flatten(0, 1), tokens[:, 1:].flatten())
             loss.backward()
             model.zero_grad(set_to_none=True)
             float(loss.detach())  # waits for a GPU
@@ -138,12 +117,10 @@ def memory_needed(model: ModelSettings, vocab_size: int, batch_size: int) -> int
     """Bytes that training takes, roughly: PyTorch itself, five floats a parameter, and activations."""
     tokens = batch_size * model.block_size
     activations = tokens * (model.n_layer * model.n_embd * 100 + vocab_size * 24)  # not compiled; a third less if so
-    return round(0.45e9 + 20 * parameters(model, vocab_size) + activations)
+    return round(0.45e9 + 20 * matrix_parameters(model, vocab_size) + activations)
 
 
-def fit_to_machine(
-    config: Config, given: Set[str], text: Corpus, machine: Machine, used: float
-) -> tuple[Config, Planned | None]:
+def plan(config: Config, given: Set[str], text: Corpus, machine: Machine, used: float) -> tuple[Config, Planned | None]:
     """The configuration with everything that was left open chosen for this machine, text and time.
 
     Args:
@@ -159,18 +136,18 @@ def fit_to_machine(
     if not config.training.minutes:
         return config, None
     seconds = max(60 * config.training.minutes - used - _OUTSIDE, 1.0)
-    step = _stopwatch(machine, text.tokenizer.vocab_size, seconds)
+    step = _step_timer(machine, text.tokenizer.vocab_size, seconds)
     if not given & {"preset", *_SHAPE}:
         config = _shaped(config, given, text, seconds, step, memory)
     config = _scheduled(config, given, text, seconds, step(config))
-    return config, _plan(config, given, text, step(config), used)
+    return config, _event(config, given, text, step(config), used)
 
 
-def _stopwatch(machine: Machine, vocab_size: int, seconds: float) -> Callable[[Config], float]:
+def _step_timer(machine: Machine, vocab_size: int, seconds: float) -> Callable[[Config], float]:
     """A function that tells the seconds of a configuration's step on this machine, in a run of so many seconds."""
     speed = measure_speed(machine, _REFERENCE.n_embd, 4096)
     # What the arithmetic leaves out (caches, neighbours, a slow Python) is taken from one model's real passes.
-    factor = rehearse(machine) / pass_seconds(_REFERENCE, _REFERENCE_VOCABULARY, _REFERENCE_BATCH, speed)
+    factor = benchmark_pass(machine) / pass_seconds(_REFERENCE, _REFERENCE_VOCABULARY, _REFERENCE_BATCH, speed)
     if machine.compile == "on" or (machine.compile == "auto" and seconds > _WORTH_COMPILING and has_compiler()):
         factor *= _COMPILED
 
@@ -192,7 +169,7 @@ def _shaped(
         candidate = _with(config, given, wanted | {"accumulate": 1})
         model = candidate.model
         cost = seconds / step(candidate) * candidate.tokens_per_step * flops_per_token(model, vocab_size)
-        small_enough = parameters(model, vocab_size) <= _PARAMETERS_PER_TOKEN * len(text.train)
+        small_enough = matrix_parameters(model, vocab_size) <= _PARAMETERS_PER_TOKEN * len(text.train)
         fits = memory_needed(model, vocab_size, candidate.training.batch_size) <= memory / 2
         if best is None or (cost >= choice.flops and small_enough and fits):
             best = candidate
@@ -230,13 +207,13 @@ def _untaught(generations: int) -> float:
     return first + (1 - first) / _TAUGHT
 
 
-def _plan(config: Config, given: Set[str], text: Corpus, per_step: float, used: float) -> Planned:
+def _event(config: Config, given: Set[str], text: Corpus, per_step: float, used: float) -> Planned:
     m, t, vocab_size = config.model, config.training, text.tokenizer.vocab_size
     loss = None if "preset" in given else forecast(config, text)
     ends = datetime.now().astimezone() + timedelta(seconds=60 * t.minutes - used)
     return Planned(
         minutes=t.minutes,
-        parameters=parameters(m, vocab_size),
+        parameters=matrix_parameters(m, vocab_size),
         model={name: getattr(m, name) for name in (*_SHAPE, "block_size", "dropout")},
         batch_size=t.batch_size * t.accumulate,
         steps=t.steps,
@@ -272,7 +249,7 @@ def _with(config: Config, given: Set[str], wanted: dict[str, Any]) -> Config:
 
 def _usual_passes(config: Config, text: Corpus, steps: float) -> float:
     """In how many passes over the text a model of the usual size for it would learn as much of it by heart."""
-    size = parameters(config.model, text.tokenizer.vocab_size) / len(text.train)
+    size = matrix_parameters(config.model, text.tokenizer.vocab_size) / len(text.train)
     return steps * config.tokens_per_step / len(text.train) * (size / _SIZE) ** (1 / 3)
 
 
@@ -307,17 +284,17 @@ def forecast(config: Config, text: Corpus) -> float:
     return float(np.interp(math.log(cost), np.log(costs), shares)) * counted
 
 
-def judge(events: list[dict[str, Any]], state: TrainState) -> str | None:
+def compare_with_plan(events: list[dict[str, Any]], state: TrainState) -> str | None:
     """How good the plan was, in a sentence; None if there was none."""
     plan = next((line for line in events if line["event"] == "planned"), None)
-    if plan is None or state.best_loss is None:
+    if plan is None or state.best_score is None:
         return None
     said = f"The plan said {plan['minutes']:g} min, {plan['steps']:,} steps"
     became = f"it became {state.elapsed / 60:.2f} min, {state.step:,} steps and"
     if plan["loss"] is None:
-        return f"{said}; {became} a loss of {state.best_loss:.2f}."
-    within = "within" if plan["low"] <= state.best_loss <= plan["high"] else "outside"
+        return f"{said}; {became} a loss of {state.best_score:.2f}."
+    within = "within" if plan["low"] <= state.best_score <= plan["high"] else "outside"
     return (
         f"{said} and a loss of {plan['loss']:.2f} ({plan['low']:.2f} to {plan['high']:.2f}); "
-        f"{became} {state.best_loss:.2f}, {within} that range."
+        f"{became} {state.best_score:.2f}, {within} that range."
     )

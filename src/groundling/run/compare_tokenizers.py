@@ -13,7 +13,7 @@ from groundling.config import PRESETS, CorpusSettings
 from groundling.data.corpus import Corpus, prepare
 from groundling.data.progress import Notice, Progress, silent
 from groundling.data.sources import find_source
-from groundling.planning.planner import parameters
+from groundling.model.describe import matrix_parameters
 from groundling.run.train import train
 from groundling.training.events import Subscriber
 
@@ -91,7 +91,7 @@ def _embedding(vocab_size: int, n_embd: int) -> dict[str, Any]:
     return {
         "vocabulary": vocab_size,
         "embedding_parameters": vocab_size * n_embd,
-        "embedding_share": vocab_size * n_embd / parameters(model, vocab_size),
+        "embedding_share": vocab_size * n_embd / matrix_parameters(model, vocab_size),
     }
 
 

@@ -1,13 +1,14 @@
-"""The folder of a run: found, and read when it is needed; nothing in it is believed before it is checked.
+"""The folder of a run, read when it is needed. Every file is validated before use.
 
 runs/<name>/
-  config.json      every setting, the text's fingerprint, versions, machine
+  config.json      the run's record: settings, fingerprint of the text, machine, versions
   tokenizer.json
   metrics.jsonl    what happened, one JSON object a line
-  samples.jsonl    what the model wrote on the way, from one prompt and seed
+  samples.jsonl    what the model generated along the way, from one prompt and seed
+  initial/         the weights that it began with, if they are another run's (--init-from)
   checkpoints/     see training/checkpoints.py
-  loss.png         the curve, drawn at the end
-  report.html      all about it on one page, made at the end
+  loss.png         the loss curve, drawn at the end
+  report.html      the report, written at the end
 """
 
 from __future__ import annotations
@@ -23,29 +24,30 @@ from groundling.config import Config
 from groundling.data.tokenizers.base import Tokenizer
 from groundling.machine import Machine, choose
 from groundling.model.gpt import GPT
-from groundling.model.weights_file import check_fits, check_memory
+from groundling.model.weights_file import check_fits, check_memory, load_weights
 from groundling.run.metrics_log import read_history, read_result
-from groundling.run.record import check_record
+from groundling.run.record import RunRecord
 from groundling.storage.safe_read import check_folder
-from groundling.training.checkpoints import Checkpoints, load_weights, read_state
+from groundling.training.checkpoints import Checkpoints
+from groundling.training.state import read_state
 
-_DEVICES = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?"  # what Windows takes for no file
+_DEVICES = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?"  # not allowed as file names on Windows
 
 
 class RunFolder:
-    """What stands in the folder of a run. Whoever made it: nothing in it runs, and what cannot be is a ValueError that
-    says what is wrong. See SECURITY.md."""
+    """The files of a run, whoever made them. None of them can run code, and a damaged one is a ValueError that says
+    what is wrong. See SECURITY.md."""
 
     def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
-        """`checkpoint` is the one to use; the best one (else the newest) if None.
+        """`checkpoint` is the one to use. Default: the best one, else the newest.
 
-        Raises ValueError if something in the folder is a link that leads out of it, or is no file.
+        Raises ValueError if something in the folder is a link that leads out of it, or is not a file or folder.
         """
         self.folder = folder
         if checkpoint is not None:
             check_folder(checkpoint)
-        if checkpoint is None or self.begun:
-            for part in (folder, folder / "checkpoints", *(folder / "checkpoints").glob("step-*")):
+        if checkpoint is None or self.exists:
+            for part in (folder, folder / "initial", folder / "checkpoints", *(folder / "checkpoints").glob("step-*")):
                 check_folder(part)
         self.chosen = checkpoint
 
@@ -55,18 +57,27 @@ class RunFolder:
 
     @property
     def reference(self) -> str:
-        """What names this run on the command line from here."""
+        """How to call this run on the command line, from the working directory."""
         return self.name if self.folder.parent == runs_folder().resolve() else os.path.relpath(self.folder)
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """`config.json`: settings, corpus, versions, machine."""
+    def record(self) -> RunRecord:
+        """`config.json`."""
         path = (self.chosen or self.folder) / "config.json"
-        return check_record(storage.read_json(path), str(path))
+        return RunRecord.read(storage.read_json(path), str(path))
 
-    @cached_property
+    def update(self, **changes: Any) -> None:
+        """Change entries of the record. This is the only place that writes config.json."""
+        self.create(self.record.with_(**changes))
+
+    def create(self, record: RunRecord) -> None:
+        """Write a new record."""
+        storage.write_json(self.folder / "config.json", record.to_dict())
+        self.record = record
+
+    @property
     def config(self) -> Config:
-        return Config.from_dict(self.record["settings"])
+        return self.record.settings
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -78,7 +89,7 @@ class RunFolder:
         path = self.chosen or self.checkpoints.pointed("best") or self.checkpoints.newest(lambda _: None)
         if path is None:
             raise ValueError(
-                f"The run {self.name} has no checkpoint yet: continue it with `groundling resume {self.reference}`."
+                f"The run {self.name} has no checkpoint yet. Continue it with `groundling resume {self.reference}`."
             )
         return path
 
@@ -86,17 +97,17 @@ class RunFolder:
     def tokenizer(self) -> Tokenizer:
         path = (self.chosen or self.folder) / "tokenizer.json"
         tokenizer = Tokenizer.load(path)
-        if tokenizer.fingerprint != self.record["corpus"]["tokenizer"]:
-            raise ValueError(f"{path} is not the tokenizer that {self.name} was trained with: its hash is another one.")
+        if tokenizer.fingerprint != self.record.corpus.tokenizer:
+            raise ValueError(f"{path} is not the tokenizer that {self.name} was trained with: its hash differs.")
         return tokenizer
 
     @cached_property
     def machine(self) -> Machine:
-        return choose(self.config.machine, self.record.get("machine"))
+        return choose(self.config.machine, self.record.machine.model_dump())
 
     @cached_property
     def model(self) -> GPT:
-        """The model of the checkpoint in use, on its device. Its files are checked against their hashes first."""
+        """The model of the checkpoint in use, on its device. The files are checked against their hashes first."""
         storage.verify(self.checkpoint)
         check_fits(self.checkpoint, self.config.model, self.tokenizer.vocab_size)
         check_memory(self.config.model, self.tokenizer.vocab_size)
@@ -106,16 +117,16 @@ class RunFolder:
 
     @property
     def step(self) -> int:
-        """Optimizer steps behind the checkpoint in use."""
+        """The optimizer steps of the checkpoint in use."""
         return read_state(self.checkpoint).step
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """How the run ended (the fields of the event `Finished`); None if it has not come to its end."""
+        """How the run ended: the fields of the event `Finished`. None if it is not finished."""
         return read_result(self.folder / "result.json")
 
     @property
-    def begun(self) -> bool:
+    def exists(self) -> bool:
         """Whether the folder holds a run already."""
         return (self.folder / "config.json").exists()
 
@@ -128,20 +139,21 @@ class RunFolder:
         return read_history(self.folder / "metrics.jsonl")
 
     def samples(self) -> list[dict[str, Any]]:
-        """What the model wrote while it trained: the lines of `samples.jsonl`."""
+        """What the model generated while it trained: the lines of `samples.jsonl`."""
         return [line for line in read_history(self.folder / "samples.jsonl") if line["event"] == "sample"]
 
 
 def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
+    """`out`, or `$GROUNDLING_RUNS`, or `runs` in the working directory."""
     return Path(out or os.environ.get("GROUNDLING_RUNS") or "runs")
 
 
 def as_name(text: str, otherwise: str = "run") -> str:
-    """What of `text` can stand in the name of a folder; `otherwise` if nothing can."""
+    """The part of `text` that is allowed in a run's name, or `otherwise` if nothing is."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or otherwise
 
 
 def is_name(text: str) -> bool:
-    """Whether a run's folder can be called so, on every system."""
+    """Whether a run can have this name, on every system."""
     fits = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", text) is not None and not text.endswith(".")
     return fits and not re.fullmatch(_DEVICES, text)

@@ -1,4 +1,4 @@
-"""A run's history and result in its files. What is read is checked: whoever reads a line finds what its event has."""
+"""A run's history and result in files. Every line that is read is validated: it has what its event has."""
 
 from __future__ import annotations
 
@@ -11,30 +11,11 @@ from typing import Any
 from groundling import storage
 from groundling.run.record import CorpusFacts
 from groundling.storage.safe_read import parse
-from groundling.training.events import (
-    Checked,
-    Diverged,
-    Evaluation,
-    Event,
-    Finished,
-    Generation,
-    Notice,
-    OutOfMemory,
-    Paused,
-    Planned,
-    RolledBack,
-    Sample,
-    Saved,
-    Skipped,
-    Started,
-    Step,
-)
+from groundling.training import events
+from groundling.training.events import Event, OutOfMemory, Preparing, RolledBack, Sample
 
-_KEPT = (
-    Notice, Planned, Started, Checked, Step, Skipped, RolledBack, OutOfMemory, Evaluation, Generation, Saved, Diverged,
-    Paused, Finished,
-)  # fmt: skip
-_KINDS: dict[str, type[Event]] = {kind.__name__.lower(): kind for kind in (*_KEPT, Sample)}
+_EVENTS = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event)]
+_KINDS: dict[str, type[Event]] = {kind.__name__.lower(): kind for kind in _EVENTS if kind not in (Event, Preparing)}
 
 
 class _StartedCorpus(CorpusFacts):
@@ -43,7 +24,7 @@ class _StartedCorpus(CorpusFacts):
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` or `samples.jsonl`. Raises ValueError that names one which is no event."""
+    """The lines of `metrics.jsonl` or `samples.jsonl`. Raises ValueError that names a line which is not an event."""
     lines = storage.read_json_lines(path)
     for number, line in enumerate(lines, start=1):
         _check(line, f"line {number} of {path}")
@@ -51,16 +32,16 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def read_line(content: bytes, what: str) -> dict[str, Any]:
-    """A single line of a history. Raises ValueError, naming `what` it is, if it is no event."""
+    """A single line of a history. Raises ValueError, naming `what` it is, if it is not an event."""
     line: dict[str, Any] = parse(content, what)
     _check(line, what)
     return line
 
 
-class RunFiles:
-    """The subscriber that keeps a run's history: `metrics.jsonl` and `samples.jsonl`, one JSON object a line.
+class MetricsLog:
+    """The subscriber that writes a run's history: `metrics.jsonl` and `samples.jsonl`, one JSON object a line.
 
-    Where training goes back, what is made again is dropped from it.
+    When training goes back, the lines of what will be made again are dropped.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,11 +50,11 @@ class RunFiles:
     def __call__(self, event: Event) -> None:
         if isinstance(event, RolledBack):
             rewind(self._folder, event.to, event.evaluated_step, event.rollbacks + 1)
-        elif isinstance(event, OutOfMemory):
+        elif isinstance(event, OutOfMemory) and event.went_back:
             rewind(self._folder, event.step, event.evaluated_step, event.rollbacks)
         if isinstance(event, Sample):
             storage.append_json(self._folder / "samples.jsonl", event.to_dict())
-        elif isinstance(event, _KEPT):
+        elif type(event) in _KINDS.values():
             storage.append_json(self._folder / "metrics.jsonl", event.to_dict())
 
 
@@ -81,22 +62,22 @@ def rewind(
     folder: Path, step: int, evaluated_step: int, rollbacks: int = 0,
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> None:  # fmt: skip
-    """Drop from a run's history what happened after the checkpoint from which it continues: it happens again.
+    """Drop from a run's history what happened after the checkpoint from which it continues, since it happens again.
 
-    That checkpoint knows of so many `rollbacks`, and those stay, with the steps that were left out before them. A line
-    that cannot be read, as a power cut leaves them behind the checkpoint, is dropped too, and `notice` told.
+    That checkpoint knows of so many `rollbacks`. Those stay, with the steps that were skipped before them. Lines that
+    cannot be read, as a power cut may leave them, are dropped too, with a notice.
     """
 
-    def left_out(fault: object) -> None:
-        notice(f"{fault} The line is left out.")
+    def dropped(fault: object) -> None:
+        notice(f"{fault} Dropped the line.")
 
     for name in ("metrics.jsonl", "samples.jsonl"):
         kept = ""
-        for line in storage.read_json_lines(folder / name, left_out):
+        for line in storage.read_json_lines(folder / name, dropped):
             try:
                 _check(line, f"A line of {folder / name}")
             except ValueError as fault:
-                left_out(fault)
+                dropped(fault)
                 continue
             if _precedes(line, step, evaluated_step, rollbacks):
                 kept += json.dumps(line, ensure_ascii=False) + "\n"
@@ -109,12 +90,13 @@ def _precedes(line: dict[str, Any], step: int, evaluated_step: int, rollbacks: i
         return bool((line["rollbacks"], line["step"]) <= (rollbacks, step))
     # A generation begins after the checkpoint of its step.
     limit = evaluated_step if event in ("evaluation", "sample") else step - (event == "generation")
-    # What carries no step (a notice), or tells of a session (started, paused), did happen.
+    # What has no step (a notice), or belongs to a session (started, paused), did happen.
     return bool(event in ("started", "notice", "outofmemory") or line.get("step", 0) <= limit)
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """How a run ended: the fields of `Finished`; None if there is no such file. Raises ValueError if it is damaged."""
+    """How a run ended: the fields of `Finished`, or None if there is no such file. Raises ValueError if it is
+    damaged."""
     if not path.exists():
         return None
     result: dict[str, Any] = storage.read_json(path)
@@ -131,7 +113,7 @@ def _check(line: Any, what: str) -> None:
         raise ValueError(f"{what} is damaged: it is not an event of a run.")
     if line["event"] not in _KINDS:
         if type(line.get("step", 0)) is not int:
-            raise ValueError(f"{what} is damaged: its step is no number.")
+            raise ValueError(f"{what} is damaged: its step is not a number.")
         return  # of a newer version; nobody asks for it
     try:
         # Through JSON, where a list is as good as a tuple though everything else is strict.
@@ -144,7 +126,7 @@ def _check(line: Any, what: str) -> None:
         raise ValueError(f"{what} is damaged: {where}: {problem['msg'].lower()}.") from None
     numbers = [value for value in line.values() if isinstance(value, int)]
     if not all(-1 <= number < 2**63 for number in numbers):
-        raise ValueError(f"{what} is damaged: it has a number that cannot be.")
+        raise ValueError(f"{what} is damaged: one of its numbers is out of range.")
 
 
 @cache

@@ -1,4 +1,5 @@
-"""What `config.json` in a run's folder holds around the settings, and how one that is not ours is refused."""
+"""A run's record, `config.json`: its settings, text, machine and versions. What is read is validated, since it may be a
+stranger's; what is written has one writer, `RunFolder.update`."""
 
 from __future__ import annotations
 
@@ -6,17 +7,24 @@ import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
 from groundling import __version__
-from groundling.config.config import Config, did_you_mean
+from groundling.config import Config, did_you_mean
 from groundling.data.fingerprint import MOST_DOCUMENTS
 
 FORMAT = 1
-"""Counts up when what is written could no longer be read by an older groundling."""
+"""Increased when an older groundling could no longer read what is written."""
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Text = Annotated[str, Field(max_length=4096)]
+
+
+def _config(value: Any) -> Config:
+    return value if isinstance(value, Config) else Config.from_dict(value)
+
+
+_Settings = Annotated[Config, PlainValidator(_config), PlainSerializer(Config.to_dict)]
 
 
 class NewerVersion(ValueError):
@@ -24,11 +32,15 @@ class NewerVersion(ValueError):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def with_(self, **changes: Any) -> Any:
+        """A copy with some entries changed."""
+        return self.model_copy(update=changes)
 
 
 class DocumentFacts(_Part):
-    """A document of the text: its name below the text's address, size and SHA-256 of its content."""
+    """A document of the text: its name below the text's address, size, and SHA-256 of its content."""
 
     name: _Text
     bytes: _Count
@@ -59,67 +71,74 @@ class MachineFacts(_Part):
     evaluation_batch: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
-class Record(_Part):
-    """`requested` are the settings as asked for, `settings` as planned; `former_texts` those before the text was
-    changed and `--accept-changed-text` was given; `imported` says where weights came from that were
-    not trained here, `bits` what the last digits of results depend on, as of now."""
+class RunRecord(_Part):
+    """All that decides a run, and where it came from."""
 
     format: int
-    created: _Text
-    requested: dict[str, Any]
-    settings: dict[str, Any]
+    created: Annotated[_Text, AfterValidator(lambda text: datetime.fromisoformat(text) and text)]
+    requested: _Settings
+    """The settings as asked for: what the same command asks for again."""
+    settings: _Settings
+    """The settings as planned."""
     corpus: CorpusFacts
     machine: MachineFacts
     versions: dict[_Text, _Text]
     track: Annotated[list[_Text], Field(max_length=10)] = []
     former_texts: Annotated[list[CorpusFacts], Field(max_length=1000)] = []
+    """Texts from before `--accept-changed-text` was given."""
     imported: dict[_Text, _Text] | None = None
+    """Where the weights came from, if they were not trained here."""
     bits: dict[_Text, _Text] = {}
+    """What the last digits of all results depend on, as of now: see `machine.bits`."""
+    extended_at: _Count | None = None
+    """The step at which the run was given a new end, the last time."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON. Entries that were never set are left out."""
+        return self.model_dump(exclude_unset=True)
 
-def check_record(value: Any, what: str) -> dict[str, Any]:
-    """`value`, if it is the content of a run's config.json. Entries that came later may be missing in older ones.
+    @staticmethod
+    def read(value: Any, what: str) -> RunRecord:
+        """Validate the content of a run's config.json. Entries that came later may be missing in older ones.
 
-    Raises ValueError, naming `what`, if it is not, or if a newer version wrote it in a way that this one cannot read.
-    """
-    if not isinstance(value, dict) or type(value.get("format")) is not int:
-        raise ValueError(f"{what} is not the record of a run.")
-    if value["format"] > FORMAT:
-        raise NewerVersion(f"{what} was made by {_maker(value)}, this is {__version__}: update groundling to read it.")
-    try:
-        # Through JSON, where a list is as good as a tuple though everything else is strict.
-        record = Record.model_validate_json(json.dumps(value))
-        datetime.fromisoformat(record.created)
-        Config.from_dict(record.requested)
-        value["settings"] = Config.from_dict(record.settings).to_dict()  # with what came later
-    except ValidationError as error:
-        raise ValueError(f"{what} is not right: {_problem(error)}.{_perhaps_newer(value)}") from None
-    except ValueError as error:
-        raise ValueError(f"{what} is not right: {error}{_perhaps_newer(value)}") from None
-    return value
+        Raises ValueError, naming `what`, if it is not valid, or if only a newer version can read it.
+        """
+        if not isinstance(value, dict) or type(value.get("format")) is not int:
+            raise ValueError(f"{what} is not the record of a run.")
+        if value["format"] > FORMAT:
+            raise NewerVersion(
+                f"{what} was written by {_writer(value)}, and this is {__version__}. Update groundling to read it."
+            )
+        try:
+            # Through JSON, where a list is as good as a tuple though everything else is strict.
+            return RunRecord.model_validate_json(json.dumps(value))
+        except ValidationError as error:
+            raise ValueError(f"{what} is not valid: {_problem(error)}{_perhaps_newer(value)}") from None
 
 
 def _problem(error: ValidationError) -> str:
-    """The first one, in our words."""
+    """The first one, as a sentence."""
     problem = error.errors(include_url=False)[0]
     *above, last = [str(each)[:80] for each in problem["loc"]] or ["it"]
+    if problem["type"] == "value_error" and last in ("settings", "requested"):
+        return str(problem["ctx"]["error"])
     if problem["type"] == "extra_forbidden":
         parts: dict[str, type[BaseModel]] = {"corpus": CorpusFacts, "machine": MachineFacts}
-        known = parts.get(above[0] if above else "", Record)
-        return f"this version knows no entry {last!r}{did_you_mean(last, list(known.model_fields))}"
+        known = parts.get(above[0] if above else "", RunRecord)
+        return f"this version knows no entry {last!r}{did_you_mean(last, list(known.model_fields))}."
     if problem["type"] == "json_invalid":
-        return "a text in it is not valid Unicode"
-    return f"{'.'.join([*above, last])}: {problem['msg'].lower()}"
+        return "a text in it is not valid Unicode."
+    return f"{'.'.join([*above, last])}: {problem['msg'].lower()}."
 
 
-def _maker(value: dict[str, Any]) -> str:
+def _writer(value: dict[str, Any]) -> str:
     versions = value.get("versions")
-    made = versions.get("groundling") if isinstance(versions, dict) else None
-    return f"groundling {made:.40}" if isinstance(made, str) else "a newer groundling"
+    writer = versions.get("groundling") if isinstance(versions, dict) else None
+    return f"groundling {writer:.40}" if isinstance(writer, str) else "a newer groundling"
 
 
 def _perhaps_newer(value: dict[str, Any]) -> str:
-    maker = _maker(value)
-    if maker in ("a newer groundling", f"groundling {__version__}"):
+    writer = _writer(value)
+    if writer in ("a newer groundling", f"groundling {__version__}"):
         return ""
-    return f" It was made by {maker}, and this is {__version__}."
+    return f" It was written by {writer}, and this is {__version__}."

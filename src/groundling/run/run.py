@@ -14,9 +14,7 @@ from groundling import storage
 from groundling.analysis.diagnosis import diagnose, standing, verdict
 from groundling.analysis.history import History
 from groundling.analysis.memorization import TrainingText
-from groundling.data.corpus import Corpus, Tokens, prepare
-from groundling.data.progress import Notice, Progress, silent
-from groundling.data.reopen import find_again
+from groundling.data.corpus import Tokens, prepare
 from groundling.data.sources import find_source
 from groundling.data.tokenizers.base import Unknown
 from groundling.evaluation.causality import sees_the_future
@@ -31,6 +29,7 @@ from groundling.reporting.run_facts import Facts
 from groundling.reporting.run_page import run_page
 from groundling.reporting.token_loss_page import loss_page
 from groundling.run.folder import RunFolder
+from groundling.run.run_text import RunText
 
 LONG = 1000
 """Tokens: a shorter text is written before what makes it faster is made."""
@@ -84,7 +83,17 @@ class Run(RunFolder):
 
     def prompt_ids(self, prompt: str = "", unknown: Unknown = "error") -> list[int]:
         """The tokens of `prompt`; those that a document begins with if it is empty. At least one."""
-        return self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer, self.record["corpus"]["documents"])
+        return self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer, self.record.corpus.documents)
+
+    @property
+    def text(self) -> RunText:
+        """The text that it was trained on. Raises ValueError if it was imported, without one."""
+        if self.record.imported:
+            raise ValueError(
+                f"The run {self.name} was imported, without a text. Give one with --text, or train the model further "
+                f"on one: `groundling train my.txt --init-from {self.reference}`."
+            )
+        return RunText(self.reference, self.record.corpus, self.config, self.tokenizer)
 
     @cached_property
     def ready(self) -> Ready:
@@ -135,7 +144,7 @@ class Run(RunFolder):
     def explain(self) -> dict[str, Any]:
         """What the run's curves say, ready for JSON: `standing`, `findings` (each with kind, evidence and advice), and
         `verdict`, which puts it into a few sentences."""
-        if "imported" in self.record:
+        if self.record.imported:
             raise ValueError(f"The run {self.name} was imported: there are no curves of its training to explain.")
         sees_future = bool(self.checkpoints.steps()) and sees_the_future(self.model)
         history = History.read(self.metrics(), self.config, sees_future)
@@ -167,13 +176,13 @@ class Run(RunFolder):
 
         Raises ValueError if the text is gone, has changed, or has more than 100 MB.
         """
-        corpus = corpus_of(self, progress=progress)
+        corpus = self.text.open(progress=progress)
         return TrainingText.of(corpus, _document_names(self) if corpus.n_documents > 1 else (), progress)
 
     def _tokens(self, text: str | os.PathLike[str] | None, unknown: Unknown) -> Tokens:
         """The validation part, or all of `text`."""
         if text is None:
-            return corpus_of(self).validation
+            return self.text.open().validation
         corpus = prepare(find_source(text), self.config.text, tokenizer=self.tokenizer, unknown=unknown)
         return dataclasses.replace(corpus.train, stop=corpus.validation.stop)
 
@@ -197,22 +206,12 @@ class Run(RunFolder):
         if originality and any(sample.get("copied_spans") is None for sample in samples):
             with suppress(ValueError):  # it is gone, has changed, or is too long
                 text = self.training_text()
-        facts = Facts(self.reference, self.record, self.config, self.metrics(), samples, self.result, text)
+        facts = Facts(self.reference, self.record.to_dict(), self.config, self.metrics(), samples, self.result, text)
         storage.write_file(target, run_page(facts).encode("utf-8", "replace"))
         return target
 
     def __repr__(self) -> str:
         return f"Run({os.fspath(self.folder)!r})"
-
-
-def corpus_of(run: Run, notice: Notice = silent, progress: Progress = silent) -> Corpus:
-    """The text that a run was trained on. Raises ValueError if it is gone or has changed, with what differs."""
-    if "imported" in run.record:
-        raise ValueError(
-            f"The run {run.name} was imported, without a text: name one with --text, or train the model further on "
-            f"one with `groundling train my.txt --init-from {run.reference}`."
-        )
-    return find_again(run.record["corpus"], run.reference, run.config, run.tokenizer, notice, progress)
 
 
 def _document_names(run: Run) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from groundling.config import did_you_mean
 from groundling.run.folder import is_name, runs_folder
 from groundling.run.run import Run
-from groundling.training.checkpoints import read_state
+from groundling.training.state import read_state
 
 
 def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Run:
@@ -49,11 +49,11 @@ def _summary(folder: Path) -> dict[str, Any]:
     try:
         run = Run(folder.resolve())
         row |= {
-            "corpus": run.record["corpus"]["name"],
+            "corpus": run.record.corpus.name,
             "preset": run.config.preset,
             "steps": run.config.training.steps,
-            "created": run.record.get("created"),
-            "status": "imported" if "imported" in run.record else "new",
+            "created": run.record.created,
+            "status": "imported" if run.record.imported else "new",
         }
         steps = run.checkpoints.steps()
         if row["status"] == "imported":
@@ -62,8 +62,8 @@ def _summary(folder: Path) -> dict[str, Any]:
             state = read_state(run.checkpoints.path(steps[-1]))
             row |= {
                 "step": state.step,
-                "best_step": (run.result or {}).get("best_step", state.best_step if state.best_loss else None),
-                "best_validation_loss": (run.result or {}).get("best_validation_loss", state.best_loss),
+                "best_step": (run.result or {}).get("best_step", state.best_step if state.best_score else None),
+                "best_validation_loss": (run.result or {}).get("best_validation_loss", state.best_score),
                 "status": "finished" if run.finished else "unfinished",
             }
     except (ValueError, OSError, KeyError):

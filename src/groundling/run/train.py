@@ -1,9 +1,10 @@
-"""train() and resume(): every part put together, from a text to a run that is saved."""
+"""train() and resume(): from a text to a run that is saved."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,16 +16,19 @@ from groundling.data.corpus import prepare
 from groundling.data.fingerprint import contents_of
 from groundling.data.sources import find_source
 from groundling.machine import choose
-from groundling.planning.planner import DEFAULT_MINUTES, fit_to_machine
+from groundling.planning.planner import DEFAULT_MINUTES, plan
 from groundling.reporting.console import Console
 from groundling.reporting.trackers import Tracker, check_trackers
-from groundling.run.claim import accept_changed_text as accept_text
-from groundling.run.claim import claim, extend, lock, mend, write_record
 from groundling.run.folder import runs_folder
-from groundling.run.run import Run, corpus_of
-from groundling.run.session import new_batches, train_on
+from groundling.run.lock import lock
+from groundling.run.metrics_log import MetricsLog
+from groundling.run.run import Run
+from groundling.run.session import both, initial_model, train_run
+from groundling.run.start import NewRun, extend, find_or_create, repair
+from groundling.run.start import accept_changed_text as accept_text
 from groundling.run.store import load
-from groundling.training.events import Event, Subscriber, reporters
+from groundling.tasks import new_task
+from groundling.training.events import Subscriber, reporters
 
 
 def train(
@@ -38,21 +42,21 @@ def train(
     elapsed: float = 0.0,
     **settings: Any,
 ) -> Run:
-    """Train a model on a text and return its run.
+    """Train a model on your text and return its run.
 
-    Where neither `minutes` nor `steps` nor a preset is given, it takes five minutes. With `minutes`, all settings that
-    are not given are planned for that time: see planning/planner.py.
+    `minutes` picks model size, batch and schedule to fit; so does the default, 5 minutes. `steps` or `preset` set them
+    yourself.
 
     Args:
-        corpus: a file, a folder, `-`, `shakespeare` (which stands if None) or `python-docs`.
-        preset: where the settings start from; see `groundling.config.PRESETS`.
-        name: of the run's folder; made from the corpus's name if None. A run of this name with the same
-            settings and text that was not finished is continued, so that the same command can be repeated.
-        out: the folder of runs; `GROUNDLING_RUNS`, or `runs` in the working directory, if None.
-        track: trackers that are told too, each an extra to install: see reporting/trackers.py.
-        on_event: who is told what happens; shown on the console if None.
-        elapsed: seconds of the time that are used up before this call, such as those it takes to start Python.
-        settings: any field of the settings in `groundling.config`, laid over the preset.
+        corpus: a file, a folder, `-`, `shakespeare` (the default) or `python-docs`.
+        preset: named settings to start from; see `groundling.config.PRESETS`.
+        name: the name of the run's folder. Default: made from the corpus. A run of this name with the same settings
+            and text that is not finished is resumed, so you can repeat the same command.
+        out: folder for runs. Default: `$GROUNDLING_RUNS`, or `./runs`.
+        track: trackers to log to as well, each an extra to install; see reporting/trackers.py.
+        on_event: called with every event. Default: show them on the console.
+        elapsed: seconds of the time that were used before this call, such as those that starting Python took.
+        settings: any setting of `groundling.config`; it overrides the preset.
 
     Raises ValueError, OSError, FloatingPointError or MemoryError with a sentence for the user.
     """
@@ -67,25 +71,28 @@ def train(
     given = settings.keys() | ({"preset"} if preset else set())
     machine = choose(config.machine)
     with ExitStack() as stack:
-        emit = _subscriber(on_event, stack)
+        emit = on_event if on_event is not None else stack.enter_context(Console())
         notice, progress = reporters(emit)
         try:
             source = find_source(address, config.text.glob)
         except ConnectionError as error:
             if corpus is not None:
                 raise
-            notice(f"{error} Training on python-docs instead, the documentation that Python ships.")
+            notice(f"{error} Training on python-docs instead, the documentation that comes with Python.")
             source = find_source("python-docs")
         config = dataclasses.replace(config, corpus=source.address)
         contents = contents_of(source, progress)
         text = prepare(source, config.text, fingerprint=contents.fingerprint, notice=notice, progress=progress)
-        new_batches(config, text)  # refuses a text that is too short before a folder is made
-        run = claim(config, text, source, contents, name, runs_folder(out).resolve(), notice, stack)
-        plan = None
-        if not run.begun:
-            planned, plan = fit_to_machine(config, given, text, machine, time.perf_counter() - began)
-            write_record(run, config, planned, text, contents, machine)
-        return train_on(run, text, emit, began, track, [plan] if plan else [])
+        new_task(text, config, initial_model(config, text))  # refuses a text that is too short before a folder is made
+        new = NewRun(config, text, source, contents)
+        run = find_or_create(new, name, runs_folder(out).resolve(), notice, stack)
+        tell = both(MetricsLog(run.folder), emit)
+        if not run.exists:
+            planned, event = plan(config, given, text, machine, time.perf_counter() - began)
+            _create(run, new, planned, new.record(planned, machine))
+            if event is not None:
+                tell(event)
+        return train_run(run, text, tell, track, began)
 
 
 def resume(
@@ -101,11 +108,10 @@ def resume(
 ) -> Run:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
 
-    `steps` or `minutes` (in all, those of the sessions before included) sets a new end, for a run that is finished or
-    should go on for longer; the learning rate then follows the schedule of the longer run from here on. A run that
-    was given minutes goes on by the clock, and is as long as they last. The trackers of before go on, or those of
-    `track`. A text that has changed is refused, with what differs, unless `accept_changed_text`: then the run goes on
-    with it, and its record says so.
+    `steps` or `minutes`, both in total with what is done already, set a new end, for a run that is finished or should
+    be longer. From here on the learning rate follows the schedule of the longer run. Trackers of before continue,
+    unless `track` names others. A text that has changed is refused, unless `accept_changed_text`: then the run
+    continues with it, and its record says so.
 
     Raises ValueError if there is nothing to do, or if the text is not the one that the run began with.
     """
@@ -116,27 +122,35 @@ def resume(
         raise ValueError(MINUTES_OR_STEPS)
     if steps is None and minutes is None and run.finished:
         raise ValueError(
-            f"The run {run.name} has come to its end; to train it further, say how many steps in all with --steps, "
-            "or how many minutes in all with --minutes."
+            f"The run {run.name} is finished. To train it further, use --steps N or --minutes N, in total with what "
+            "is done already."
         )
     with ExitStack() as stack:
-        emit = _subscriber(on_event, stack)
+        emit = on_event if on_event is not None else stack.enter_context(Console())
         lock(run.folder, stack)
-        notes: list[Event] = []
-        notice, progress = reporters(emit)
-        mend(run, notice)
-        if accept_changed_text:
-            text = accept_text(run, reporters(notes.append)[0], progress)
-        else:
-            text = corpus_of(run, notice, progress)
-        if steps is not None or minutes is not None:  # now that nothing stands in the way
+        repair(run, reporters(emit)[0])
+        tell = both(MetricsLog(run.folder), emit)
+        notice, progress = reporters(tell)
+        text = accept_text(run, notice, progress) if accept_changed_text else run.text.open(notice, progress)
+        if steps is not None or minutes is not None:  # now that nothing can refuse it
             extend(run, steps, minutes)
-        return train_on(run, text, emit, began, track, notes)
+        return train_run(run, text, tell, track, began)
+
+
+def _create(run: Run, new: NewRun, planned: Config, record: Any) -> None:
+    """Write what a new run consists of, the record last: a folder without one holds no run."""
+    new.text.tokenizer.save(run.folder / "tokenizer.json")
+    initial = initial_model(planned, new.text).checkpoint
+    if initial is not None:  # that run may delete the checkpoint while this one still needs it
+        storage.remove_folder(run.folder / "initial")
+        with storage.new_folder(run.folder / "initial", {"from": planned.training.init_from}) as folder:
+            storage.disk.fill(folder / "model.safetensors", lambda to: shutil.copyfile(initial / to.name, to))
+    run.create(record)
 
 
 def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dict[str, Any]:
-    """The settings of a run that begins with another's weights, its model and tokenizer. Where nothing else is given,
-    the optimizer is its own too, with a tenth of the learning rates, and a step has about 8,192 tokens."""
+    """The settings of a run that begins with another's weights: its model and tokenizer. Defaults are its optimizer
+    with a tenth of its learning rates, and about 8,192 tokens a step."""
     storage.verify(source.checkpoint)
     t = source.config.training
     rates = {"learning_rate": t.learning_rate / 10, "matrix_learning_rate": t.matrix_learning_rate / 10}
@@ -145,12 +159,10 @@ def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dic
     kept["tokenizer"] = str(source.checkpoint / "tokenizer.json")
     differing = [flag(name) for name in kept if settings.get(name, kept[name]) != kept[name]]
     if differing:
-        raise ValueError(f"{' and '.join(differing)} cannot be given with --init-from: the run {source.name} decides.")
+        raise ValueError(
+            f"You cannot set {' and '.join(differing)} with --init-from: the model comes from the run {source.name}."
+        )
     wanted = rates | {"optimizer": t.optimizer, "dropout": model["dropout"]}
     if preset is None and not {"batch_size", "accumulate"} & settings.keys():
         wanted |= {"batch_size": max(1, 4096 // model["block_size"]), "accumulate": 2}
     return wanted | settings | kept | {"init_from": str(source.checkpoint)}
-
-
-def _subscriber(on_event: Subscriber | None, stack: ExitStack) -> Subscriber:
-    return on_event if on_event is not None else stack.enter_context(Console())

@@ -1,4 +1,4 @@
-"""How far a run is: by its steps, or, where minutes were given, by the clock."""
+"""Progress of a run: by its steps or, with `--minutes`, by the clock."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from groundling.config import TrainingSettings
+from groundling.training.state import TrainState
 
 Kind = Literal["step", "evaluation", "save"]
 
@@ -24,10 +25,10 @@ class Timing:
 
 
 class Clock:
-    """Times steps, evaluations and saves apart, since they differ in length, and says from that when to end.
+    """Times steps, evaluations and saves, and decides from that when to end.
 
     A run with a budget in minutes ends when its last evaluation and save still fit. Its progress is the share of the
-    time that has passed, so that the learning rate reaches its floor at that moment, however fast the machine is then.
+    time that has passed, so the learning rate reaches its floor exactly then, however fast the machine is.
     """
 
     def __init__(self, elapsed_before: float, settings: TrainingSettings) -> None:
@@ -41,26 +42,32 @@ class Clock:
 
     @contextmanager
     def timing(self, kind: Kind) -> Iterator[Timing]:
-        """Times what is done inside; whoever does it several times says how often."""
+        """Times what is done inside. Set `times` on the result if it was done more than once."""
         start, timing = time.perf_counter(), Timing()
         yield timing
         self._seconds[kind].append((time.perf_counter() - start) / timing.times)
 
     def typical(self, kind: Kind) -> float:
-        """Seconds that one takes; 0 if none was timed yet."""
+        """Seconds that one takes, or 0 if none was timed yet."""
         return statistics.median(self._seconds[kind]) if self._seconds[kind] else 0.0
 
     def progress(self, step: int) -> float:
-        """In (0, 1]: the share of the run that is behind it when the step after `step` is done."""
+        """In (0, 1]: the share of the run that is done after step `step` + 1."""
         return min(1.0, self.share(step + 1, self.elapsed() + self.typical("step")))
 
     def share(self, step: int, elapsed: float) -> float:
-        """The share of the run that was behind it after so many steps and seconds."""
+        """The share of the run that is done after so many steps and seconds."""
         return elapsed / self._time_for_steps() if self._budget else step / self._steps
 
+    def stage_progress(self, state: TrainState, end: float) -> float:
+        """In (0, 1]: the share of the present stage that is done after the next step. `end` is where the stage ends,
+        as a share of the run."""
+        start = self.share(state.stage_step, state.stage_elapsed)
+        return min(1.0, (self.progress(state.step) - start) / max(end - start, 1e-9))
+
     def is_over(self, step: int, share: float = 1.0) -> bool:
-        """Whether `step` steps are all, or that share of all. By the clock: whether one more would end farther from
-        the mark than none."""
+        """Whether `step` steps are that `share` of the run. By the clock: whether one more step would end farther from
+        that moment than none."""
         if not self._budget:
             return step >= share * self._steps
         return step > 0 and self.elapsed() + self.typical("step") / 2 > share * self._time_for_steps()

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import NamedTuple
 
 from groundling import storage
-from groundling.machine import Machine, has_compiler, processor, versions
+from groundling.data.batches import Batch
+from groundling.machine import Machine, compiler_path, has_compiler, processor, versions
+from groundling.model.compiled import Forward, compiled_forward
 from groundling.model.gpt import GPT
-from groundling.training.objective import Objective
+from groundling.training.out_of_memory import is_out_of_memory
+from groundling.training.task import Task
 
 _COLD = 30.0  # seconds that compiling is expected to take where it was never tried
 _GAIN = 0.25  # share of the time that it is expected to save there
 _PATIENCE = 2.0  # seconds: a pass that takes longer is timed once
-_LAUNCH_BOUND = 5e7  # parameters: with fewer, a GPU is done with a kernel before the next is launched
-_WORTH = 0.03  # the share that it must save to be used: less is within the noise
+_WORTH = 0.03  # the share that it must save to be used: less is noise
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What came of compiling: seconds a forward and backward pass take either way, and what compiling took."""
+class Timing:
+    """What came of compiling: seconds that a forward and backward pass takes either way, and that compiling took."""
 
     plain: float
     compiled: float | None  # None: it failed
@@ -41,136 +39,107 @@ class Trial:
         return 1 - self.compiled / self.plain if self.compiled else 0.0
 
 
-def choose_forward(
-    model: GPT,
-    objective: Objective,
-    batch: Any,
-    machine: Machine,
-    passes: float,
-    graphs: bool = True,
-) -> tuple[Callable[..., torch.Tensor], bool, str]:
-    """The model, compiled or not, for about `passes` passes forward and back over batches like `batch`; with CUDA
-    `graphs` if each pass is a step.
+class Choice(NamedTuple):
+    """What to call instead of the model, whether it is compiled, and a sentence that says why."""
 
-    Returns what to call in the model's place, whether it is compiled, and a sentence that says why.
-    """
-    if machine.compile == "off":
-        return model, False, ""
-    memory = _memory(model, batch, machine)
-    if machine.compile == "auto":
-        if machine.device.type == "mps":
-            return model, False, "not compiled, since PyTorch's compiler for Apple GPUs is not ready"
-        plain = _seconds(model, model, objective, batch, machine, times=1)
-        known = _recall(memory)
-        if known is not None and known.error:
-            return model, False, f"not compiled, since that failed here before ({known.error})"
-        # What was compiled once is taken from the disk the next time, in about a fifth of the time.
-        cost, gain = (_COLD, _GAIN) if known is None else (known.seconds / 5, known.gain)
-        if known is not None and gain < _WORTH:
-            return model, False, "not compiled, since that was no faster here before"
-        if gain * plain * passes < 1.5 * cost:
-            return model, False, f"not compiled, since that would not pay for itself in {_rounded(plain * passes)}"
-        if not has_compiler():
-            return model, False, "not compiled, since no compiler is here"
-    compiled = compiled_forward(model, machine, graphs)
-    trial = _try(model, compiled, objective, batch, machine)
-    _remember(memory, trial)
-    if trial.error:
-        return model, False, f"torch.compile does not work here ({trial.error})"
-    if machine.compile == "auto" and trial.gain < _WORTH:
-        return model, False, "not compiled, since that is no faster here"
-    return compiled, True, f"compiled in {trial.seconds:.0f} s, which saves {max(trial.gain, 0):.0%} of a step"
+    forward: Forward
+    compiled: bool
+    reason: str
 
 
-def compiled_forward(model: GPT, machine: Machine, graphs: bool) -> Callable[..., torch.Tensor]:
-    """The model, to be compiled when it first runs; on a GPU with CUDA `graphs`, if it is a small one."""
-    if machine.device.type != "cuda":
-        return functools.partial(model, through=Compiled())
-    # A GPU is worth the minute that a whole model takes to compile, and a small one waits for Python between its
-    # kernels: recorded as CUDA graphs, a pass is one launch. (Their memory is used anew in each pass, so gradients
-    # that are to be added up over several would be lost, and so would a teacher's logits.)
-    small = sum(p.numel() for p in model.parameters()) < _LAUNCH_BOUND
-    mode = "reduce-overhead" if small and graphs else "default"
-    return torch.compile(model, dynamic=False, mode=mode)
+class CompileTrial:
+    """Finds out whether compiling a model is worth it for a task, on batches like `batch`."""
 
+    def __init__(self, model: GPT, task: Task, batch: Batch, machine: Machine) -> None:
+        self.model, self.task, self.batch, self.machine = model, task, batch, machine
 
-class Compiled:
-    """What `GPT.forward` takes as `through`: compiles each part when it first comes.
+    def choose(self, passes: float, graphs: bool = True) -> Choice:
+        """The choice for about `passes` passes forward and backward; with CUDA `graphs` if each pass is a step."""
+        model, machine = self.model, self.machine
+        if machine.compile == "off":
+            return Choice(model, False, "")
+        if machine.compile == "auto":
+            if machine.device.type == "mps":
+                return Choice(model, False, "not compiled: PyTorch's compiler for Apple GPUs is not ready")
+            plain, known = self._seconds(model, times=1), self._recall()
+            if known is not None and known.error:
+                return Choice(model, False, f"not compiled: it failed here before ({known.error})")
+            # Code that was compiled once is loaded from disk the next time, in about a fifth of the time.
+            cost, gain = (_COLD, _GAIN) if known is None else (known.seconds / 5, known.gain)
+            if known is not None and gain < _WORTH:
+                return Choice(model, False, "not compiled: it was no faster here before")
+            if gain * plain * passes < 1.5 * cost:
+                return Choice(model, False, f"not compiled: it would not pay for itself in {_rounded(plain * passes)}")
+            if not has_compiler():
+                return Choice(model, False, "not compiled: no C++ compiler found")
+        compiled = compiled_forward(model, machine, graphs)
+        timing = self._try(compiled)
+        if timing.error:
+            return Choice(model, False, f"torch.compile does not work here ({timing.error})")
+        if machine.compile == "auto" and timing.gain < _WORTH:
+            return Choice(model, False, "not compiled: it is no faster here")
+        return Choice(compiled, True, f"compiled in {timing.seconds:.0f} s, saves {max(timing.gain, 0):.0%} of a step")
 
-    Parts of a kind share one compiled function: six blocks take a sixth of the time to compile, and run no slower.
-    """
+    def _try(self, compiled: Forward) -> Timing:
+        """Compile, time it, and remember what came of it."""
+        # The compiled code is kept with the rest of the cache, not in a temporary folder that a restart empties.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
+        plain = self._seconds(self.model)
+        start = time.perf_counter()
+        try:
+            self._seconds(compiled, times=1)
+            seconds = time.perf_counter() - start
+            timing = Timing(plain, self._seconds(compiled), seconds)
+        except Exception as error:  # it fails in many ways, and none of them may stop a run
+            if is_out_of_memory(error):
+                raise
+            reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+            timing = Timing(plain, None, time.perf_counter() - start, reason[:120])
+            if isinstance(error, OSError):  # such as a full disk: it may work the next time
+                return timing
+        self._remember(timing)
+        return timing
 
-    def __init__(self) -> None:
-        self.parts: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}
+    def _seconds(self, forward: Forward, times: int = 3) -> float:
+        """The fastest of some passes forward and backward. Leaves the model and PyTorch's random numbers as they
+        were."""
+        fastest, end = float("inf"), time.perf_counter() + _PATIENCE
+        with self.machine.own_randomness():
+            self.model.train()
+            for _ in range(times):
+                start = time.perf_counter()
+                with self.machine.autocast():
+                    loss = self.task.loss(forward, self.batch).value
+                loss.backward()
+                float(loss.detach())  # waits for a GPU
+                fastest = min(fastest, time.perf_counter() - start)
+                self.model.zero_grad(set_to_none=True)
+                if time.perf_counter() > end:
+                    break
+        return fastest
 
-    def __call__(self, part: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
-        if part not in self.parts:
-            self.parts[part] = torch.compile(part, dynamic=False)
-        return self.parts[part](*arguments)
+    @property
+    def _memory(self) -> Path:
+        """The file that remembers the trial of such a model with such batches on this machine."""
+        where = [versions(), processor(), str(self.machine.device), str(self.machine.dtype), self.machine.threads]
+        compiler = compiler_path()
+        stamp = os.stat(compiler).st_mtime_ns if compiler else 0
+        what = [asdict(self.model.config), self.model.vocab_size, list(self.batch.tokens.shape), [compiler, stamp]]
+        key = hashlib.sha256(json.dumps([where, what], sort_keys=True).encode()).hexdigest()[:16]
+        return storage.cache_folder() / "compiler" / f"{key}.json"
 
+    def _recall(self) -> Timing | None:
+        try:
+            return Timing(**storage.read_json(self._memory))
+        except (OSError, ValueError, TypeError):
+            return None  # never tried, or no longer readable: it is tried again
 
-def _try(
-    model: GPT, compiled: Callable[..., torch.Tensor], objective: Objective, batch: Any, machine: Machine
-) -> Trial:
-    # The compiled code is kept with the rest of the cache, not in a temporary folder that a restart empties.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
-    plain = _seconds(model, model, objective, batch, machine)
-    start = time.perf_counter()
-    try:
-        _seconds(model, compiled, objective, batch, machine, times=1)
-        seconds = time.perf_counter() - start
-        return Trial(plain, _seconds(model, compiled, objective, batch, machine), seconds)
-    except Exception as error:  # it fails in many ways, and none of them may stop a run
-        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-        return Trial(plain, None, time.perf_counter() - start, reason[:120])
-
-
-def _seconds(
-    model: GPT,
-    forward: Callable[..., torch.Tensor],
-    objective: Objective,
-    batch: Any,
-    machine: Machine,
-    times: int = 3,
-) -> float:
-    """The fastest of some passes forward and back; the model and PyTorch's random numbers are left as they were."""
-    fastest, end = float("inf"), time.perf_counter() + _PATIENCE
-    with machine.own_randomness():
-        model.train()
-        for _ in range(times):
-            start = time.perf_counter()
-            with machine.autocast():
-                loss = objective(forward, batch)
-            loss.backward()
-            float(loss.detach())  # waits for a GPU
-            fastest = min(fastest, time.perf_counter() - start)
-            model.zero_grad(set_to_none=True)
-            if time.perf_counter() > end:
-                break
-    return fastest
-
-
-def _memory(model: GPT, batch: Any, machine: Machine) -> Path:
-    """Where the trial of such a model with such batches on this machine is remembered."""
-    where = [versions(), processor(), str(machine.device), str(machine.dtype), machine.threads]
-    what = [asdict(model.config), model.vocab_size, [list(part.shape) for part in batch]]
-    key = hashlib.sha256(json.dumps([where, what], sort_keys=True).encode()).hexdigest()[:16]
-    return storage.cache_folder() / "compiler" / f"{key}.json"
-
-
-def _recall(path: Path) -> Trial | None:
-    try:
-        return Trial(**storage.read_json(path))
-    except (OSError, ValueError, TypeError):
-        return None  # never tried, or no longer readable: it is tried again
-
-
-def _remember(path: Path, trial: Trial) -> None:
-    try:
-        storage.make_folder(path.parent)
-        storage.write_json(path, asdict(trial))
-    except OSError:
-        pass  # a cache that cannot be written costs the next run some seconds, and nothing else
+    def _remember(self, timing: Timing) -> None:
+        try:
+            storage.make_folder(self._memory.parent)
+            storage.write_json(self._memory, asdict(timing))
+        except OSError:
+            pass  # a cache that cannot be written costs the next run some seconds, and nothing else
 
 
 def _rounded(seconds: float) -> str:

@@ -1,42 +1,39 @@
-"""What is done about a loss, a gradient or a weight that is no finite number, and about a loss that leaps up.
+"""What to do about losses, gradients and weights that are not finite, and about losses that jump.
 
-A step whose loss or gradient is at fault is left out: weights and optimizer stay as they are, and the next step reads
-what comes next in the text. Three such steps in a row, or a weight or a moment of the optimizer that is no finite
-number, lead back to the last whole checkpoint that was not at fault (or to the start), from where it goes on at half of
-the learning rates and without those three steps' text; PaLM was led past its spikes like that (Chowdhery et al., 2022,
-section 5.1). After three times it ends, and says why.
+A step with a bad loss or gradient is skipped: weights and optimizer stay as they were, and the next step reads what
+comes next in the text. After three bad steps in a row, or when a weight or optimizer state is not finite, training
+rolls back to the last good checkpoint (or to the start) and continues at half the learning rate, without the text of
+those three steps. PaLM was brought past its loss spikes like that (Chowdhery et al., 2022, section 5.1). After three
+rollbacks training ends and says why.
 
-All that decides stands in the `TrainState`, so that a run that was stopped goes the same way to the bit.
+All that decides is part of the `TrainState`, so a run that was stopped takes the same path to the bit.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from pydantic import ConfigDict
 
-from groundling import storage
 from groundling.config import TrainingSettings
 from groundling.machine import Machine
-from groundling.model.gpt import GPT
-from groundling.training.checkpoints import Checkpoints, TrainState, load_training, read_state
-from groundling.training.events import Event, RolledBack
-from groundling.training.optimizer import Optimizers
 
-_REMEMBERED = 64  # losses that the usual one is the median of
-_FEWEST = 16  # of them, before which no loss is called a spike
+_REMEMBERED = 64  # losses whose median is the usual one
+_FEWEST = 16  # losses before which none is called a spike
 _SPIKE = 5  # times the usual loss, and ...
-_BEYOND_CHANCE = 3  # times what guessing gives; docs/diagnosis.md has how far healthy runs stay below
+_ABOVE_CHANCE = 3  # times the loss of guessing; docs/diagnosis.md shows how far below healthy runs stay
 _BAD_STEPS = 3  # in a row
 _ROLLBACKS = 3
-_SLOWER = 0.5  # what each leaves of the learning rates
+_SLOWER = 0.5  # of the learning rate, at each rollback
 
 
-class Fault(Exception):
-    """Training cannot go on from here: `cause` says what was wrong when `step` was done. `blamed` are the steps whose
-    text is left out from now on, each as the number of steps before it."""
+class Anomaly(Exception):
+    """Training cannot continue from here: `cause` says what was wrong after `step` steps. The examples of the `blamed`
+    steps, each given as the number of steps before it, will be left out."""
 
     def __init__(self, step: int, cause: str, blamed: Sequence[int] = ()) -> None:
         super().__init__(cause)
@@ -44,9 +41,9 @@ class Fault(Exception):
 
 
 class DivergedError(FloatingPointError):
-    """Training does not come beyond `step`, for what `cause` says, whatever was tried."""
+    """Training cannot get beyond `step` because of `cause`, whatever was tried."""
 
-    def __init__(self, fault: Fault, settings: TrainingSettings, machine: Machine) -> None:
+    def __init__(self, anomaly: Anomaly, settings: TrainingSettings, machine: Machine) -> None:
         helps = [f"--learning-rate {settings.learning_rate / 10:.1g}"]
         if settings.optimizer == "muon":
             helps[0] += f" and --matrix-learning-rate {settings.matrix_learning_rate / 10:.1g}"
@@ -55,93 +52,81 @@ class DivergedError(FloatingPointError):
         if machine.dtype == torch.float16:
             helps.append("--dtype float32")
         super().__init__(
-            f"Training diverged: in step {fault.step} {fault.cause}, after {_ROLLBACKS} roll-backs, each with half of "
-            f"the learning rates. Most likely they are still too high: start again with {', '.join(helps)} or a longer "
-            "--warmup-steps. Checkpoints are as they were."
+            f"Training diverged at step {anomaly.step}: {anomaly.cause}, after {_ROLLBACKS} rollbacks that each halved "
+            f"the learning rate. It is probably still too high: start a new run with {', '.join(helps)} or a longer "
+            "--warmup-steps. Your checkpoints are safe."
         )
-        self.step, self.cause = fault.step, fault.cause
+        self.step, self.cause = anomaly.step, anomaly.cause
 
 
-def fault_in(loss: float, norm: float, state: TrainState, vocab_size: int) -> str:
-    """What is wrong with a step's loss (nats a token) or its gradient's norm, in words; nothing if all is well.
+@dataclass
+class DivergenceGuard:
+    """Judges each step, and remembers what it needs to."""
 
-    A loss is a spike if it is above five times the median of the last 64, and above three times what guessing among
-    all tokens gives. The latter, since text of a rare kind costs a model that knows the rest by heart a thousand times
-    the usual loss, and is worth learning; but it costs less than twice what guessing does.
-    """
-    if not math.isfinite(loss):
-        return f"the loss is {loss}"
-    if not math.isfinite(norm):
-        return f"the gradient's norm is {norm}"
-    if len(state.recent_losses) >= _FEWEST:
-        usual = statistics.median(state.recent_losses)
-        if loss > max(_SPIKE * usual, _BEYOND_CHANCE * math.log(vocab_size)):
-            return f"the loss is {loss:.3g}, {loss / usual:.0f} times the usual {usual:.3g}"
-    return ""
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    last_good_step: int = 0  # the last scheduled checkpoint: a rollback goes there
+    recent_losses: list[float] = field(default_factory=list)
+    bad_steps: list[int] = field(default_factory=list)  # skipped just now, in a row
+    rollbacks: int = 0
+    lr_scale: float = 1.0  # what the rollbacks have left of the learning rate
+    skipped_steps: list[int] = field(default_factory=list)  # never made again
+
+    def find_anomaly(self, loss: float, norm: float, chance: float | None) -> str:
+        """What is wrong with a step's loss or its gradient norm, in words. Empty if nothing is.
+
+        A loss is a spike if it is above five times the median of the last 64 and above three times the loss of
+        guessing, `chance`. The latter, because rare text can cost a model that has memorized the rest a thousand times
+        its usual loss, and is worth learning. But it costs less than twice what guessing does.
+        """
+        if not math.isfinite(loss):
+            return f"loss is {_named(loss)}"
+        if not math.isfinite(norm):
+            return f"gradient norm is {_named(norm)}"
+        if chance is not None and len(self.recent_losses) >= _FEWEST:
+            usual = statistics.median(self.recent_losses)
+            if loss > max(_SPIKE * usual, _ABOVE_CHANCE * chance):
+                times = f", {loss / usual:.0f} times the usual {usual:.3g}" if usual > 0 else ""
+                return f"loss is {loss:.3g}{times}"
+        return ""
+
+    def note_good(self, loss: float) -> None:
+        """A good step: its loss counts among the usual ones from now on."""
+        self.recent_losses = [*self.recent_losses[1 - _REMEMBERED :], loss]
+        self.bad_steps = []
+
+    def note_bad(self, step: int, cause: str) -> None:
+        """A skipped step, with `step` steps before it. Raises Anomaly at the third in a row."""
+        self.bad_steps = [*self.bad_steps, step]
+        if len(self.bad_steps) >= _BAD_STEPS:
+            raise Anomaly(step + 1, f"{cause}, as in the {_BAD_STEPS - 1} steps before", self.bad_steps)
+
+    def new_stage(self) -> None:
+        """A new model's losses are no spikes."""
+        self.recent_losses, self.bad_steps = [], []
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether rolling back once more is pointless."""
+        return self.rollbacks >= _ROLLBACKS
+
+    def roll_back(self, before: DivergenceGuard, anomaly: Anomaly) -> None:
+        """This guard comes from a checkpoint. Take over what the rollback changes; `before` is the guard until now."""
+        self.rollbacks, self.lr_scale = before.rollbacks + 1, _SLOWER * before.lr_scale
+        self.skipped_steps = sorted({*before.skipped_steps, *anomaly.blamed})
 
 
-def note_sound(loss: float, state: TrainState) -> None:
-    """A step that was well: its loss is among the usual ones from now on."""
-    state.recent_losses = [*state.recent_losses[1 - _REMEMBERED :], loss]
-    state.bad_steps = []
-
-
-def note_bad(step: int, cause: str, state: TrainState, model: GPT, optimizer: Optimizers) -> None:
-    """A step that was left out (`step` of them were before it). Raises Fault if that will not do."""
-    state.bad_steps = [*state.bad_steps, step]
-    check_finite(step + 1, model, optimizer)
-    if len(state.bad_steps) >= _BAD_STEPS:
-        raise Fault(step + 1, f"{cause}, as in the {_BAD_STEPS - 1} steps before", state.bad_steps)
-
-
-def check_finite(step: int, model: GPT, optimizer: Optimizers) -> None:
-    """Raises Fault, naming it, if a weight or something of the optimizer's state is no finite number."""
+def check_finite(step: int, optimizer: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise Anomaly, naming it, if an optimizer state or a weight is not finite."""
     # The optimizer first: it spoils the weights, and they do not spoil it.
-    for name, parameter in model.named_parameters():
-        for quantity, tensor in optimizer.state_of(parameter).items():
-            if not tensor.isfinite().all():
-                raise Fault(step, f"the optimizer's {quantity} of {name} is not all finite numbers")
-    for name, tensor in model.state_dict().items():
+    for key, tensor in optimizer.items():
         if not tensor.isfinite().all():
-            raise Fault(step, f"the weights {name} are not all finite numbers")
+            name, _, quantity = key.rpartition("/")
+            raise Anomaly(step, f"the optimizer's {quantity} of {name} is not finite")
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise Anomaly(step, f"the weights {name} are not finite")
 
 
-def restore(
-    checkpoints: Checkpoints, state: TrainState, model: GPT, optimizer: Optimizers,
-    beginning: Callable[[], Mapping[str, torch.Tensor]],
-) -> TrainState:  # fmt: skip
-    """Fill model and optimizer from the checkpoint of `state.sound_step`, from one before it if that is damaged, or
-    else with the weights of the `beginning`. Returns where training stood then.
-
-    Later checkpoints are deleted: their steps are made again in another way. Those that stand there because somebody
-    stopped the run are passed over, so that a run that was stopped goes back as far as one that was not.
-    """
-    optimizer.forget()
-    for step in reversed(checkpoints.steps()):
-        path = checkpoints.path(step)
-        try:
-            checkpoints.verify(path)
-            if step <= state.sound_step and not read_state(path).bad_steps:
-                return load_training(path, model, optimizer)
-        except ValueError:
-            pass  # damaged
-        storage.remove_folder(path)
-    model.load_state_dict(beginning())
-    return TrainState()
-
-
-def roll_back(
-    fault: Fault, state: TrainState, settings: TrainingSettings, machine: Machine,
-    restore: Callable[[], TrainState], emit: Callable[[Event], None],
-) -> None:  # fmt: skip
-    """Go back, and on at lower learning rates. Raises DivergedError if that was done often enough."""
-    if state.rollbacks >= _ROLLBACKS:
-        raise DivergedError(fault, settings, machine)
-    restored = restore()
-    restored.rollbacks, restored.rate_share = state.rollbacks + 1, _SLOWER * state.rate_share
-    restored.passed_over = sorted({*state.passed_over, *fault.blamed})
-    event = RolledBack(
-        fault.step, restored.step, restored.evaluated_step, fault.cause, restored.rate_share, state.rollbacks
-    )
-    vars(state).update(vars(restored))
-    emit(event)
+def _named(number: float) -> str:
+    return "NaN" if math.isnan(number) else "infinite"

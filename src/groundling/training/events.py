@@ -1,10 +1,11 @@
-"""What happened, typed. `fit` emits events; the console, the files and whoever else subscribes show or keep them."""
+"""What happens during training, as typed events. The trainer emits them; the console, the log files, trackers and the
+studio subscribe."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from groundling.data.progress import Progress
@@ -13,8 +14,9 @@ from groundling.data.progress import Progress
 @dataclass(frozen=True)
 class Event:
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the event's name, in lower case, and its fields."""
-        return {"event": type(self).__name__.lower()} | dataclasses.asdict(self)
+        """For JSON: the event's name, in lower case, and its fields; `figures` only if there are any."""
+        values = {"event": type(self).__name__.lower()} | dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name != "figures" or value}
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,11 @@ class Preparing(Event):
 
 @dataclass(frozen=True)
 class Planned(Event):
-    """What `--minutes` will be used for. `loss` is the validation loss expected at the end, most likely from `low`
-    to `high`, or None where a preset was named, of which nothing is known; `ends` is when, as local time in ISO 8601;
-    `memory` is in bytes."""
+    """What `--minutes` will be used for.
+
+    `loss` is the expected validation loss at the end, most likely from `low` to `high`. They are None with a named
+    preset, which has no forecast. `ends` is the local time of the end in ISO 8601, `memory` is in bytes.
+    """
 
     minutes: float
     parameters: int
@@ -56,7 +60,7 @@ class Planned(Event):
 
 @dataclass(frozen=True)
 class Started(Event):
-    """Training begins, or goes on, at `step`. With `minutes`, the clock ends it, and `steps` is a guess."""
+    """Training starts or resumes at `step`. With `minutes`, the clock ends it, and `steps` is an estimate."""
 
     run: str
     step: int
@@ -70,10 +74,10 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Step(Event):
-    """An optimizer step was done: `step` of them so far. `loss` is the training batch's, in nats a token.
+    """An optimizer step was made: `step` of them so far. `loss` is that of the training batch, in nats per token.
 
-    `elapsed` and `seconds_left` are seconds, over all sessions of the run; evaluations are counted in both.
-    `grad_norm` is None where float16 could not hold the gradients, and the step was left out.
+    `elapsed` and `seconds_left` are seconds over all sessions of the run, with evaluations. `grad_norm` is None where
+    float16 could not hold the gradients and the step was skipped. `figures` are what the task logs beside the loss.
     """
 
     step: int
@@ -84,27 +88,33 @@ class Step(Event):
     elapsed: float
     seconds_left: float
     grad_norm: float | None
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Evaluation(Event):
-    """The validation part was scored after `step` steps. `training_loss` is the mean since the last evaluation."""
+    """The model was evaluated after `step` steps. `training_loss` is the mean since the last evaluation.
+
+    `validation_loss` is the figure by which checkpoints are compared: for most tasks a loss in nats per token.
+    `bits_per_byte` is None where the task has none. `figures` are what the task reports beside them.
+    """
 
     step: int
     validation_loss: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     training_loss: float | None
     best: bool
     elapsed: float
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Sample(Event):
-    """What the model writes after `step` steps, always from the same prompt and seed.
+    """What the model generated after `step` steps, always from the same prompt and seed.
 
-    `copied_share` is the share of its characters in spans of 30 or more that stand verbatim in the training text,
-    `longest_copy` the length in characters of the longest span that does, and `copied_spans` are the former ones, as
-    places in `text`: start and stop. None where it was not looked for.
+    `copied_share` is the share of its characters in spans of 30 or more that occur verbatim in the training text,
+    `longest_copy` the length in characters of the longest such span, and `copied_spans` their start and stop in
+    `text`. None if it was not compared with the training text.
     """
 
     step: int
@@ -117,7 +127,7 @@ class Sample(Event):
 
 @dataclass(frozen=True)
 class Generation(Event):
-    """After `step` steps, a new model begins: the `generation`-th. The one before teaches it from now on."""
+    """After `step` steps a new model starts, the `generation`-th. The one before is its teacher from now on."""
 
     step: int
     generation: int
@@ -125,9 +135,9 @@ class Generation(Event):
 
 @dataclass(frozen=True)
 class Checked(Event):
-    """What counting alone reaches, in nats a token. `milestones` holds the n-gram model's validation loss in
-    place n, from the uniform model on; `one_gram` is the 1-gram model's on the training part. `leakage` is the share of
-    the validation part that the training part has too, None if it was not looked at."""
+    """The n-gram baselines of the text. `milestones[n]` is the validation loss of the n-gram model in nats per token,
+    from the uniform model (n = 0) on. `one_gram` is the 1-gram model's loss on the training part. `leakage` is the
+    share of the validation part that the training part contains too, or None if that was not checked."""
 
     milestones: list[float]
     one_gram: float
@@ -136,7 +146,7 @@ class Checked(Event):
 
 @dataclass(frozen=True)
 class Skipped(Event):
-    """The loss or the gradient of `step` was at fault, as `cause` says: weights and optimizer are as before it.
+    """Step `step` was skipped because of `cause`, a bad loss or gradient: weights and optimizer are as before it.
 
     `rollbacks` is how many there were before.
     """
@@ -148,10 +158,10 @@ class Skipped(Event):
 
 @dataclass(frozen=True)
 class RolledBack(Event):
-    """Training went back from `step`, for what `cause` says, to the checkpoint of step `to` (0: the start).
+    """Training went back from `step`, because of `cause`, to the checkpoint of step `to` (0: the start).
 
-    The steps between are made again, with `rate_share` of the learning rates that were set. `evaluated_step` is the
-    last one before `to` that was evaluated, `rollbacks` how many there were before.
+    The steps between are made again, with `rate_share` of the original learning rate. `evaluated_step` is the last one
+    up to `to` that was evaluated, `rollbacks` how many there were before.
     """
 
     step: int
@@ -164,11 +174,11 @@ class RolledBack(Event):
 
 @dataclass(frozen=True)
 class OutOfMemory(Event):
-    """Memory ran out; training goes on after `step` steps with `batch_size` windows in a pass, and `accumulate` passes
-    a step, which reads the same windows as before. `evaluation_batch` is how many an evaluation reads at once.
+    """Memory ran out. Training continues after `step` steps with `accumulate` micro-batches of `batch_size` windows,
+    which together are the same windows as before. Evaluations read `evaluation_batch` windows at once.
 
-    If the optimizer was at work, training went back to `step`; `evaluated_step` is the last one that was evaluated by
-    then, and `rollbacks` how many there were.
+    If it happened in the optimizer, training `went_back` to `step`. `evaluated_step` is the last one that was evaluated
+    by then, and `rollbacks` how many there were.
     """
 
     step: int
@@ -178,11 +188,12 @@ class OutOfMemory(Event):
     accumulate: int
     evaluation_batch: int
     rollbacks: int
+    went_back: bool = False
 
 
 @dataclass(frozen=True)
 class Diverged(Event):
-    """Training cannot come beyond `step`, for what `cause` says. Nothing of that step is saved."""
+    """Training cannot get beyond `step` because of `cause`. Nothing of that step is saved."""
 
     step: int
     cause: str = ""
@@ -196,7 +207,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Paused(Event):
-    """Training stopped at the user's request, and everything is saved."""
+    """Training stopped because the user asked for it. Everything is saved."""
 
     step: int
     run: str
@@ -213,14 +224,14 @@ class Finished(Event):
     best_validation_loss: float
     verdict: str
     peak_memory: int  # bytes
-    forecast: str | None = None  # how good the plan was, where there was one
-    sees_future: bool = False  # the model was found to: see evaluation/causality.py
-    report: str | None = None  # the page about the run
+    forecast: str | None = None  # how good the plan was, if there was one
+    sees_future: bool = False  # see evaluation/causality.py
+    report: str | None = None  # the HTML report of the run
 
 
 Subscriber = Callable[[Event], None]
 
 
 def reporters(tell: Subscriber) -> tuple[Callable[[str], None], Progress]:
-    """What tells a subscriber a sentence, and how far the reading of a text is: see data/tokenizers/train.py."""
+    """Two functions that tell a subscriber a sentence, and how far the reading of a text is."""
     return lambda sentence: tell(Notice(sentence)), lambda doing, done, total: tell(Preparing(doing, done, total))

@@ -1,37 +1,27 @@
-"""Parameter groups and optimizers; their state as named tensors, for open files."""
+"""AdamW and Muon: parameter groups, learning rates, and the optimizers' state as named tensors."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from groundling.config import TrainingSettings
 from groundling.model.describe import Shape
-from groundling.model.gpt import GPT, SelfAttention, SwigluMLP
-
-_TRAINED = "trained"  # the weights that training goes on with, where the model is their average
-TEACHER = "teacher"  # the weights of the generation before
+from groundling.model.gpt import GPT, StackedLinear
 
 
 class Optimizers:
-    """One or several optimizers as one. `schedule` sets all learning rates, each relative to its own peak.
+    """One or several optimizers, used as one. `names` are the names of their parameters.
 
-    Where `average` is not 0, a second copy of the weights follows them at a distance: their average over the latest
-    steps, that share of all so far (Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models",
-    2024, section 3.1). It is what is evaluated, sampled and saved as the model.
-
-    After the first generation, a last copy are the weights of the model that teaches: see objective.py.
+    Their state is named `<parameter>/<quantity>`, such as `wte.weight/exp_avg`, in open files.
     """
 
-    def __init__(self, *optimizers: torch.optim.Optimizer, average: float = 0.0) -> None:
+    def __init__(self, names: Mapping[torch.Tensor, str], *optimizers: torch.optim.Optimizer) -> None:
         self.optimizers = optimizers
-        self.average = average
-        self._averages: dict[torch.Tensor, torch.Tensor] = {}
-        self._teacher: dict[torch.Tensor, torch.Tensor] = {}
+        self._names = names
         self._owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
         for group in self.groups:
             group["peak"] = group["lr"]
@@ -41,38 +31,16 @@ class Optimizers:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def schedule(self, factor: float) -> None:
+        """Set every learning rate to that share of its own peak."""
         for group in self.groups:
             group["lr"] = factor * group["peak"]
 
-    def step(self, before: int = 0) -> None:
-        """One step, `before` of which were made; it decides how far back the average reaches."""
+    def step(self, found_inf: torch.Tensor | None = None) -> None:
+        """One optimizer step. Where `found_inf`, a scalar on the device, is 1, it changes nothing: neither weights nor
+        state. Nobody waits for the device to know."""
         for optimizer in self.optimizers:
+            optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # the fused AdamW's own name for it
             optimizer.step()
-        if self.average:
-            self._follow(1 / (1 + self.average * before))
-
-    @torch.no_grad()
-    def _follow(self, share: float) -> None:
-        if self._averages:
-            torch._foreach_lerp_(list(self._averages.values()), list(self._averages), share)
-        else:
-            self._averages = {p: p.detach().clone() for p in self._owners}
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The weights are their averages meanwhile; the same tensors, with other numbers in them."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        for weights, average in self._averages.items():
-            trained = weights.clone()
-            weights.copy_(average)
-            average.copy_(trained)
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
@@ -82,59 +50,47 @@ class Optimizers:
         """Back to the state before the first step."""
         for optimizer in self.optimizers:
             optimizer.state.clear()
-        self._averages, self._teacher = {}, {}
 
-    def succeed(self) -> None:
-        """The model as it would be saved becomes the teacher; all else is as before the first step."""
-        with self.averaged():
-            teacher = {p: p.detach().clone() for p in self._owners}
-        self.forget()
-        self._teacher = teacher
-
-    @torch.no_grad()
-    def teach(self, model: GPT, teacher: GPT) -> None:
-        """Fill `teacher`, a model like the `model` that learns, with the teacher's weights."""
-        for mine, its in zip(model.parameters(), teacher.parameters(), strict=True):
-            its.copy_(self._teacher[mine])
-
-    def state_of(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
-        """The state that belongs to `parameter`, to be read or filled."""
+    def state_of(self, parameter: torch.Tensor) -> dict[str, Any]:
+        """The state that belongs to `parameter`, to read or to fill."""
         state: dict[str, Any] = self._owners[parameter].state[parameter]
         return state
 
-    def quantities(self, parameter: torch.nn.Parameter) -> tuple[str, ...]:
-        """What training keeps for each number of `parameter`: AdamW's two moments, or Muon's momentum; where the model
-        is saved as an average, the number itself."""
-        moments = ("momentum",) if isinstance(self._owners[parameter], Muon) else ("exp_avg", "exp_avg_sq")
-        return (*moments, _TRAINED) if self.average else moments
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The state of all optimizers. Empty before the first step."""
+        return {f"{name}/{key}": value for p, name in self._names.items() for key, value in self.state_of(p).items()}
 
-    def tensors_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-        """The state of `parameter` by the names that it has in a file."""
-        trained = {_TRAINED: parameter.detach()} if parameter in self._averages else {}
-        teacher = {TEACHER: self._teacher[parameter]} if self._teacher else {}
-        return self.state_of(parameter) | trained | teacher
+    def state_shapes(self) -> dict[str, Shape]:
+        """The shapes of `state_dict()` after the first step."""
+        shapes = dict[str, Shape]()
+        for parameter, name in self._names.items():
+            if isinstance(self._owners[parameter], Muon):
+                shapes[f"{name}/momentum"] = tuple(parameter.shape)
+            else:
+                shapes |= {f"{name}/{moment}": tuple(parameter.shape) for moment in ("exp_avg", "exp_avg_sq")}
+                shapes[f"{name}/step"] = ()
+        return shapes
 
-    @torch.no_grad()
-    def fill(self, parameter: torch.nn.Parameter, quantity: str, value: torch.Tensor) -> None:
-        """The inverse of `tensors_of`, for a parameter that is as the model was saved."""
-        value = value.to(parameter.device)
-        if quantity == _TRAINED:
-            self._averages[parameter] = parameter.detach().clone()
-            parameter.copy_(value)
-        elif quantity == TEACHER:
-            self._teacher[parameter] = value
-        else:
-            self.state_of(parameter)[quantity] = value
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of `state_dict`. Raises ValueError if a tensor does not belong to these parameters."""
+        self.forget()
+        parameters = {name: parameter for parameter, name in self._names.items()}
+        for key, value in tensors.items():
+            name, _, quantity = key.partition("/")
+            if name not in parameters or (value.dim() and value.shape != parameters[name].shape):
+                raise ValueError(f"The optimizer's saved {key} does not belong to this model.")
+            self.state_of(parameters[name])[quantity] = value.to(parameters[name].device)
 
 
 def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
-    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
+    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    AdamW (Loshchilov and Hutter, 2019) decays matrices only: biases and norms need none. `dtype` is the one that
-    Muon may compute in.
+    AdamW (Loshchilov and Hutter, 2019) decays matrices only: biases and norms need no decay. `dtype` is what Muon
+    computes in.
     """
-    parts = matrix_parts(model) if settings.optimizer == "muon" else {}
-    others = [p for p in model.parameters() if p not in parts]
+    matrices = block_matrices(model) if settings.optimizer == "muon" else {}
+    names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
+    others = [p for p in names if p not in matrices]
     adamw = torch.optim.AdamW(
         [
             {"params": [p for p in others if p.dim() >= 2], "weight_decay": settings.weight_decay},
@@ -144,77 +100,86 @@ def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = t
         betas=(settings.beta1, settings.beta2),
         fused=model.device.type != "mps",  # on Apple GPUs the fused kernel is far slower than the plain one
     )
-    if not parts:
-        return Optimizers(adamw, average=settings.weight_average)
-    muon = Muon(parts, settings.matrix_learning_rate, settings.weight_decay, dtype)
-    return Optimizers(adamw, muon, average=settings.weight_average)
+    if not matrices:
+        return Optimizers(names, adamw)
+    return Optimizers(names, adamw, Muon(matrices, settings.matrix_learning_rate, settings.weight_decay, dtype))
 
 
-def matrix_parts(model: GPT) -> dict[torch.Tensor, list[int]]:
-    """The blocks' matrices, and the rows of the matrices that each is stacked from, since those are apart to Muon."""
-    parts: dict[torch.Tensor, list[int]] = {}
-    for module in model.h.modules():
-        if isinstance(module, SelfAttention):
-            parts[module.c_attn.weight] = [n * module.head_dim for n in module.heads]  # query, key, value
-        elif isinstance(module, SwigluMLP):
-            parts[module.c_fc.weight] = [module.c_fc.out_features // 2] * 2  # gate and value
-        elif isinstance(module, torch.nn.Linear) and module.weight not in parts:
-            parts[module.weight] = [module.out_features]
-    return parts
+def block_matrices(model: GPT) -> dict[torch.Tensor, list[int]]:
+    """The weight matrices of the blocks, and the rows of the matrices that each is stacked from: Muon treats those
+    apart."""
+    linears = [module for module in model.h.modules() if isinstance(module, torch.nn.Linear)]
+    return {
+        linear.weight: list(linear.sizes) if isinstance(linear, StackedLinear) else [linear.out_features]
+        for linear in linears
+    }
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024).
+    """Orthogonalized momentum (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024).
 
-    The update of a matrix is its Nesterov momentum with all singular values brought near 1: every direction is
-    learned at the same speed, the rare ones too. Unlike torch.optim.Muon, matrices of one shape go through the
-    products together, stacked matrices are taken apart, and the products run in `dtype`: always bfloat16 would be
-    many times slower on a CPU without instructions for it.
+    The update of a matrix is its Nesterov momentum with all singular values brought near 1: every direction is learned
+    at the same speed, rare ones too. Unlike in torch.optim.Muon, matrices of one shape go through the products
+    together, stacked matrices are taken apart, and the products run in `dtype`: bfloat16, always, would be many times
+    slower on a CPU without instructions for it.
 
-    Only those weights decay that the step makes smaller, so that decay never works against what is learned (Chen et
-    al., "Cautious Weight Decay", 2025): where a text is read often, 0.007 nats better than decay of all (docs/LOG.md).
+    Decay acts only on weights that the step makes smaller, so that it never works against what is learned (Chen et al.,
+    "Cautious Weight Decay", 2025). Where a text is read often, that is 0.007 nats better than decay of all weights
+    (docs/LOG.md).
     """
+
+    found_inf: torch.Tensor | None = None
+    """See `Optimizers.step`."""
 
     def __init__(
         self,
-        parts: dict[torch.Tensor, list[int]],
+        matrices: Mapping[torch.Tensor, list[int]],
         lr: float,
         weight_decay: float,
         dtype: torch.dtype,
         momentum: float = 0.95,
     ) -> None:
-        super().__init__(list(parts), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.parts = parts
+        super().__init__(list(matrices), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.matrices = matrices
         self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step; the `closure` of PyTorch's interface is not used."""
+        """One step. The `closure` of PyTorch's interface is not used."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            gradients = [p.grad for p in parameters]
             for p in parameters:
                 if "momentum" not in self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
             momenta = [self.state[p]["momentum"] for p in parameters]
+            gradients = self._usable(parameters, momenta)
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
             # (rows, columns) -> [(part of a parameter, part of its update)]
             shapes: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
             for parameter, update in zip(parameters, updates, strict=True):
-                rows = self.parts[parameter]
+                rows = self.matrices[parameter]
                 for part, change in zip(parameter.split(rows), update.split(rows), strict=True):
                     shapes[part.shape].append((part, change))
             for shape, pairs in shapes.items():
                 directions = orthogonalize(torch.stack([change for _, change in pairs]), self.dtype)
+                if self.found_inf is not None:
+                    directions = directions * (1 - self.found_inf)  # a step of length 0, in which nothing decays
                 # A tall matrix gets longer steps, so that its outputs change as much as a wide one's.
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for (part, _), direction in zip(pairs, directions, strict=True):
-                    # 1 where the step, which goes against its direction, makes the weight smaller, else 0: by
-                    # arithmetic, as `torch.where` takes ten times as long on CPUs.
+                    # 1 where the step, which goes against its direction, makes the weight smaller, else 0. By
+                    # arithmetic, since `torch.where` takes ten times as long on CPUs.
                     shrinks = (part * direction).sign_().clamp_(min=0)
                     part.addcmul_(part, shrinks, value=-group["lr"] * group["weight_decay"])
                     part.add_(direction, alpha=-rate)
+
+    def _usable(self, parameters: list[torch.Tensor], momenta: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The gradients; in a step to be skipped the momenta, which then stay as they are."""
+        if self.found_inf is None:
+            return [p.grad for p in parameters if p.grad is not None]
+        skip = self.found_inf > 0
+        return [torch.where(skip, m, p.grad) for p, m in zip(parameters, momenta, strict=True) if p.grad is not None]
 
 
 def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype, steps: int = 5) -> torch.Tensor:
@@ -232,38 +197,3 @@ def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype, steps: int = 5) ->
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.mT if tall else x).float()
-
-
-def state_tensors(model: GPT, optimizer: Optimizers) -> dict[str, torch.Tensor]:
-    """The optimizers' state, keyed `<parameter>/<quantity>`, such as `wte.weight/exp_avg`."""
-    return {
-        f"{name}/{quantity}": value
-        for name, parameter in model.named_parameters()
-        for quantity, value in optimizer.tensors_of(parameter).items()
-    }
-
-
-def state_shapes(model: GPT, optimizer: Optimizers, begun: bool = True, taught: bool = False) -> dict[str, Shape]:
-    """The shapes of `state_tensors` in a generation that has `begun`, and is `taught` by one before it."""
-    shapes: dict[str, Shape] = {}
-    for name, parameter in model.named_parameters():
-        quantities = optimizer.quantities(parameter) if begun else ()
-        shapes |= {f"{name}/{quantity}": tuple(parameter.shape) for quantity in quantities}
-        if "exp_avg" in quantities:
-            shapes[f"{name}/step"] = ()
-        if taught:
-            shapes[f"{name}/{TEACHER}"] = tuple(parameter.shape)
-    return shapes
-
-
-def load_state_tensors(model: GPT, optimizer: Optimizers, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of `state_tensors`, for a model that has its saved weights already.
-
-    Raises ValueError if the tensors do not belong to this model.
-    """
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        name, _, quantity = key.partition("/")
-        if name not in parameters or (value.dim() and value.shape != parameters[name].shape):
-            raise ValueError(f"The optimizer's saved {key} does not belong to this model.")
-        optimizer.fill(parameters[name], quantity, value)

@@ -1,29 +1,32 @@
-"""Where memory runs out: how it is told from other errors, and what is made smaller.
+"""Out of memory: how to recognize it, and what to make smaller.
 
-Nothing here imports torch, so that the command line can ask as well.
+Nothing here imports torch, so that the command line can use it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from groundling.config import TrainingSettings
 
-ADVICE = "Choose a smaller --n-embd, --n-layer or --block-size, or end other programs."
+T = TypeVar("T")
+
+ADVICE = "Use a smaller --n-embd, --n-layer or --block-size, or close other programs."
 
 
 class OutOfMemoryError(MemoryError):
-    """Memory ran out where nothing can be made smaller by itself; a sentence says which setting can."""
+    """Nothing can be made smaller automatically. The message says which settings can be."""
 
 
 class HalfDoneError(MemoryError):
-    """Memory ran out in the midst of an optimizer's step: some weights may have had theirs, and others not."""
+    """Memory ran out in the middle of an optimizer step: some weights may have changed, and others not."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's MemoryError, PyTorch's of a GPU, and what its allocator for CPUs says in a RuntimeError."""
+    """Whether it is Python's MemoryError, PyTorch's for a GPU, or the RuntimeError of its CPU allocator."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     said = str(error)
@@ -34,9 +37,9 @@ _ALLOCATORS = ("not enough memory", "can't allocate memory", "out of memory", "s
 
 
 def halved(settings: TrainingSettings) -> TrainingSettings | None:
-    """The same step in smaller passes: half of the windows in each, and twice as many; None for a pass of one window.
+    """The same optimizer step in micro-batches of half the size. None if a micro-batch has one window already.
 
-    Where a half does not divide the step's windows, it is the next smaller number that does.
+    The new size is the largest one up to a half that divides the windows of the step.
     """
     windows = settings.batch_size * settings.accumulate
     smaller = next((n for n in range(settings.batch_size // 2, 0, -1) if windows % n == 0), None)
@@ -45,12 +48,23 @@ def halved(settings: TrainingSettings) -> TrainingSettings | None:
     return dataclasses.replace(settings, batch_size=smaller, accumulate=windows // smaller)
 
 
+def retrying(action: Callable[[], T], shrink: Callable[[], None]) -> T:
+    """`action()`, and again after `shrink()` each time that memory runs out."""
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+                raise
+        shrink()  # only now is the error gone, and with it the memory of all that the failed action had computed
+
+
 @contextmanager
-def told_as(doing: str, advice: str = ADVICE) -> Iterator[None]:
-    """Where memory runs out inside, raises OutOfMemoryError with a sentence that says what to do."""
+def named(doing: str) -> Iterator[None]:
+    """Where memory runs out inside, raise OutOfMemoryError that says what was being done and what to do about it."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(f"Memory ran out while {doing}. {advice}") from None
+        raise OutOfMemoryError(f"Memory ran out while {doing}. {ADVICE}") from None

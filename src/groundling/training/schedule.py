@@ -1,4 +1,4 @@
-"""Learning rates as a pure function of progress, from 0 at the start to 1 at the end."""
+"""Learning-rate schedule: a pure function of progress, from 0 at the start to 1 at the end."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from groundling.config import TrainingSettings
 
 
 def rate_factor(progress: float, settings: TrainingSettings) -> float:
-    """The share of its peak that a learning rate has: it rises linearly, then falls to `final_lr_fraction`.
+    """The learning rate as a share of its peak: linear warm-up, then decay to `final_lr_fraction`.
 
-    `progress` is that of a generation: each has the whole schedule.
+    `progress` is that of the present stage. Each stage has the whole schedule, so its warm-up is as large a share of
+    it as `warmup_steps` are of `steps`.
     """
     warmup = settings.warmup_steps / settings.steps
     if progress < warmup:

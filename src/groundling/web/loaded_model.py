@@ -37,10 +37,10 @@ class Served:
         self.parameters = sum(parameter.numel() for parameter in run.model.parameters())
         self.tokenizer: Tokenizer = run.tokenizer
         self.step = run.step
-        self.created = _seconds(run.record.get("created"))
+        self.created = _seconds(run.record.created)
         self._unknown = unknown
         self._reading = threading.Lock()
-        self._documents = int(run.record["corpus"]["documents"])
+        self._documents = run.record.corpus.documents
         self._template = _template(run.folder)
 
     @property

@@ -78,7 +78,7 @@ class Live:
         if any(line["event"] in ("step", "evaluation") for line in self._metrics.lines):
             run = self.run
             samples = [line for line in self._samples.lines if line["event"] == "sample"]
-            self.facts = Facts(run.name, run.record, run.config, self._metrics.lines, samples, run.result)
+            self.facts = Facts(run.name, run.record.to_dict(), run.config, self._metrics.lines, samples, run.result)
         self._outdated = False
         self.version += 1
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from groundling.run.claim import LOCK
+from groundling.run.lock import LOCK
 
 OUTPUT = "output.log"
 """What the processes of a run said, in its folder."""

@@ -101,7 +101,7 @@ class RunPage:
         self.pausing = self.pausing and training
         self.pause.set_visibility(training)
         self.pause.set_enabled(not self.pausing)  # asked a second time, it would quit at once
-        self.resume.set_visibility(not training and live.run.begun)
+        self.resume.set_visibility(not training and live.run.exists)
         self.minutes.set_visibility(not training and finished)
         self.uses.set_visibility(bool(live.run.checkpoints.steps()))
         self.progress.set_visibility(training)

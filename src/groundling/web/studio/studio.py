@@ -14,8 +14,8 @@ from groundling import storage
 from groundling.config import Config
 from groundling.data.sources import find_source
 from groundling.run import store
-from groundling.run.claim import LOCK
 from groundling.run.folder import as_name, is_name
+from groundling.run.lock import LOCK
 from groundling.web.guard import MAX_UPLOAD
 from groundling.web.studio.live import Live
 from groundling.web.studio.processes import OUTPUT, Processes

@@ -18,15 +18,15 @@ import groundling
 from groundling.analysis.diagnosis import diagnose
 from groundling.analysis.history import History
 from groundling.config import Config, ModelSettings
+from groundling.data.batches import Batch
 from groundling.model.gpt import GPT
+from groundling.model.initial import InitialModel
 from groundling.reporting.run_facts import Facts
-from groundling.run import session
 from groundling.run.run import Run
-from groundling.training import fit
-from groundling.training.checkpoints import TrainState
+from groundling.tasks.pretraining import Pretraining
+from groundling.tasks.self_distillation import SelfDistillation, end_of
 from groundling.training.events import Event, Generation, RolledBack, Step
-from groundling.training.generations import end_of
-from groundling.training.objective import Taught, next_token
+from groundling.training.trainer import Trainer
 from tiny import TINY
 
 THREE = {"generations": 3, "weight_average": 0.1, "optimizer": "muon", "compile": "off", "schedule": "linear",
@@ -63,9 +63,11 @@ def test_the_value_is_the_texts_and_the_gradient_is_half_the_teachers() -> None:
     torch.manual_seed(0)
     logits, teacher = torch.randn(2, 5, 7, requires_grad=True), torch.randn(2, 5, 7, requires_grad=True)
     tokens, targets = torch.randint(7, (2, 5)), torch.randint(7, (2, 5))
-    loss = Taught(lambda _: teacher)(lambda _: logits, (tokens, targets))
+    task, batch = object.__new__(SelfDistillation), Batch(tokens, targets)
+    task._predict = lambda _: teacher
+    loss = task.loss(lambda _: logits, batch).value
     loss.backward()
-    assert loss.detach() == next_token(lambda _: logits, (tokens, targets)).detach()
+    assert loss.detach() == Pretraining.loss(task, lambda _: logits, batch).value.detach()
     wanted = (F.one_hot(targets, 7) + teacher.detach().softmax(-1)) / 2  # of a cross-entropy: p - wanted
     torch.testing.assert_close(logits.grad, (logits.detach().softmax(-1) - wanted) / 10)
     assert teacher.grad is None
@@ -110,7 +112,7 @@ def test_the_teacher_is_listened_to(run: Run, tmp_path: Path, monkeypatch: pytes
         if step > 7:
             shutil.rmtree(folder / "checkpoints" / f"step-{step:06d}")
     (folder / "result.json").unlink()
-    monkeypatch.setattr(session, "Taught", lambda teacher: next_token)
+    monkeypatch.setattr(SelfDistillation, "loss", Pretraining.loss)
     deaf = groundling.resume(folder, on_event=quietly)
     mine, theirs = [[line["loss"] for line in of(each, "step")] for each in (deaf, run)]
     same = [step for step, (a, b) in enumerate(zip(mine, theirs, strict=True), 1) if a == b]
@@ -128,7 +130,7 @@ def test_the_page_shows_all_of_them_also_when_one_has_just_begun(run: Run) -> No
     lines = run.metrics()
     begun = [i for i, line in enumerate(lines) if line["event"] == "generation"]
     for some in (lines[: begun[1] + 1], lines):
-        facts = Facts("three", run.record, run.config, some, [], None)
+        facts = Facts("three", run.record.to_dict(), run.config, some, [], None)
         assert "After step 7 generation 2 begins, a new model" in str(facts.charts["loss"])
         assert facts.findings == diagnose(History.read(some, run.config))
         assert facts.verdict
@@ -155,18 +157,17 @@ def test_a_stop_where_one_begins_changes_nothing(
 def test_a_fault_after_the_first_step_of_one_leads_back_before_it_began(
     text_file: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_step = fit.train_step
+    make_step = Trainer._step
 
-    def faulty(*parts: Any) -> Any:
-        state = next(part for part in parts if isinstance(part, TrainState))
-        outcome, cause = train_step(*parts)
-        if state.step == 8 and not state.rollbacks:
+    def faulty(self: Trainer, *parts: Any, **named: Any) -> Any:
+        outcome, cause = make_step(self, *parts, **named)
+        if self.state.step == 8 and not self.state.guard.rollbacks:
             with torch.no_grad():
-                next(part for part in parts if isinstance(part, GPT)).wte.weight[0, 0] = math.nan
+                self.learner.model.wte.weight[0, 0] = math.nan
             cause = "planted"
         return outcome, cause
 
-    monkeypatch.setattr(fit, "train_step", faulty)
+    monkeypatch.setattr(Trainer, "_step", faulty)
     events: list[Event] = []
     done = groundling.train(text_file, on_event=events.append, **tiny | THREE)
     (back,) = [event for event in events if isinstance(event, RolledBack)]
@@ -188,11 +189,8 @@ def test_more_steps_go_on_with_the_last_generation(run: Run, tmp_path: Path) -> 
 
 def test_the_first_weights_of_each_are_its_own() -> None:
     config = Config.build("text", **THREE, n_layer=1, n_head=2, n_embd=8, block_size=8)
-
-    class Text:
-        tokenizer = type("Tokenizer", (), {"vocab_size": 5})
-
-    first, again, second = (session._untrained(config, Text, n).wte.weight for n in (1, 1, 2))  # type: ignore[arg-type]
+    initial = InitialModel(config.model, 5, config.training.seed)
+    first, again, second = (initial.build(n).wte.weight for n in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, second)
 
 
@@ -213,7 +211,7 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], said: str) -> None:
 @pytest.mark.slow
 def test_a_compiled_teacher_says_the_same() -> None:
     from groundling.machine import choose
-    from groundling.training.compiling import compiled_forward
+    from groundling.model.compiled import compiled_forward
 
     config = Config.build("text", device="cpu", dtype="float32", compile="on")
     machine = choose(config.machine)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from groundling.run.claim import lock
+from groundling.run.lock import lock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="starters are forked")
 STARTERS = 8
@@ -64,8 +64,8 @@ def races(folder: Path, times: int) -> None:
         winners = [pid for pid, word in answers.items() if word == "won"]
         try:
             assert len(winners) == 1
-            said = rf"The run {folder.name} is being trained by another process: number {winners[0]} on "
-            said += rf"{re.escape(platform.node())}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d.*\. Wait for it, or stop it"
+            said = rf"The run {folder.name} is being trained by another process \(pid {winners[0]} on "
+            said += rf"{re.escape(platform.node())}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d.*\. Wait for it or stop it"
             for pid, word in answers.items():
                 assert pid in winners or re.match(said, word), word
         finally:

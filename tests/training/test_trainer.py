@@ -10,13 +10,12 @@ import torch
 
 import groundling
 from groundling.config import CorpusSettings
-from groundling.data.batches import Batches
+from groundling.data.batches import WindowSampler
 from groundling.data.corpus import prepare
 from groundling.data.sources import find_source
+from groundling.machine import Machine
 from groundling.run.run import Run
-from groundling.training import fit
-from groundling.training import step as step_module
-from groundling.training.checkpoints import TrainState
+from groundling.training.trainer import Trainer
 
 TINY: dict[str, Any] = {
     "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "steps": 20, "eval_every": 8,
@@ -37,17 +36,16 @@ def weights(run: Run) -> dict[int, bytes]:
 def test_results_seen_late_make_the_same_run(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = groundling.train(text_file, name="a", out=tmp_path, on_event=quietly, **TINY)
     looks: list[int] = []
-    is_unseen = fit._is_unseen
+    may_go_unseen = Trainer._may_go_unseen
 
-    def watched(state: TrainState, *rest: Any) -> bool:
-        unseen = is_unseen(state, *rest)
+    def watched(self: Trainer) -> bool:
+        unseen = may_go_unseen(self)
         if not unseen:
-            looks.append(state.step)
+            looks.append(self.state.step)
         return unseen
 
-    for module in (fit, step_module):
-        monkeypatch.setattr(module, "sees_late", lambda machine: True)
-    monkeypatch.setattr(fit, "_is_unseen", watched)
+    monkeypatch.setattr(Machine, "runs_ahead", True)
+    monkeypatch.setattr(Trainer, "_may_go_unseen", watched)
     late = groundling.train(text_file, name="b", out=tmp_path, on_event=quietly, **TINY)
     assert weights(late) == weights(at_once)
     assert looks == [5, 7, 8, 10, 14, 15, 16, 20]
@@ -59,13 +57,13 @@ def test_results_seen_late_make_the_same_run(text_file: Path, tmp_path: Path, mo
 
 def test_resident_batches_are_the_same(text_file: Path) -> None:
     text = prepare(find_source(text_file), CorpusSettings())
-    batches = Batches(text.train, 16, 3, 2, seed=5)
-    resident = batches.on(torch.device("cpu"))
+    batches = WindowSampler(text.train, 16, 6, seed=5)
+    resident = batches.to(torch.device("cpu"))
     for step in (0, 1, 50):
-        for micro_step in (0, 1):
-            for one, other in zip(batches(step, micro_step), resident(step, micro_step), strict=True):
-                assert one.dtype == other.dtype == torch.int64
-                assert torch.equal(one, other)
+        for one, other in zip(batches(step).split(2), resident(step).split(2), strict=True):
+            assert one.tokens.dtype == other.tokens.dtype == one.targets.dtype == other.targets.dtype == torch.int64
+            assert torch.equal(one.tokens, other.tokens)
+            assert torch.equal(one.targets, other.targets)
 
 
 @pytest.mark.gpu

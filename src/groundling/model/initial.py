@@ -1,0 +1,32 @@
+"""The model before its first training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from groundling.config import ModelSettings
+from groundling.model.gpt import GPT
+from groundling.model.weights_file import load_weights
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    """What a model begins with: random weights from a seed, or the weights of a checkpoint folder."""
+
+    config: ModelSettings
+    vocab_size: int
+    seed: int
+    checkpoint: Path | None = None
+
+    def build(self, stage: int = 1) -> GPT:
+        """The model, on the CPU, so that every device starts from the same weights. Each stage has its own random
+        numbers, and PyTorch's global ones are left as they were."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + stage - 1)
+            model = GPT(self.config, self.vocab_size)
+        if self.checkpoint is not None:
+            load_weights(self.checkpoint, model)
+        return model

@@ -1,0 +1,225 @@
+"""A run's folder before training: found or created, repaired, its record written or extended."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from groundling import __version__, storage
+from groundling.config import GROUPS, Config, flag
+from groundling.data.corpus import Corpus, prepare
+from groundling.data.fingerprint import Contents, contents_of
+from groundling.data.progress import silent
+from groundling.data.sources import Source, find_source
+from groundling.data.tokenizers.base import UnknownText
+from groundling.machine import Machine, bits, versions
+from groundling.run.folder import as_name, is_name
+from groundling.run.lock import lock
+from groundling.run.record import FORMAT, CorpusFacts, DocumentFacts, MachineFacts, NewerVersion, RunRecord
+from groundling.run.run import Run
+from groundling.run.run_text import TextChanged
+from groundling.training.state import TrainState, read_state
+
+_MICRO_BATCH = {"batch_size", "accumulate"}
+
+
+@dataclasses.dataclass(frozen=True)
+class NewRun:
+    """What `groundling train` was asked for: a configuration, and the text that it was prepared with."""
+
+    config: Config
+    text: Corpus
+    source: Source
+    contents: Contents
+
+    def facts(self) -> CorpusFacts:
+        """The text, for the record."""
+        return CorpusFacts(
+            name=self.text.name,
+            fingerprint=self.text.fingerprint,
+            documents=self.text.n_documents,
+            characters=self.text.n_characters,
+            vocab_size=self.text.tokenizer.vocab_size,
+            tokenizer=self.text.tokenizer.fingerprint,
+            contents=[DocumentFacts(**document) for document in self.contents.documents],
+        )
+
+    def record(self, planned: Config, machine: Machine) -> RunRecord:
+        """The record of a run with the settings of `planned`."""
+        return RunRecord(
+            format=FORMAT,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            requested=self.config,
+            settings=planned,
+            corpus=self.facts(),
+            machine=MachineFacts(**machine.describe()),
+            versions=versions() | {"groundling": __version__},
+        )
+
+
+def find_or_create(new: NewRun, name: str | None, folder: Path, notice: Callable[[str], None], stack: ExitStack) -> Run:
+    """The unfinished run of the same command, or the empty folder of a new run; locked until `stack` closes.
+
+    Raises ValueError if the run of that `name` cannot be continued, or if the text of the unfinished one has changed.
+    """
+    if name is not None and not is_name(name):
+        raise ValueError(f"--name {name!r} is not a valid name: use letters, digits, '.', '_' and '-'.")
+    base = name or as_name(new.text.name)
+    for number in itertools.count(1):
+        run = Run(folder / (base if number == 1 else f"{base}-{number}"))
+        storage.make_folder(run.folder)
+        with ExitStack() as trial:
+            try:
+                lock(run.folder, trial)
+                repair(run, notice)
+                if run.exists:
+                    _check_continuable(run, new)
+                    notice(f"Resuming unfinished run {run.reference} (same command). Use --name to start a new one.")
+                stack.push(trial.pop_all())
+                return run
+            except TextChanged:
+                raise
+            except ValueError as obstacle:
+                if name is not None:
+                    raise ValueError(f"{obstacle} Use another --name.") from None
+    raise AssertionError("unreachable")
+
+
+def _check_continuable(run: Run, new: NewRun) -> None:
+    """Raise ValueError if `groundling train` cannot continue this run."""
+    old, wanted = run.record.requested, new.config
+    if old != wanted:
+        raise ValueError(f"The run {run.name} exists with other settings ({', '.join(_differing(old, wanted))}).")
+    if run.finished:
+        raise ValueError(
+            f"The run {run.name} exists and is finished. To train it further, use `groundling resume "
+            f"{run.reference} --steps N`."
+        )
+    run.text.refuse_change(new.source, new.contents)
+    if run.tokenizer != new.text.tokenizer:
+        raise ValueError(f"The run {run.name} exists with another tokenizer.")
+
+
+def _differing(one: Config, other: Config) -> list[str]:
+    """The flags in which two configurations differ."""
+    a, b = one.to_dict(), other.to_dict()
+    differing = [flag(name) for group in GROUPS for name in a[group] if a[group][name] != b[group][name]]
+    return differing or [flag(name) if name != "corpus" else "the text" for name in a if a[name] != b[name]]
+
+
+def repair(run: Run, notice: Callable[[str], None]) -> None:
+    """Restore a run's record and tokenizer from its newest checkpoint, where they are missing or damaged.
+
+    What is not whole there either is left: whoever reads it says what is wrong.
+    """
+    for name, is_whole in (("config.json", _has_record), ("tokenizer.json", _has_tokenizer)):
+        if not run.checkpoints.steps() or is_whole(run):
+            continue
+        newest = run.checkpoints.newest(silent)
+        if newest and is_whole(Run(run.folder, newest)):
+            storage.write_file(run.folder / name, (newest / name).read_bytes())
+            notice(f"{run.folder / name} was missing or damaged. Restored it from {newest.name}.")
+
+
+def _has_record(run: Run) -> bool:
+    try:
+        return bool(run.record)
+    except NewerVersion:
+        return True  # it is as it should be, but not for us
+    except (ValueError, OSError):
+        return False
+
+
+def _has_tokenizer(run: Run) -> bool:
+    try:
+        return run.tokenizer.fingerprint == run.record.corpus.tokenizer
+    except NewerVersion:
+        return True
+    except (ValueError, OSError):
+        return False
+    finally:
+        run.__dict__.pop("tokenizer", None)  # read again when it is restored
+
+
+def check_record(run: Run, checkpoint: Path) -> None:
+    """Raise ValueError if the settings in the run's record are not those of its checkpoint."""
+    old, new = Run(run.folder, checkpoint).config.to_dict(), run.config.to_dict()
+    free = {"steps", "minutes"}
+    if new["training"]["warmup_steps"] == _warmup(old["training"]["warmup_steps"], new["training"]["steps"]):
+        free.add("warmup_steps")
+    if prod(old["training"][k] for k in _MICRO_BATCH) == prod(new["training"][k] for k in _MICRO_BATCH):
+        free |= _MICRO_BATCH  # the same windows in other micro-batches, since memory ran out
+    wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g][k] and k not in free]
+    if wrong:
+        raise ValueError(
+            f"{run.folder / 'config.json'} has another {', '.join(wrong)} than the checkpoint {checkpoint.name}: it is "
+            f"damaged or was edited. Copy {checkpoint / 'config.json'} over it to continue."
+        )
+
+
+def accept_changed_text(run: Run, notice: Callable[[str], None], progress: Callable[..., None]) -> Corpus:
+    """The text that is at the run's address now. The run's record says from which step on it is trained on.
+
+    Raises ValueError if the run's tokenizer cannot express it.
+    """
+    source = find_source(run.config.corpus, run.config.text.glob)
+    contents = contents_of(source, progress)
+    try:
+        text = prepare(source, run.config.text, tokenizer=run.tokenizer, fingerprint=contents.fingerprint,
+                       notice=notice, progress=progress)  # fmt: skip
+    except UnknownText as error:
+        raise ValueError(f"The run {run.name} cannot continue with the changed text. {error}") from None
+    was = run.record.corpus
+    if text.fingerprint != was.fingerprint:
+        newest = run.checkpoints.newest(silent)
+        step = read_state(newest).step if newest else 0
+        facts = NewRun(run.config, text, source, contents).facts().with_(since=step)
+        run.update(corpus=facts, former_texts=[*run.record.former_texts, was.with_(contents=[])])
+        notice(
+            f"The training text changed at step {step:,} (--accept-changed-text): {text.n_characters:,} characters "
+            f"instead of {was.characters:,}. Validation losses before and after are not comparable."
+        )
+    return text
+
+
+def note_bits(run: Run, checkpoint: Path, machine: Machine, notice: Callable[[str], None]) -> None:
+    """Record what decides the last bits of all results. Say once what has changed since `checkpoint` was saved."""
+    now: dict[str, Any] = bits(machine)
+    was = Run(run.folder, checkpoint).record.bits or now if checkpoint.exists() else now
+    changes = ", ".join(f"{name} {was.get(name)} → {now[name]}" for name in now if was.get(name) != now[name])
+    if changes:
+        notice(f"Not bit-exact: {changes}. The run continues, and results differ in their last digits.")
+    if run.record.bits != now:
+        run.update(bits=now)
+
+
+def extend(run: Run, steps: int | None, minutes: float | None) -> None:
+    """Give a run a new end. Raises ValueError if it has come as far already."""
+    newest = run.checkpoints.newest(silent)
+    state = read_state(newest) if newest else TrainState()
+    was = run.config.training
+    if steps is not None:
+        if state.step >= steps:
+            raise ValueError(f"--steps {steps}: the run {run.name} has made {state.step} steps already.")
+        minutes = 0.0
+    else:
+        assert minutes is not None
+        if state.elapsed >= 60 * minutes:
+            raise ValueError(f"--minutes {minutes}: the run {run.name} has taken {state.elapsed / 60:.1f} already.")
+        known = state.step > 0 and state.elapsed > 0
+        steps = max(round(60 * minutes * state.step / state.elapsed) if known else was.steps, state.step + 1)
+    warmup = _warmup(was.warmup_steps, steps)
+    training = dataclasses.replace(was, steps=steps, minutes=float(minutes), warmup_steps=warmup)
+    storage.remove_file(run.folder / "result.json")  # it is not finished any more
+    run.update(settings=dataclasses.replace(run.config, training=training), extended_at=state.step)
+
+
+def _warmup(warmup_steps: int, steps: int) -> int:
+    """A warm-up as long as it was, or as long as a run of so many steps leaves room for."""
+    return min(warmup_steps, max(steps - 1, 0))

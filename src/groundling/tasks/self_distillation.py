@@ -1,0 +1,97 @@
+"""Self-distillation: a second model learns from the text and from what the first one made of it, and so on.
+
+A text shows one next token where several were possible, and a text that is read often is memorized. The predictions of
+a model of the same kind hold them all, and are harder to overfit (Furlanello et al., "Born-Again Neural Networks",
+2018). docs/LOG.md says what it gains.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+from groundling.config import Config
+from groundling.data.batches import Batch
+from groundling.data.corpus import Corpus
+from groundling.machine import Machine
+from groundling.model.compiled import Forward, compiled_forward
+from groundling.model.describe import Shape, weight_shapes
+from groundling.model.gpt import GPT
+from groundling.model.initial import InitialModel
+from groundling.tasks.pretraining import Pretraining
+from groundling.training.events import Event, Generation
+from groundling.training.task import Loss
+
+_TEACHER = "/teacher"
+_SHARE = 0.5  # of the teacher in the loss; 0.8 was no better
+
+
+def end_of(generation: int, generations: int) -> float:
+    """The share of a run after which `generation` of its `generations` are over.
+
+    The second is twice as long as the first, the third three times: with a teacher, a model can learn for longer
+    before it memorizes the text.
+    """
+    return min(1.0, generation * (generation + 1) / (generations * (generations + 1)))
+
+
+class SelfDistillation(Pretraining):
+    """Pretraining in several generations, each a new model with the one before as its teacher."""
+
+    def __init__(self, corpus: Corpus, config: Config, initial: InitialModel) -> None:
+        super().__init__(corpus, config, initial)
+        n = config.training.generations
+        self.stages = [end_of(generation, n) for generation in range(1, n + 1)]
+        self.initial = initial
+        self._compiled_for: Machine | None = None
+        self._teacher: GPT | None = None
+        self._predict: Forward | None = None
+
+    def place(self, machine: Machine) -> None:
+        super().place(machine)
+        self._compiled_for = machine if machine.compile == "on" else None
+        self._teach(self._teacher)
+
+    def _teach(self, teacher: GPT | None) -> None:
+        self._teacher = self._predict = teacher
+        if teacher is not None and self._compiled_for is not None:
+            self._predict = compiled_forward(teacher, self._compiled_for, graphs=False)
+
+    def begin_stage(self, stage: int, step: int, model: GPT) -> Event:
+        self._teach(_frozen_copy(model))
+        model.load_state_dict(self.initial.build(stage).state_dict())
+        return Generation(step, stage)
+
+    def loss(self, forward: Forward, batch: Batch) -> Loss:
+        """Its value is the next-token loss, so that curves mean the same with and without a teacher. Its gradient is
+        half of the next-token loss and half of the cross-entropy to the teacher's predictions."""
+        if self._predict is None:
+            return super().loss(forward, batch)
+        with torch.no_grad():
+            expected = self._predict(batch.tokens).float().flatten(0, 1).softmax(1)  # (B * T, V)
+        logits = forward(batch.tokens).float().flatten(0, 1)
+        loss = F.cross_entropy(logits, batch.targets.flatten())
+        mixture = torch.lerp(loss, F.cross_entropy(logits, expected), _SHARE)
+        return Loss(loss.detach() + (mixture - mixture.detach()))
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        if self._teacher is None:
+            return {}
+        return {name + _TEACHER: p.detach() for name, p in self._teacher.named_parameters()}
+
+    def state_shapes(self, stage: int) -> Mapping[str, Shape]:
+        shapes = weight_shapes(self.initial.config, self.initial.vocab_size)
+        return {name + _TEACHER: shape for name, shape in shapes.items()} if stage > 1 else {}
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor], model: GPT) -> None:
+        teacher = _frozen_copy(model) if tensors else None
+        if teacher is not None:
+            teacher.load_state_dict({name.removesuffix(_TEACHER): value for name, value in tensors.items()})
+        self._teach(teacher)
+
+
+def _frozen_copy(model: GPT) -> GPT:
+    return copy.deepcopy(model).requires_grad_(False).eval()

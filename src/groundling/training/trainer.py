@@ -1,0 +1,350 @@
+"""The one training loop, for every task."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from groundling import storage
+from groundling.config import TrainingSettings
+from groundling.data.batches import Batch
+from groundling.evaluation.score import Interrupted, windows_at_once
+from groundling.machine import Machine
+from groundling.model.compiled import compiled_forward
+from groundling.model.initial import InitialModel
+from groundling.training import events, out_of_memory
+from groundling.training.checkpoints import Checkpoints
+from groundling.training.clock import Clock
+from groundling.training.compiling import CompileTrial
+from groundling.training.divergence import Anomaly, DivergedError
+from groundling.training.events import Event, Subscriber
+from groundling.training.learner import Learner
+from groundling.training.out_of_memory import ADVICE, HalfDoneError, OutOfMemoryError, is_out_of_memory, retrying
+from groundling.training.schedule import rate_factor
+from groundling.training.state import TrainState, read_state
+from groundling.training.step import micro_batches
+from groundling.training.task import Score, Task
+
+
+class Trainer:
+    """Trains a model on a task. It alone changes what changes on the way: the tensors, by its `learner`, and `state`.
+
+    Call `resume` to start from a checkpoint, `compile`, then `run`. Whatever happens is told to the `subscribers`.
+    """
+
+    def __init__(
+        self, initial: InitialModel, task: Task, settings: TrainingSettings, machine: Machine, checkpoints: Checkpoints
+    ) -> None:
+        self.task, self.settings, self.machine, self.checkpoints = task, settings, machine, checkpoints
+        self.learner = Learner(initial, task, settings, machine)
+        self.state = TrainState()
+        self.clock = Clock(0.0, settings)
+        self.stopped: Callable[[], bool] = lambda: False
+        self.subscribers: list[Subscriber] = []
+        largest = windows_at_once(initial.config.block_size, initial.vocab_size)
+        self.evaluation_batch = min(largest, machine.evaluation_batch or largest)
+
+    def emit(self, event: Event) -> None:
+        for subscriber in self.subscribers:
+            subscriber(event)
+
+    def resume(self, checkpoint: Path, text_since: int = 0, extended_at: int | None = None) -> None:
+        """Continue from a checkpoint. `text_since` is the step since which the run has its present text, and
+        `extended_at` the one at which it was given a new end. Raises ValueError if the checkpoint does not fit."""
+        self.state = state = self.learner.load(checkpoint)
+        if 0 < state.best_step <= text_since:  # the best on another text, which is to be evaluated anew
+            state.best_step, state.best_score, state.evaluations_since_best = -1, None, 0
+            state.evaluated_step = min(state.evaluated_step, state.step - 1)
+        if state.step == extended_at:
+            state.evaluations_since_best = 0
+
+    def run(self, stopped: Callable[[], bool] = lambda: False, before: float = 0.0) -> bool:
+        """Train to the end and return True, or until `stopped()` and return False. Either way everything is saved.
+
+        `before` are seconds that this session has taken already. Raises DivergedError if every rollback failed, and
+        OutOfMemoryError if nothing can be made smaller.
+        """
+        self.stopped, self.clock = stopped, Clock(self.state.elapsed + before, self.settings)
+        with self.machine.own_randomness():  # dropout is seeded in every step; the caller's numbers are left alone
+            while True:
+                try:
+                    return self._train()
+                except Anomaly as anomaly:
+                    self._roll_back(anomaly)
+                    continue
+                except Exception as error:
+                    if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+                        raise
+                    undo = isinstance(error, HalfDoneError) or self.machine.runs_ahead
+                if undo:  # the error is gone by now, and with it the memory of all that the failed pass had computed
+                    self._restore()
+                self._shrink("in a training step", went_back=undo)
+
+    def _train(self) -> bool:
+        """Evaluate, save and learn in turns, to the end or to a stop. Raises Anomaly, or that memory ran out."""
+        state, over = self.state, False
+        while True:
+            over = over or self.clock.is_over(state.step)  # remembered, because the evaluation below takes time too
+            ends, improved = over or self._stage_is_over(), False
+            if self._evaluation_is_due(ends):
+                with suppress(Interrupted):  # it is made when the run is resumed
+                    improved = self._evaluate(ends)
+                over = over or 0 < self.settings.patience <= state.evaluations_since_best
+            ends = (ends or over) and state.evaluated_step == state.step
+            scheduled = improved or ends or (state.step > 0 and state.step % self.settings.checkpoint_every == 0)
+            if scheduled or self.stopped():
+                self._save(scheduled)
+            if over and ends:
+                return True
+            if self.stopped():
+                return False
+            if ends:
+                self._next_stage()
+            if state.step in state.guard.skipped_steps:
+                state.step += 1
+            else:
+                try:
+                    self._learn()
+                except Interrupted:  # nothing else was changed, and what was learned is saved
+                    self.learner.zero_grad()
+
+    # --- learning
+
+    def _stage_is_over(self) -> bool:
+        """Whether another stage follows now."""
+        end = self.task.stages[self.state.stage - 1]
+        return end < 1 and self.state.step > self.state.stage_step and self.clock.is_over(self.state.step, end)
+
+    def _next_stage(self) -> None:
+        state = self.state
+        state.stage, state.stage_step, state.stage_elapsed = state.stage + 1, state.step, self.clock.elapsed()
+        state.guard.new_stage()
+        self.emit(self.learner.next_stage(state.stage, state.step))
+
+    def _learn(self) -> None:
+        """Make one optimizer step, or all up to where results are looked at, and log the last one if it is time."""
+        results: list[dict[str, torch.Tensor]] = []
+        state, tokens = self.state, 0
+        with self.clock.timing("step") as timing:
+            while not results or (self.machine.runs_ahead and self._may_go_unseen()):
+                progress = self.clock.stage_progress(state, self.task.stages[state.stage - 1])
+                factor = state.guard.lr_scale * rate_factor(progress, self.settings)
+                self.learner.optimizer.schedule(factor)
+                batch = self.task.batch(state.step)
+                tokens = batch.tokens.numel()
+                figures, cause = self._step(batch, interruptible=not results)
+                results.append(figures)
+                state.step += 1
+            names, values = list(figures), torch.stack([torch.stack(list(r.values())) for r in results]).tolist()
+            timing.times = len(results)  # a GPU was waited for here, and nowhere before
+        for step, (loss, norm, *_) in enumerate(values, state.step - len(results)):
+            taken = self._take_in(step, tokens, (loss, norm), cause)
+        if taken and (state.step % self.settings.log_every == 0 or state.step == self.settings.steps):
+            self._log(dict(zip(names, values[-1], strict=True)), factor, tokens)
+
+    def _step(self, batch: Batch, interruptible: bool) -> tuple[dict[str, torch.Tensor], str]:
+        """One optimizer step, which changes everything or nothing. Returns its figures, still on the device, and why
+        it was skipped, if it was. Raises Interrupted before anything has changed."""
+        state, settings, machine = self.state, self.settings, self.machine
+        scale = state.scaler.loss_scale if machine.dtype == torch.float16 else 1.0
+        stopped = self.stopped if interruptible else lambda: False
+        parts = micro_batches(batch, settings.accumulate, settings.seed, state.step, stopped)
+        figures = self.learner.gradients(parts, settings.accumulate, machine, scale)
+        cause, in_range, found_inf = "", True, None
+        if self.machine.runs_ahead:
+            both = torch.stack([figures["loss"], figures["grad_norm"]])
+            found_inf = 1 - both.isfinite().all().float()  # the device alone knows, and skips the step by itself
+        else:
+            loss, norm = float(figures["loss"]), float(figures["grad_norm"])
+            in_range = math.isfinite(norm)
+            # Gradients that leave the range at a larger scale say nothing about the model.
+            cause = state.guard.find_anomaly(loss, 0.0 if scale > 1 else norm, self.task.chance)
+        if in_range and not cause:
+            self.learner.apply(state.step - state.stage_step, found_inf)
+        self.learner.zero_grad()
+        if machine.dtype == torch.float16 and not cause:
+            state.scaler.update(in_range)
+        return figures, cause
+
+    def _take_in(self, step: int, tokens: int, result: tuple[float, float], cause: str) -> bool:
+        """Note loss and gradient norm of a step, `step` steps before it. Returns whether it changed the weights."""
+        (loss, norm), state, guard = result, self.state, self.state.guard
+        skipped = cause != ""
+        if self.machine.runs_ahead:
+            cause, skipped = guard.find_anomaly(loss, norm, self.task.chance), not math.isfinite(loss + norm)
+        if skipped:
+            self.emit(events.Skipped(step + 1, cause, guard.rollbacks))
+        else:
+            state.tokens += tokens
+            state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
+        if cause:
+            self.learner.check_finite(step + 1)
+            guard.note_bad(step, cause)
+        else:
+            guard.note_good(loss)
+        return not skipped
+
+    def _may_go_unseen(self) -> bool:
+        """Whether another step may follow before anything is logged, evaluated or saved."""
+        state, settings = self.state, self.settings
+        looks = (settings.log_every, settings.eval_every, settings.checkpoint_every)
+        looked = any(state.step % every == 0 for every in looks) or state.step in state.guard.skipped_steps
+        return not (looked or self.clock.is_over(state.step) or self._stage_is_over() or self.stopped())
+
+    def _log(self, figures: dict[str, float], factor: float, tokens: int) -> None:
+        state, clock, norm = self.state, self.clock, figures.pop("grad_norm")
+        event = events.Step(
+            state.step, figures.pop("loss"), factor * self.settings.learning_rate, state.tokens,
+            tokens / clock.typical("step"), clock.elapsed(), clock.seconds_left(state.step),
+            norm if math.isfinite(norm) else None, figures,  # JSON has no infinity
+        )  # fmt: skip
+        self.emit(event)
+
+    # --- evaluation
+
+    def _evaluation_is_due(self, ends: bool) -> bool:
+        """Whether it is time for one. The end of the run or of a stage always has one."""
+        state, settings = self.state, self.settings
+        # An untrained model is not worth the time of a run that has only so many minutes.
+        due = state.step % settings.eval_every == 0 and (state.step > 0 or not settings.minutes)
+        return (due or ends) and state.evaluated_step != state.step
+
+    def _evaluate(self, ends: bool) -> bool:
+        """Score the model and write a sample. Returns whether it is the best so far.
+
+        Raises Anomaly if the score is not finite. The state changes last, so that an Interrupted leaves it as it was.
+        """
+        state, settings, average = self.state, self.settings, self.learner.average
+        with self.clock.timing("evaluation"):
+            with average.applied():
+                score = retrying(self._score, self._shrink_evaluation)
+            if not math.isfinite(score.value):
+                raise Anomaly(state.step, f"the validation loss is {score.value}")
+            training_loss = state.loss_sum / state.loss_count if state.loss_count else None
+            # An untrained model is never the best one: a run that diverges at once must not be told to keep it.
+            best = state.step > 0 and score.beats(state.best_score)
+            figures = dict(score.figures)
+            bits, elapsed = figures.pop("bits_per_byte", None), self.clock.elapsed()
+            self.emit(events.Evaluation(state.step, score.value, bits, training_loss, best, elapsed, figures))
+            every = settings.sample_every if settings.sample_every is not None else settings.eval_every
+            if every and settings.sample_tokens and (state.step % every == 0 or ends):
+                with average.applied():
+                    self._sample()
+        if best:
+            state.best_score, state.best_step = score.value, state.step
+        state.evaluations_since_best = 0 if best else state.evaluations_since_best + (state.step > 0)
+        state.evaluated_step, state.loss_sum, state.loss_count = state.step, 0.0, 0
+        return best
+
+    def _score(self) -> Score:
+        return self.task.evaluate(self.learner.model, self.machine, self.evaluation_batch, self.stopped)
+
+    def _shrink_evaluation(self) -> None:
+        if self.evaluation_batch == 1:
+            raise OutOfMemoryError(f"Memory ran out in an evaluation, with a single window of text. {ADVICE}")
+        self.evaluation_batch //= 2
+        self._free_memory("in an evaluation")
+
+    def _sample(self) -> None:
+        try:
+            sample = self.task.sample(self.learner.model, self.state.step, self.stopped)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.emit(events.Notice(f"Memory ran out while writing a sample. Training continues. {ADVICE}"))
+        else:
+            if sample is not None:
+                self.emit(sample)
+
+    # --- checkpoints and rollbacks
+
+    def _save(self, scheduled: bool) -> None:
+        """`scheduled` is a checkpoint that every such run has, and not one because somebody stopped it."""
+        state = self.state
+        self.learner.check_finite(state.step)
+        if scheduled and not state.guard.bad_steps:
+            state.guard.last_good_step = state.step
+        state.elapsed = self.clock.elapsed()
+        with self.clock.timing("save"), out_of_memory.named(f"saving step {state.step:,}"):
+            path = self.checkpoints.save(self.learner.snapshot(state), self.settings.keep_checkpoints)
+        self.emit(events.Saved(state.step, path.name))
+
+    def _roll_back(self, anomaly: Anomaly) -> None:
+        """Go back, and continue at a lower learning rate. Raises DivergedError if that was done often enough."""
+        self.learner.zero_grad()
+        before = self.state.guard
+        if before.exhausted:
+            self.emit(events.Diverged(anomaly.step, anomaly.cause))
+            raise DivergedError(anomaly, self.settings, self.machine)
+        self._restore()
+        state = self.state
+        state.guard.roll_back(before, anomaly)
+        place = (anomaly.step, state.step, state.evaluated_step)
+        self.emit(events.RolledBack(*place, anomaly.cause, state.guard.lr_scale, before.rollbacks))
+
+    def _restore(self) -> None:
+        """Load the last good checkpoint, the one before it if that is damaged, or go back to the start.
+
+        Later checkpoints are deleted, since their steps will be made again in another way. Those that exist because
+        somebody stopped the run are passed over, so that a run that was stopped goes back as far as one that was not.
+        """
+        last_good = self.state.guard.last_good_step
+        for step in reversed(self.checkpoints.steps()):
+            path = self.checkpoints.path(step)
+            with suppress(ValueError):  # damaged
+                self.checkpoints.verify(path)
+                if step <= last_good and not read_state(path).guard.bad_steps:
+                    self.state = self.learner.load(path)
+                    return
+            storage.remove_folder(path)
+        self.learner.reset()
+        self.state = TrainState()
+
+    # --- compiler and memory
+
+    def compile(self) -> None:
+        """Decide whether to compile the model. The decision is in `machine` from then on."""
+        retrying(self._compile, lambda: self._shrink("in the first pass"))
+
+    def _compile(self) -> None:
+        settings, machine, model = self.settings, self.machine, self.learner.model
+        batch = self.task.batch(self.state.step).split(settings.accumulate)[0].to(machine.device)
+        passes = (settings.steps - self.state.step) * settings.accumulate
+        choice = CompileTrial(model, self.task, batch, machine).choose(passes, settings.accumulate == 1)
+        if machine.compile == "on" and not choice.compiled:
+            self.emit(events.Notice(f"Training is not compiled: {choice.reason}."))
+        reasons = (*machine.reasons, choice.reason) if choice.reason else machine.reasons
+        self.machine = dataclasses.replace(machine, compile="on" if choice.compiled else "off", reasons=reasons)
+        self.learner.forward = choice.forward
+        self.task.place(self.machine)
+
+    def _shrink(self, doing: str, went_back: bool = False) -> None:
+        """Micro-batches of half the size from now on: the same step in about half the memory.
+
+        Raises OutOfMemoryError if a micro-batch has a single window already.
+        """
+        smaller = out_of_memory.halved(self.settings)
+        if smaller is None:
+            raise OutOfMemoryError(f"Memory ran out {doing}, with a single window of text. {ADVICE}")
+        self.settings = smaller
+        self.learner.zero_grad()
+        self._free_memory(doing, went_back)
+        if self.machine.compile == "on":
+            self.learner.forward = compiled_forward(self.learner.model, self.machine, smaller.accumulate == 1)
+
+    def _free_memory(self, doing: str, went_back: bool = False) -> None:
+        gc.collect()
+        if self.machine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        state, settings = self.state, self.settings
+        event = events.OutOfMemory(
+            state.step, state.evaluated_step, doing, settings.batch_size, settings.accumulate, self.evaluation_batch,
+            state.guard.rollbacks, went_back,
+        )  # fmt: skip
+        self.emit(event)
