@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from groundling.checkup.leakage import shared
+from groundling.analysis.leakage import shared
 from groundling.data.corpus import Tokens
 
 

@@ -109,7 +109,7 @@ def test_an_imported_model_is_trained_further(
     assert run.tokenizer == characters.tokenizer
     with pytest.raises(ValueError, match=r"You cannot set --n-layer and --tokenizer with --init-from"):
         groundling.train("mine.txt", init_from="base", n_layer=5, tokenizer="byte", steps=6)
-    with pytest.raises(ValueError, match="was imported, without a text. Give one with --text"):
+    with pytest.raises(ValueError, match=r"was imported, without a text\. Give one with --text"):
         groundling.load("base").evaluate()
     with pytest.raises(ValueError, match="was imported"):
         groundling.resume("base", steps=5)

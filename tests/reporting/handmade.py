@@ -43,9 +43,10 @@ class Written:
         return self
 
     def evaluation(self, step: int, loss: float) -> Written:
+        before = [x["validation_loss"] for x in self.lines if x["event"] == "evaluation" and x["step"] > 0]
         self.lines.append(
             {"event": "evaluation", "step": step, "validation_loss": loss, "bits_per_byte": 1.5 * loss,
-             "training_loss": loss, "elapsed": 0.5 * step}
+             "training_loss": loss, "best": step > 0 and loss < min(before, default=9e9), "elapsed": 0.5 * step}
         )  # fmt: skip
         return self
 

@@ -58,6 +58,7 @@ class History:
         born = max(births, default=-1)
         steps = [line for line in lines if line["event"] == "step" and line["step"] > born]
         points = [line for line in lines if line["event"] == "evaluation" and line["step"] > born]
+        points = [line for line in points if "metric" not in line]  # the others are not losses
         started = next((line for line in lines if line["event"] == "started"), None)
         checked: Mapping[str, Any] = next((line for line in reversed(lines) if line["event"] == "checked"), {})
         diverged: Mapping[str, Any] = next((line for line in reversed(lines) if line["event"] == "diverged"), {})

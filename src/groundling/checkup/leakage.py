@@ -12,22 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from groundling.analysis.ngrams import spread
+from groundling.analysis.leakage import WINDOW, filter_of, slots
 from groundling.checkup.text import I64, PIECE, Place, Text
-from groundling.data.corpus import Tokens
 from groundling.data.hashing import U64, window_hashes
 
-WINDOW = 50
 VALIDATION_CHARACTERS = 10_000_000
 """Of a longer validation part, the first so many characters are looked up."""
 TRAINING_CHARACTERS = 100_000_000
 """A longer training part is read in evenly spread pieces: what is found is then a lower bound."""
-_ASKED, _SAMPLED = 1_000_000, 8_000_000  # tokens of the two parts
-_FILTER_BITS = 27
 _WORST, _QUOTED = 5, 120
 _VERIFIED = 1 << 16  # windows compared at once
 
-_Bools = npt.NDArray[np.bool_]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -54,19 +50,6 @@ class Leakage:
     """Whether a part was too long to be looked at as a whole."""
 
 
-def shared(train: Tokens, validation: Tokens, window: int = WINDOW) -> float:
-    """The share of the validation part's windows, of so many tokens, that the training part has too; by hashes alone.
-
-    It is quick, and works for tokens of any kind. Of long parts a sample is read: it is then a lower bound.
-    """
-    asked = window_hashes(spread(validation, _ASKED), window)
-    if not len(asked):
-        return 0.0
-    marks = _marks(asked)
-    hashes = window_hashes(spread(train, _SAMPLED), window)
-    return float(np.isin(asked, hashes[marks[_slots(hashes, marks)]]).mean())
-
-
 def leakage(text: Text) -> Leakage:
     """Look up the validation part's windows in the training part."""
     stop = min(text.length, text.border + VALIDATION_CHARACTERS)
@@ -78,7 +61,7 @@ def leakage(text: Text) -> Leakage:
     found = np.full(len(asked), -1, dtype=np.int64)  # in the order of `ordered`
     ordered = asked[order]
     del asked
-    seen = _marks(ordered)
+    seen = filter_of(ordered)
     for i, start in enumerate(starts):
         text.progress("comparing the two parts of", i * PIECE, len(starts) * PIECE)
         _look_up(text, start, ordered, seen, found)
@@ -104,22 +87,10 @@ def _training_starts(border: int) -> list[int]:
     return [every[i * len(every) // wanted] for i in range(wanted)]
 
 
-def _marks(hashes: U64) -> _Bools:
-    """A table that tells most of those hashes apart that are not among these."""
-    seen = np.zeros(1 << min(len(hashes).bit_length() + 4, _FILTER_BITS), dtype=bool)
-    seen[_slots(hashes, seen)] = True
-    return seen
-
-
-def _slots(hashes: U64, seen: _Bools) -> I64:
-    """Where each hash has its mark."""
-    return (hashes >> np.uint64(65 - len(seen).bit_length())).astype(np.int64)
-
-
-def _look_up(text: Text, start: int, ordered: U64, seen: _Bools, found: I64) -> None:
+def _look_up(text: Text, start: int, ordered: U64, seen: Bools, found: I64) -> None:
     """Mark in `found` where the windows of one piece of the training part stand."""
     hashes = window_hashes(text.read(start, min(start + PIECE + WINDOW - 1, text.border)), WINDOW)
-    candidates = np.flatnonzero(seen[_slots(hashes, seen)])
+    candidates = np.flatnonzero(seen[slots(hashes, seen)])
     hashes = hashes[candidates]
     by_hash = np.argsort(hashes)  # searching in order is several times faster
     hashes, candidates = hashes[by_hash], candidates[by_hash]
@@ -130,7 +101,7 @@ def _look_up(text: Text, start: int, ordered: U64, seen: _Bools, found: I64) -> 
     found[places[new]] = candidates[new]
 
 
-def _verified(text: Text, training: I64) -> _Bools:
+def _verified(text: Text, training: I64) -> Bools:
     """Which windows equal the ones at `training`, character by character."""
     file = np.memmap(text.corpus.train.path, dtype=text.corpus.train.dtype, mode="r")
     leaked = training >= 0
@@ -142,7 +113,7 @@ def _verified(text: Text, training: I64) -> _Bools:
     return leaked
 
 
-def _longest(text: Text, leaked: _Bools, training: I64) -> tuple[Passage, ...]:
+def _longest(text: Text, leaked: Bools, training: I64) -> tuple[Passage, ...]:
     edges = np.flatnonzero(np.diff(np.concatenate(([0], leaked.view(np.int8), [0]))))
     begins, ends = edges[0::2], edges[1::2]
     passages = []

@@ -188,9 +188,11 @@ class Console:
     def _evaluation(self, event: Evaluation) -> None:
         self._validation = f"  val {event.validation_loss:.3f}"
         training = "" if event.training_loss is None else f"  training loss {event.training_loss:.4f}"
+        bits = "" if event.bits_per_byte is None else f"  {event.bits_per_byte:.3f} bits/byte"
+        others = "".join(f"  {name.replace('_', ' ')} {value:.4g}" for name, value in event.figures.items())
         self.out.print(
-            f"[bold]step {event.step:,}  validation loss {event.validation_loss:.4f}[/]{training}  "
-            f"{event.bits_per_byte:.3f} bits/byte  {duration(event.elapsed)}{'  (best so far)' if event.best else ''}"
+            f"[bold]step {event.step:,}  {escape(event.metric)} {event.validation_loss:.4f}[/]{training}{bits}"
+            f"{escape(others)}  {duration(event.elapsed)}{'  (best so far)' if event.best else ''}"
         )
         words = standing(event.validation_loss, self._milestones)
         if words and words != self._standing:  # said when it is new

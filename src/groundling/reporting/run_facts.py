@@ -18,6 +18,7 @@ from groundling.escape import visible
 from groundling.reporting.charts import Chart, Curve, Line, drawn
 from groundling.reporting.console import duration
 from groundling.reporting.plot import smooth
+from groundling.training.events import VALIDATION_LOSS
 
 _SAMPLES = 100  # places of the slider
 _SAMPLE_CHARACTERS = 400_000  # of all samples on the page together
@@ -70,9 +71,8 @@ class Facts:
 
     @cached_property
     def best(self) -> Mapping[str, Any] | None:
-        """The evaluation with the lowest loss, the one before any step left out; None if there was none."""
-        trained = [line for line in self.evaluations if line["step"] > 0]
-        return min(trained, key=lambda line: line["validation_loss"], default=None)
+        """The best evaluation, without the one before any step. None if there was none."""
+        return next((line for line in reversed(self.evaluations) if line["best"]), None)
 
     @property
     def figures(self) -> list[tuple[str, str]]:
@@ -80,10 +80,10 @@ class Facts:
         best, goal = self.best, self.config.training.steps
         found = list[tuple[str, str]]()
         if best:
-            found += [
-                (f"{best['validation_loss']:.4f}", "best validation loss, nats a token"),
-                (f"{best['bits_per_byte']:.3f}", "bits per byte there"),
-            ]
+            unit = "" if "metric" in best else ", nats a token"
+            found.append((f"{best['validation_loss']:.4f}", f"best {best.get('metric', VALIDATION_LOSS)}{unit}"))
+            if best["bits_per_byte"] is not None:
+                found.append((f"{best['bits_per_byte']:.3f}", "bits per byte there"))
         of = "" if self.config.training.minutes or goal == self.last_step else f" of {goal:,}"
         found += [
             (f"{self.last_step:,}{of}", f"steps, best at {best['step']:,}" if best else "steps"),

@@ -195,12 +195,14 @@ def figures_of(event: Event) -> tuple[int, dict[str, float]]:
                 "train/grad_norm": event.grad_norm,
                 "train/tokens": event.tokens,
                 "train/tokens_per_second": event.tokens_per_second,
+                **{f"train/{name}": value for name, value in event.figures.items()},
             }
         case Evaluation():
             figures = {
-                "validation/loss": event.validation_loss,
+                f"validation/{event.metric.removeprefix('validation ').replace(' ', '_')}": event.validation_loss,
                 "validation/bits_per_byte": event.bits_per_byte,
                 "train/mean_loss": event.training_loss,
+                **{f"validation/{name}": value for name, value in event.figures.items()},
             }
         case Sample():
             figures = {"sample/copied_share": event.copied_share, "sample/longest_copy": event.longest_copy}

@@ -12,8 +12,6 @@ from typing import Any
 from groundling import storage
 from groundling.analysis.diagnosis import verdict
 from groundling.analysis.history import History
-from groundling.analysis.ngrams import milestones, one_gram
-from groundling.checkup.leakage import WINDOW, shared
 from groundling.config import Config
 from groundling.data.corpus import Corpus
 from groundling.evaluation.causality import sees_the_future
@@ -28,7 +26,7 @@ from groundling.run.run import Run
 from groundling.run.start import check_record, note_bits
 from groundling.run.store import load
 from groundling.tasks import new_task
-from groundling.training.events import Checked, Event, Finished, OutOfMemory, Paused, Started, Subscriber, reporters
+from groundling.training.events import Event, Finished, OutOfMemory, Paused, Started, Subscriber, reporters
 from groundling.training.signals import StopRequest
 from groundling.training.trainer import Trainer
 
@@ -60,7 +58,9 @@ def train_run(run: Run, text: Corpus, tell: Subscriber, track: Sequence[Tracker]
         note_bits(run, run.checkpoints.path(trainer.state.step), trainer.machine, notice)
         trainer.emit(_started(run, text, trainer))
         if sum(line["event"] == "checked" for line in run.metrics()) <= len(run.record.former_texts):
-            trainer.emit(_checked(text))
+            baselines = trainer.task.baselines()
+            if baselines is not None:
+                trainer.emit(baselines)
         stop = stack.enter_context(StopRequest())  # before, there was nothing to save
         if trainer.run(stop, time.perf_counter() - began):
             _finish(run, trainer)
@@ -133,14 +133,6 @@ def _started(run: Run, text: Corpus, trainer: Trainer) -> Started:
         trainer.machine.describe(),
         trainer.task.epochs(steps),
     )
-
-
-def _checked(text: Corpus) -> Checked:
-    V = text.tokenizer.vocab_size
-    tokens = len(text.train) + len(text.validation)
-    window = max(8, round(WINDOW * tokens / text.n_characters))  # a token may be several characters
-    leakage = shared(text.train, text.validation, window)
-    return Checked(milestones(text.train, text.validation, V), one_gram(text.train, V), leakage)
 
 
 def _finish(run: Run, trainer: Trainer) -> None:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from functools import cached_property
 
+from groundling.analysis.leakage import WINDOW, shared
 from groundling.analysis.memorization import TrainingText
+from groundling.analysis.ngrams import milestones, one_gram
 from groundling.config import Config
 from groundling.data.batches import Batch, WindowSampler
 from groundling.data.corpus import Corpus
@@ -16,7 +18,7 @@ from groundling.inference.stream import beginning, stream
 from groundling.machine import Machine
 from groundling.model.gpt import GPT
 from groundling.model.initial import InitialModel
-from groundling.training.events import Sample
+from groundling.training.events import Checked, Sample
 from groundling.training.task import Score, Task
 
 _SAMPLE_SEED = 1  # always the same, so that samples can be compared
@@ -54,7 +56,15 @@ class Pretraining(Task):
             model, self.corpus.validation, self.corpus.tokenizer, machine, max_tokens=self.settings.eval_tokens,
             batch_size=batch_size, stopped=stopped,
         )  # fmt: skip
-        return Score(found.loss, figures={"bits_per_byte": found.bits_per_byte})
+        return Score(found.loss, bits_per_byte=found.bits_per_byte)
+
+    def baselines(self) -> Checked:
+        """The losses of n-gram models, and how much of the validation part the training part contains."""
+        text, V = self.corpus, self.corpus.tokenizer.vocab_size
+        tokens = len(text.train) + len(text.validation)
+        window = max(8, round(WINDOW * tokens / text.n_characters))  # a token may be several characters
+        leakage = shared(text.train, text.validation, window)
+        return Checked(milestones(text.train, text.validation, V), one_gram(text.train, V), leakage)
 
     def sample(self, model: GPT, step: int, stopped: Callable[[], bool]) -> Sample:
         """What it writes after the prompt of the settings, and how much of it the training text contains."""

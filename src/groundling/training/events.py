@@ -10,13 +10,16 @@ from typing import Any
 
 from groundling.data.progress import Progress
 
+VALIDATION_LOSS = "validation loss"
+_USUAL = {"figures": {}, "metric": VALIDATION_LOSS}  # what goes without saying
+
 
 @dataclass(frozen=True)
 class Event:
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the event's name, in lower case, and its fields; `figures` only if there are any."""
+        """For JSON: the event's name, in lower case, and its fields. `figures` and `metric` only if unusual."""
         values = {"event": type(self).__name__.lower()} | dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name != "figures" or value}
+        return {name: value for name, value in values.items() if name not in _USUAL or value != _USUAL[name]}
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ class Step(Event):
 class Evaluation(Event):
     """The model was evaluated after `step` steps. `training_loss` is the mean since the last evaluation.
 
-    `validation_loss` is the figure by which checkpoints are compared: for most tasks a loss in nats per token.
-    `bits_per_byte` is None where the task has none. `figures` are what the task reports beside them.
+    `validation_loss` is the figure by which checkpoints are compared, a loss in nats per token unless `metric` says
+    otherwise. `bits_per_byte` is None where the task has none. `figures` are what the task reports beside them.
     """
 
     step: int
@@ -106,6 +109,7 @@ class Evaluation(Event):
     best: bool
     elapsed: float
     figures: dict[str, float] = field(default_factory=dict)
+    metric: str = VALIDATION_LOSS
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from groundling.machine import Machine
 from groundling.model.compiled import Forward
 from groundling.model.describe import Shape
 from groundling.model.gpt import GPT
-from groundling.training.events import Event, Sample
+from groundling.training.events import VALIDATION_LOSS, Checked, Event, Sample
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,15 @@ class Loss:
 
 @dataclass(frozen=True)
 class Score:
-    """What an evaluation found. The best checkpoint is the one with the best `value`. `figures` are logged too."""
+    """What an evaluation found. The best checkpoint is the one with the best `value`. `figures` are logged too.
+
+    The default `name` is for a loss in nats per token, which is compared with the task's baselines and diagnosed.
+    """
 
     value: float
+    name: str = VALIDATION_LOSS
     lower_is_better: bool = True
+    bits_per_byte: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
 
     def beats(self, best: float | None) -> bool:
@@ -77,6 +82,10 @@ class Task(ABC):
 
     def sample(self, model: GPT, step: int, stopped: Callable[[], bool]) -> Sample | None:
         """Something that the model wrote, to watch it learn. Raises Interrupted once `stopped()`."""
+        return None
+
+    def baselines(self) -> Checked | None:
+        """What simple models of the same examples reach, to judge the loss by."""
         return None
 
     def epochs(self, step: int) -> float:

@@ -229,9 +229,8 @@ class Trainer:
             training_loss = state.loss_sum / state.loss_count if state.loss_count else None
             # An untrained model is never the best one: a run that diverges at once must not be told to keep it.
             best = state.step > 0 and score.beats(state.best_score)
-            figures = dict(score.figures)
-            bits, elapsed = figures.pop("bits_per_byte", None), self.clock.elapsed()
-            self.emit(events.Evaluation(state.step, score.value, bits, training_loss, best, elapsed, figures))
+            place = (state.step, score.value, score.bits_per_byte, training_loss, best, self.clock.elapsed())
+            self.emit(events.Evaluation(*place, dict(score.figures), score.name))
             every = settings.sample_every if settings.sample_every is not None else settings.eval_every
             if every and settings.sample_tokens and (state.step % every == 0 or ends):
                 with average.applied():
