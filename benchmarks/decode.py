@@ -28,13 +28,13 @@ import torch
 import groundling
 from groundling.config import PRESETS
 from groundling.inference.engine import Engine, Request
-from groundling.inference.model_variants import Ready
-from groundling.inference.ngram_drafter import Drafts
+from groundling.inference.model_variants import ModelVariants
+from groundling.inference.ngram_drafter import NgramDrafter
 from groundling.inference.sampling import Sampling
 from groundling.model.gpt import GPT
 
 if TYPE_CHECKING:
-    from groundling.inference.numba_decoder import FewTokens
+    from groundling.inference.numba_decoder import NumbaDecoder
 
 VOCAB_SIZE = 65
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -62,9 +62,14 @@ def prompts(model: GPT, task: str, batch: int) -> list[list[int]]:
 
 
 def ours(
-    model: GPT, task: str, batch: int, tokens: int, drafts: Drafts | None = None, few_tokens: FewTokens | None = None
+    model: GPT,
+    task: str,
+    batch: int,
+    tokens: int,
+    drafter: NgramDrafter | None = None,
+    decoder: NumbaDecoder | None = None,
 ) -> Steps:
-    engine = Engine(model, batch, drafts, few_tokens)
+    engine = Engine(model, batch, drafter, decoder)
     for i, prompt in enumerate(prompts(model, task, batch)):
         engine.add(Request(prompt, tokens, Sampling(seed=i)))
     begun = set[int]()
@@ -143,8 +148,8 @@ def model_of(arguments: argparse.Namespace) -> GPT:
 
 def variants(arguments: argparse.Namespace, model: GPT) -> Iterator[Variant]:
     """All that is to be measured, and on standard error what is not, and why."""
-    ready = Ready(model)
-    if ready.few_tokens("float32") is None:
+    ready = ModelVariants(model)
+    if ready.decoder("float32") is None:
         print("Numba is not installed (pip install 'groundling[fast]'): PyTorch alone is measured.", file=sys.stderr)
     is_gpt2 = model.config.position == "learned" and model.config.tie_head
     nano = nanogpt(Path(arguments.nanogpt), model) if arguments.nanogpt and is_gpt2 else None
@@ -157,8 +162,8 @@ def variants(arguments: argparse.Namespace, model: GPT) -> Iterator[Variant]:
         for task in ("start", "past"):
             for name in arguments.precisions:
                 n, copy, few = start if task == "start" else arguments.tokens, ready.model(name), None
-                if (few_tokens := ready.few_tokens(name)) and batch <= few_tokens.most:
-                    few = few_tokens
+                if (decoder := ready.decoder(name)) and batch <= decoder.most:
+                    few = decoder
                     yield Variant("groundling, PyTorch alone", task, batch, name,
                                   lambda c=copy, t=task, b=batch, n=n: ours(c, t, b, n))  # fmt: skip
                 yield Variant("groundling", task, batch, name,
@@ -166,7 +171,7 @@ def variants(arguments: argparse.Namespace, model: GPT) -> Iterator[Variant]:
                 if arguments.run and few and batch < few.most:  # random weights write nothing that can be guessed
                     yield Variant(
                         "groundling, drafts", task, batch, name,
-                        lambda c=copy, t=task, b=batch, n=n, f=few: ours(c, t, b, n, Drafts(), f),
+                        lambda c=copy, t=task, b=batch, n=n, f=few: ours(c, t, b, n, NgramDrafter(), f),
                     )  # fmt: skip
             if nano and (task == "past" or batch == 1):  # elsewhere it takes minutes
                 n = start if task == "start" else max(2, 24 // batch)

@@ -56,11 +56,11 @@ def folder(honest: Path) -> Path:
 def sealed(folder: Path, checkpoint: str = CHECKPOINT) -> None:
     """Give a changed checkpoint the manifest that fits it: who makes a folder can do that too."""
     path = folder / checkpoint
-    manifest = storage.read_sealed(path / storage.MANIFEST)
+    manifest = storage.read_checksummed(path / storage.MANIFEST)
     for name in manifest["files"]:
         file = path / name
         manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": storage.sha256(file)}
-    storage.write_sealed(path / storage.MANIFEST, manifest)
+    storage.write_checksummed(path / storage.MANIFEST, manifest)
 
 
 def change(file: Path, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -248,7 +248,7 @@ def test_a_pointer_leads_to_a_checkpoint_or_nowhere(folder: Path, value: Any) ->
     outside = folder.parents[1] / "outside"
     shutil.copytree(folder / CHECKPOINT, outside)
     for name in ("best", "last"):
-        storage.write_sealed(folder / "checkpoints" / f"{name}.json", {"checkpoint": value})
+        storage.write_checksummed(folder / "checkpoints" / f"{name}.json", {"checkpoint": value})
     assert groundling.load("run").checkpoints.pointed("best") is None
     assert groundling.load("run").checkpoint == folder / CHECKPOINT  # the newest
 

@@ -122,3 +122,8 @@ def test_what_is_freed_is_kept_for_the_next_who_asks() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(4_000_000)  # 4,000 pages
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 400  # of the last time
+
+
+def test_no_threads_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "0")
+    assert machine.usable_threads()[0] >= 1

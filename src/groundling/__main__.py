@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
-from groundling.escape import visible
+from groundling.escape import printable
 from groundling.training.signals import ended_by_signals
 
 
@@ -54,7 +54,7 @@ def _told(error: Exception) -> str:
 
 
 def _fail(sentence: str, status: int) -> int:
-    print(f"groundling: {visible(' '.join(sentence.split()))}", file=sys.stderr)
+    print(f"groundling: {printable(' '.join(sentence.split()))}", file=sys.stderr)
     return status
 
 

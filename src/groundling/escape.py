@@ -13,12 +13,12 @@ _CONTROL = (
 _ESCAPED = {code: f"\\u{code:04x}" for code in _CONTROL if code >= 0x7F}  # JSON escapes the others in any case
 
 
-def visible(text: str) -> str:
+def printable(text: str) -> str:
     """`text` with a picture in place of every control character, which a terminal would obey, and U+FFFD for what
     turns the direction of writing; tabs and line ends stay."""
     return text.translate(_CONTROL)
 
 
-def plain_json(text: str) -> str:
-    """JSON in which the characters that `visible` replaces are escaped: it means the same, and no terminal obeys it."""
+def escape_json(text: str) -> str:
+    """JSON in which the characters that `printable` replaces are escaped. It means the same."""
     return text.translate(_ESCAPED)

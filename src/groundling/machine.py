@@ -208,8 +208,8 @@ def measure_speed(machine: Machine, n_embd: int, tokens: int) -> Speed:
 
 def usable_threads() -> tuple[int, str]:
     """How many threads are worth having, and why: one a fast core, and none beyond what this process is granted."""
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return int(os.environ["OMP_NUM_THREADS"]), "OMP_NUM_THREADS says so"
+    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(asked) > 0:
+        return int(asked), "OMP_NUM_THREADS says so"
     counts = {"physical cores are here": psutil.cpu_count(logical=False) or os.cpu_count() or 1}
     if hasattr(os, "sched_getaffinity"):
         counts["cores are granted to this process"] = len(os.sched_getaffinity(0))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from groundling.analysis.model_trace import Reading, neighbours
+from groundling.analysis.model_trace import ModelTrace, neighbours
 from groundling.config import ModelSettings
 from groundling.model.gpt import GPT
 from references import gpt2_of, qwen3_of
@@ -35,7 +35,7 @@ def test_it_is_what_transformers_tells(settings: ModelSettings) -> None:
     reference.set_attn_implementation("eager")
     with torch.inference_mode():
         told = reference(torch.tensor([TOKENS]), output_attentions=True, output_hidden_states=True)
-    reading = Reading(model, TOKENS)
+    reading = ModelTrace(model, TOKENS)
     for layer in range(settings.n_layer):
         torch.testing.assert_close(reading.attention(layer), told.attentions[layer][0], atol=1e-5, rtol=1e-4)
         # Their last hidden state is normalized, and not the stream: the logits say the same of it.
@@ -62,12 +62,12 @@ def test_attention_by_hand() -> None:
         [[1, 0, 0], [unlike / (like + unlike), like / (like + unlike), 0],
          [like / (2 * like + unlike), unlike / (2 * like + unlike), like / (2 * like + unlike)]]
     )  # fmt: skip
-    torch.testing.assert_close(Reading(model, [0, 1, 2]).attention(0)[0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ModelTrace(model, [0, 1, 2]).attention(0)[0], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_lens_reads_the_stream_as_it_stands() -> None:
     model = model_of(GPT2).eval()
-    reading = Reading(model, TOKENS)
+    reading = ModelTrace(model, TOKENS)
     with torch.inference_mode():
         embedded = model.add_positions(model.wte(torch.tensor([TOKENS])))
         one_block = model.unembed(model.blocks[0](embedded))[0].softmax(-1)
@@ -87,10 +87,10 @@ def test_neighbours_point_the_same_way() -> None:
 
 def test_dropout_and_gradients_stay_out_of_it() -> None:
     model = model_of(replace(GPT2, dropout=0.5)).train()
-    assert torch.equal(Reading(model, TOKENS).attention(1), Reading(model, TOKENS).attention(1))
+    assert torch.equal(ModelTrace(model, TOKENS).attention(1), ModelTrace(model, TOKENS).attention(1))
 
 
 @pytest.mark.parametrize(("tokens", "sentence"), [([], "at least one token"), ([1] * 17, "context of 16")])
 def test_what_cannot_be_read_is_refused(tokens: list[int], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Reading(model_of(GPT2), tokens)
+        ModelTrace(model_of(GPT2), tokens)

@@ -111,16 +111,16 @@ def test_planted_leakage_is_found_where_it_stands(write: Write) -> None:
     parts[97] = copied + "\n" + parts[97]
     text = "\n\n".join(parts) + "\n"
     report = check(write("leak.txt", text))
-    border = report.tokens.training_tokens
-    windows = {text[i : i + 50] for i in range(border - 49)}
-    expected = [text[i : i + 50] in windows for i in range(border, len(text) - 49)]
+    split_point = report.tokens.training_tokens
+    windows = {text[i : i + 50] for i in range(split_point - 49)}
+    expected = [text[i : i + 50] in windows for i in range(split_point, len(text) - 49)]
     leak = report.leakage
     assert (leak.windows, leak.leaked) == (len(expected), sum(expected))
     assert sum(expected) >= 151
     assert leak.share == sum(expected) / len(expected)
     passage = leak.longest[0]
     assert 200 <= passage.characters <= 203
-    assert passage.validation.line == text[: text.index(copied, border)].count("\n") + 1
+    assert passage.validation.line == text[: text.index(copied, split_point)].count("\n") + 1
     assert passage.training.line == 33 * 6 + 1
     assert passage.quote.startswith(copied[:100])
 

@@ -139,3 +139,17 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(run: groundling.Run) -> Non
         raise
     finally:
         os.close(terminal)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_obeys_nothing_that_a_model_writes(
+    is_terminal: bool, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hostile run could set the title, fill the clipboard or hide what it says; a file gets what was written."""
+    evil = "\x1b]52;c;ZXZpbA==\x07\x1b[8mhidden\x9b0m"
+    monkeypatch.setattr(groundling.Run, "stream", lambda *_, **__: iter(evil))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
+    out, _ = chat("The class")
+    assert (evil in out) != is_terminal
+    if is_terminal:
+        assert not set("\x1b\x07\x9b") & set(out) and "␛]52;c;ZXZpbA==␇" in out

@@ -26,7 +26,7 @@ from groundling.data import corpus as tokens
 from groundling.data import sources
 from groundling.data.corpus import Corpus, prepare, reopen
 from groundling.data.sources import Document, Source, find_source
-from groundling.data.split import border
+from groundling.data.split import split_point
 from groundling.data.tokenizers.base import CharTokenizer
 
 DEFAULT = CorpusSettings()
@@ -182,7 +182,7 @@ def test_parts_that_end_at_a_border_end_with_the_end_of_text(folder_of: Callable
 def test_any_split_keeps_all_and_stays_near_its_share(lengths: list[int], fraction: float) -> None:
     ends, total = np.cumsum(lengths), sum(lengths)
     cut = int((1 - fraction) * total)
-    place = border(ends, total, fraction)
+    place = split_point(ends, total, fraction)
     assert 0 <= place <= total
     assert place == cut or (place in ends and 0.5 <= (total - place) / (total - cut) <= 2)
 

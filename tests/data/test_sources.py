@@ -467,3 +467,12 @@ def test_progress_counts_every_byte(write: Callable[..., Path], monkeypatch: pyt
     for _ in read_text(source.documents[0], progress=counted.append):
         pass
     assert sum(counted) == source.size and max(counted) <= 7
+
+
+def test_a_name_means_the_corpus_where_a_run_of_that_name_lies(write: Callable[..., Path]) -> None:
+    """`groundling eval shakespeare` in the folder of runs must not read the logs of that run."""
+    write("python-docs/metrics.jsonl", "a log")
+    assert find_source("python-docs").address != "python-docs"  # a folder of one's own goes before a name, ...
+    assert find_source("python-docs", stored=True).address == "python-docs"  # but not where a run has stored it
+    write("python-docs/checkpoints/last.json", "{}")
+    assert find_source("python-docs").address == "python-docs"

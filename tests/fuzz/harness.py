@@ -42,7 +42,7 @@ def shard(content: bytes) -> None:
     files = {p.name: {"bytes": p.stat().st_size, "sha256": storage.sha256(p)}
              for p in folder.iterdir() if p.name != storage.MANIFEST}  # fmt: skip
     value = safe_read.parse(about, "the manifest")
-    storage.write_sealed(folder / storage.MANIFEST, {"about": value, "files": files})
+    storage.write_checksummed(folder / storage.MANIFEST, {"about": value, "files": files})
     opened = tokens._open(folder, "a text", "address", tokens.CorpusSettings())
     if len(opened.train):
         opened.train.read(0, min(8, len(opened.train)))

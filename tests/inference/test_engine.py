@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from groundling.config import ModelSettings
-from groundling.inference.engine import Engine, Request, Written, generate, window_start
-from groundling.inference.ngram_drafter import Drafts
+from groundling.inference.engine import Engine, GeneratedToken, Request, generate, window_start
+from groundling.inference.ngram_drafter import NgramDrafter
 from groundling.inference.sampling import Sampler, Sampling, choose
 from groundling.model.gpt import GPT
 
@@ -77,7 +77,7 @@ def test_it_writes_what_the_uncached_model_writes(model: GPT, length: int, sampl
     prompt = prompt_of(length)
     expected = uncached(model, Request(prompt, 60, sampling))
     assert list(generate(model, prompt, 60, sampling)) == expected
-    assert list(generate(model, prompt, 60, sampling, Drafts())) == expected
+    assert list(generate(model, prompt, 60, sampling, NgramDrafter())) == expected
 
 
 @pytest.mark.parametrize("drafts", [False, True])
@@ -85,7 +85,7 @@ def test_it_writes_what_the_uncached_model_writes(model: GPT, length: int, sampl
 def test_company_changes_nothing(model: GPT, slots: int, drafts: bool) -> None:
     kinds = [GREEDY, DRAWN, NARROW]
     requests = [Request(prompt_of(1 + 7 * i % 23), 5 + 11 * i % 40, replace(kinds[i % 3], seed=i)) for i in range(8)]
-    engine = Engine(model, slots, Drafts() if drafts else None)
+    engine = Engine(model, slots, NgramDrafter() if drafts else None)
     assert run(engine, requests, slots) == [uncached(model, request) for request in requests]
     assert engine.free_slots == slots
 
@@ -137,7 +137,7 @@ def test_a_text_ends_with_its_last_token() -> None:
     end = free[20]
     engine = Engine(model)
     engine.add(Request([5], 60, DRAWN, end_id=end))
-    written: list[Written] = []
+    written: list[GeneratedToken] = []
     while not engine.free_slots:
         written += engine.step()
     assert [item.token for item in written] == free[: free.index(end) + 1]
@@ -147,7 +147,7 @@ def test_a_text_ends_with_its_last_token() -> None:
 
 
 def test_log_probabilities_are_the_models_own(model: GPT) -> None:
-    engine, tokens = Engine(model, drafts=Drafts()), prompt_of(3)
+    engine, tokens = Engine(model, drafter=NgramDrafter()), prompt_of(3)
     engine.add(Request(tokens, 30, NARROW, logprobs=4))
     while not engine.free_slots:
         for written in engine.step():
@@ -160,9 +160,11 @@ def test_log_probabilities_are_the_models_own(model: GPT) -> None:
 
 
 def test_drafts_save_steps_where_the_text_repeats_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("groundling.inference.speed_selector.Pace.takes", lambda self, task: True)  # not by the clock
+    monkeypatch.setattr(
+        "groundling.inference.speed_selector.SpeedSelector.takes", lambda self, task: True
+    )  # not by the clock
     model = model_of(GPT2)
-    engine = Engine(model, drafts=Drafts())
+    engine = Engine(model, drafter=NgramDrafter())
     engine.add(Request([1], 200, GREEDY))  # greedily it runs in circles before long
     steps = 0
     while not engine.free_slots:
@@ -182,7 +184,7 @@ def test_drawn_texts_have_the_models_distribution_with_drafts() -> None:
     read = torch.cat([torch.tensor([[1, 2, 0, 1]]).expand(27, -1), texts], dim=1)
     with torch.no_grad():
         p = model(read)[:, 3:-1].double().log_softmax(-1).gather(2, texts[..., None]).sum((1, 2)).exp()
-    drafts, n = Drafts(), 2000
+    drafts, n = NgramDrafter(), 2000
     engine, counts, slots = Engine(model, 2, drafts), np.zeros(27), dict[int, list[int]]()
     started = 0
     while started < n or slots:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +17,14 @@ from models import untrained
 
 from groundling.config import ModelSettings
 from groundling.inference.engine import Engine, Request, generate
-from groundling.inference.model_variants import Ready
-from groundling.inference.ngram_drafter import Drafts
+from groundling.inference.model_variants import ModelVariants
+from groundling.inference.ngram_drafter import NgramDrafter
 from groundling.inference.precision import Precision, with_precision
 from groundling.inference.sampling import Sampling
-from groundling.inference.speed_selector import Pace
+from groundling.inference.speed_selector import SpeedSelector
 from groundling.model.gpt import GPT
 
-FewTokens = pytest.importorskip("groundling.inference.numba_decoder", reason="needs the extra fast").FewTokens
+NumbaDecoder = pytest.importorskip("groundling.inference.numba_decoder", reason="needs the extra fast").NumbaDecoder
 
 N, V = 16, 30
 GPT2 = ModelSettings(block_size=N, n_layer=2, n_head=4, n_embd=32)
@@ -41,7 +43,7 @@ def model(request: pytest.FixtureRequest) -> GPT:
 
 def logits_of(model: GPT, precision: Precision, tokens: list[list[int]], at_once: int) -> np.ndarray:
     """Of several rows, (B, T, V), read a few tokens at a time."""
-    few, cache = FewTokens(model, precision), model.new_cache(len(tokens))
+    few, cache = NumbaDecoder(model, precision), model.new_cache(len(tokens))
     places = [(row, t) for t in range(len(tokens[0])) for row in range(len(tokens))]
     logits = np.zeros((len(tokens), len(tokens[0]), V), np.float32)
     for i in range(0, len(places), at_once):
@@ -69,7 +71,7 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     if numba.config.NUMBA_NUM_THREADS < 3:
         pytest.skip("fewer than three cores are here")
-    monkeypatch.setattr(Pace, "takes", lambda self, task: True)
+    monkeypatch.setattr(SpeedSelector, "takes", lambda self, task: True)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -83,7 +85,7 @@ def test_threads_change_nothing(
     for at_once in (1, 5):
         spread = logits_of(model, precision, TOKENS.tolist(), at_once)
         with monkeypatch.context() as alone:
-            alone.setattr(Pace, "takes", lambda self, task: False)
+            alone.setattr(SpeedSelector, "takes", lambda self, task: False)
             assert np.array_equal(spread, logits_of(model, precision, TOKENS.tolist(), at_once))
 
 
@@ -92,11 +94,11 @@ def test_pytorch_keeps_its_number_of_threads() -> None:
     program = """
 import torch
 from groundling.config import PRESETS
-from groundling.inference.numba_decoder import FewTokens
+from groundling.inference.numba_decoder import NumbaDecoder
 from groundling.model.gpt import GPT
 torch.set_num_threads(1)
 model = GPT(PRESETS["nano"].model, 30).eval()
-FewTokens(model, "float32").read([0], [0], [0], model.new_cache(1))
+NumbaDecoder(model, "float32").read([0], [0], [0], model.new_cache(1))
 print(torch.get_num_threads())
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
@@ -104,7 +106,7 @@ print(torch.get_num_threads())
 
 
 def test_several_may_read_at_once(model: GPT, three_threads: None) -> None:
-    few, prompt = FewTokens(model, "float32"), [1, 2, 3]
+    few, prompt = NumbaDecoder(model, "float32"), [1, 2, 3]
     expected = list(generate(model, prompt, 100, Sampling(seed=1), None, few))
     with ThreadPoolExecutor(4) as pool:
         texts = pool.map(lambda _: list(generate(model, prompt, 100, Sampling(seed=1), None, few)), range(8))
@@ -125,16 +127,16 @@ def test_it_computes_nearly_that_in_fewer_bits(model: GPT, precision: Precision,
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_texts_are_the_same(model: GPT, length: int, temperature: float) -> None:
     prompt = np.random.default_rng(length).integers(V, size=length).tolist()
-    sampling, few = Sampling(temperature=temperature, seed=1), FewTokens(model, "float32")
+    sampling, few = Sampling(temperature=temperature, seed=1), NumbaDecoder(model, "float32")
     text = list(generate(model, prompt, 50, sampling))
     assert list(generate(model, prompt, 50, sampling, None, few)) == text
-    assert list(generate(model, prompt, 50, sampling, Drafts(), few)) == text
+    assert list(generate(model, prompt, 50, sampling, NgramDrafter(), few)) == text
 
 
 def test_rows_join_and_leave(model: GPT) -> None:
-    few = FewTokens(model, "float32")
+    few = NumbaDecoder(model, "float32")
     few.most = 3  # with more rows the model itself reads
-    engine, texts = Engine(model, 5, Drafts(), few), dict[int, list[int]]()
+    engine, texts = Engine(model, 5, NgramDrafter(), few), dict[int, list[int]]()
     requests = [Request([i + 1] * (1 + 5 * i), 20 + 3 * i, Sampling(temperature=1.0, seed=i)) for i in range(5)]
     for _ in range(200):
         if len(texts) < 5:
@@ -147,7 +149,19 @@ def test_rows_join_and_leave(model: GPT) -> None:
 
 
 def test_each_is_made_once(model: GPT) -> None:
-    ready = Ready(model)
-    assert ready.few_tokens("float32", make=False) is None
-    assert ready.few_tokens("float32") is ready.few_tokens("float32", make=False) is not None
-    assert ready.model("int8") is ready.model("int8")
+    variants = ModelVariants(model)
+    assert variants.decoder("float32") is variants.decoder("float32") is not None
+    assert variants.model("int8") is variants.model("int8")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_a_text_does_not_depend_on_what_was_generated_before_it(
+    precision: Any, text_file: Path, tiny: dict[str, Any]
+) -> None:
+    import groundling
+
+    run = groundling.train(text_file, name="run", on_event=lambda event: None, **tiny)
+    before = run.generate("The ", max_new_tokens=300, seed=1, precision=precision)
+    longer = run.generate("The ", max_new_tokens=1200, seed=1, precision=precision)
+    assert longer.startswith(before)
+    assert run.generate("The ", max_new_tokens=300, seed=1, precision=precision) == before

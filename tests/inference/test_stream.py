@@ -10,7 +10,7 @@ from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokeni
 from groundling.data.tokenizers.bpe import BpeTokenizer
 from groundling.inference.engine import generate
 from groundling.inference.sampling import Sampling
-from groundling.inference.stream import PromptTruncated, Writer, beginning, stream
+from groundling.inference.stream import PromptTruncated, StreamDecoder, start_ids, stream
 from groundling.model.gpt import GPT
 
 LETTERS = "\n abcdefghijklmnopqrstuvwxyz"
@@ -69,7 +69,7 @@ def test_a_prompt_longer_than_the_context_says_so_and_is_read_from_where_its_win
 
 def shown(tokenizer: Tokenizer, tokens: list[int], *stop: str) -> list[str]:
     """The pieces in which these tokens are shown."""
-    writer = Writer(tokenizer, stop)
+    writer = StreamDecoder(tokenizer, stop)
     return [piece for piece in [*map(writer.push, tokens), writer.finish()] if piece]
 
 
@@ -105,8 +105,8 @@ def test_bytes_that_are_no_character_are_marked() -> None:
 
 
 def test_where_to_begin_without_a_prompt() -> None:
-    assert beginning(CharTokenizer("ab", end_of_text=True)) == [2]
-    assert beginning(ByteTokenizer()) == [256]
-    assert beginning(ByteTokenizer(), n_documents=1) == [10]  # it has never seen how a document ends
-    assert beginning(CharTokenizer("\nab")) == [0]
-    assert beginning(CharTokenizer("ab")) == [0]
+    assert start_ids(CharTokenizer("ab", end_of_text=True)) == [2]
+    assert start_ids(ByteTokenizer()) == [256]
+    assert start_ids(ByteTokenizer(), n_documents=1) == [10]  # it has never seen how a document ends
+    assert start_ids(CharTokenizer("\nab")) == [0]
+    assert start_ids(CharTokenizer("ab")) == [0]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import logits_of, text_of
+from small import logits_of, text_of, trained
 
 import groundling
 from groundling.__main__ import main
@@ -86,3 +86,11 @@ def test_a_missing_package_is_asked_for(
     with pytest.raises(ValueError, match=rf'pip install "groundling\[{extra}\]"'):
         groundling.export(pieces, to=to, out=tmp_path / "export")
     assert not list(tmp_path.glob("*export*"))
+
+
+def test_the_mean_is_of_one_model(tmp_path: Path, prose: str) -> None:
+    """The checkpoints of two generations are of models that have nothing in common."""
+    run = trained(tmp_path, prose, generations=2, keep_checkpoints=0)
+    with pytest.raises(ValueError, match=r"--average 3: .* are of different generations or texts"):
+        groundling.export(run, to="huggingface", average=3, out=tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()

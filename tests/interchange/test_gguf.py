@@ -14,7 +14,7 @@ import groundling
 from groundling.config import ModelSettings
 from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.interchange import gguf
-from groundling.interchange.parity import Material, Mismatch, Proof, prove
+from groundling.interchange.parity import Mismatch, ParityInputs, ParityReport, check_parity
 from groundling.model.gpt import GPT
 from groundling.run.run import Run
 
@@ -32,11 +32,11 @@ def random_model(settings: ModelSettings, tokenizer: Tokenizer) -> GPT:
     return model
 
 
-def proven(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None = None) -> Proof:
+def proven(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None = None) -> ParityReport:
     gguf.write(folder, model, tokenizer, quantize)
     windows = np.random.default_rng(1).integers(tokenizer.vocab_size, size=(2, 49))
-    about = Material(windows, TEXT * 3, "random tokens")
-    return prove(model, tokenizer, gguf.engine(folder, model, tokenizer), about, rounded=quantize is not None)
+    about = ParityInputs(windows, TEXT * 3, "random tokens")
+    return check_parity(model, tokenizer, gguf.engine(folder, model, tokenizer), about, rounded=quantize is not None)
 
 
 @pytest.mark.parametrize("tie_head", [True, False])
@@ -103,9 +103,9 @@ def test_a_wrong_tensor_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     gguf.write(tmp_path, model, tokenizer, None)
     with torch.no_grad():
         model.blocks[0].attn.c_proj.weight[0] += 0.5
-    about = Material(np.random.default_rng(1).integers(257, size=(1, 49)), "", "random tokens")
+    about = ParityInputs(np.random.default_rng(1).integers(257, size=(1, 49)), "", "random tokens")
     with pytest.raises(Mismatch, match="differ"):
-        prove(model, tokenizer, gguf.engine(tmp_path, model, tokenizer), about, rounded=False)
+        check_parity(model, tokenizer, gguf.engine(tmp_path, model, tokenizer), about, rounded=False)
 
 
 def test_an_untrained_model_of_characters_is_refused(tmp_path: Path) -> None:

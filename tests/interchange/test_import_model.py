@@ -182,3 +182,39 @@ def test_gpt2_as_its_authors_published_it(pieces: Run, tmp_path: Path) -> None:
     tokens = torch.arange(32)[None]
     with torch.no_grad():
         torch.testing.assert_close(logits_of(run, tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_config_that_only_names_its_type_is_enough(pieces: Run, tmp_path: Path) -> None:
+    saved(tmp_path / "theirs", pieces, "GPT2", **TINY_GPT2)
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    assert groundling.import_model(tmp_path / "theirs", name="mine").config.model.norm == "layernorm"
+
+
+def test_weights_that_are_not_finite_are_refused(pieces: Run, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    saved(tmp_path / "theirs", pieces, "GPT2", **TINY_GPT2)
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    tensors["transformer.wte.weight"][3, 1] = torch.nan
+    save_file(tensors, tmp_path / "theirs" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"transformer\.wte\.weight hold NaN or infinity"):
+        groundling.import_model(tmp_path / "theirs", name="mine")
+    assert not Path("runs").exists()
+
+
+def test_an_import_that_was_interrupted_can_be_repeated(
+    pieces: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from groundling.training.checkpoints import Checkpoints
+
+    saved(tmp_path / "theirs", pieces, "GPT2", **TINY_GPT2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            groundling.import_model(tmp_path / "theirs", name="mine")
+    run = groundling.import_model(tmp_path / "theirs", name="mine")
+    assert run.generate("The ", max_new_tokens=3, seed=1)
+    with pytest.raises(FileExistsError, match="exists already"):
+        groundling.import_model(tmp_path / "theirs", name="mine")

@@ -81,3 +81,13 @@ def test_compiled_masks_of_any_length_leave_the_memory_whole(n: int) -> None:
         y = compiled(x)
         torch.manual_seed(seed)
         assert torch.equal(y, drop(x))
+
+
+@pytest.mark.parametrize("p", [0.0005, 0.999])
+def test_the_smallest_and_the_largest_share_drop_some_and_keep_some(p: float) -> None:
+    torch.manual_seed(0)
+    dropped = Dropout(p).train()(torch.ones(1 << 14))
+    share = float((dropped == 0).float().mean())
+    assert 0 < share < 1
+    assert abs(share - p) < 0.006
+    assert dropped.mean() == pytest.approx(1, abs=0.3)

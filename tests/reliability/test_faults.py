@@ -108,7 +108,7 @@ def test_a_save_is_tried_four_times_and_no_more(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.EIO, "Input/output error")
 
     with pytest.raises(OSError, match=r"cannot be written: input/output error\. See whether the disk of"):
-        storage.patiently(tmp_path / "x", 10, fail)
+        storage.retry_io(tmp_path / "x", 10, fail)
     assert len(tried) == 4
 
 
@@ -120,7 +120,7 @@ def test_what_cannot_pass_is_not_waited_for(tmp_path: Path) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     with pytest.raises(OSError, match="read-only file system"):
-        storage.patiently(tmp_path / "x", 10, fail)
+        storage.retry_io(tmp_path / "x", 10, fail)
     assert len(tried) == 1
 
 

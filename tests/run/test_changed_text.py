@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import groundling
-from groundling.data.fingerprint import contents_of, difference, parting
+from groundling.data.fingerprint import difference, fingerprint_of, first_difference_at
 from groundling.data.sources import find_source
 from groundling.run.run import Run
 from groundling.training.events import Event, Notice, Step
@@ -59,7 +59,7 @@ def test_one_file_says_where_it_parts_and_can_be_accepted(text_file: Path, setti
     assert run.finished
     assert run.record.former_texts == [before.with_(contents=[])]
     assert run.record.corpus.since == 2
-    assert run.record.corpus.fingerprint == contents_of(find_source(text_file)).fingerprint
+    assert run.record.corpus.fingerprint == fingerprint_of(find_source(text_file)).fingerprint
     sentence = "The training text changed at step 2 (--accept-changed-text)"
     assert any(isinstance(event, Notice) and event.sentence.startswith(sentence) for event in events)
     assert any(line["event"] == "notice" and line["sentence"].startswith(sentence) for line in run.metrics())
@@ -120,9 +120,9 @@ def change(books: Path, kind: str) -> None:
     ],
 )
 def test_what_differs_in_a_folder_is_told(books: Path, kind: str, told: str) -> None:
-    before = contents_of(find_source(books))
+    before = fingerprint_of(find_source(books))
     change(books, kind)
-    after = contents_of(find_source(books))
+    after = fingerprint_of(find_source(books))
     assert before.fingerprint != after.fingerprint
     assert difference(before.documents, after.documents) == told.replace("\\", "")
 
@@ -151,4 +151,16 @@ def test_many_files_are_told_in_short() -> None:
     ],
 )
 def test_texts_part_where_they_part(old: list[bytes], new: list[bytes], place: tuple[int, int]) -> None:
-    assert parting(old, new) == place
+    assert first_difference_at(old, new) == place
+
+
+def test_a_run_whose_time_is_over_is_evaluated_on_the_changed_text(text_file: Path, settings: dict[str, Any]) -> None:
+    """It was stopped when its last evaluation was made: there is no other due before the end."""
+    groundling.train(text_file, name="first", on_event=lambda event: None, **settings)
+    (Path("runs/first") / "result.json").unlink()  # killed before it had written that
+    text_file.write_bytes(text_file.read_bytes()[:-100])
+    run = groundling.resume("first", accept_changed_text=True, on_event=lambda event: None)
+    assert run.finished
+    last = [line for line in run.metrics() if line["event"] == "evaluation"][-1]
+    assert run.result is not None
+    assert run.result["best_validation_loss"] == last["validation_loss"]

@@ -372,3 +372,111 @@ def test_a_changed_tokenizer_is_not_gone_on_with(text_file: Path, tiny: dict[str
         groundling.train(text_file, name="first", on_event=silent, **settings)
     Path("mine.json").unlink()
     assert groundling.resume("first", steps=14, on_event=silent).tokenizer.vocab_size == 300
+
+
+def test_the_same_command_continues_after_an_upgrade_that_adds_a_setting(text_file: Path, tiny: dict[str, Any]) -> None:
+    """The record of an older version does not have it, neither among what was asked for nor among what was planned."""
+    stopped = groundling.train(text_file, name="first", on_event=stop_after(5), **tiny | SHORT)
+    assert stopped.stopped_by == signal.SIGINT
+    for file in stopped.folder.rglob("config.json"):
+        record = json.loads(file.read_text("utf-8"))
+        for part in ("requested", "settings"):
+            del record[part]["training"]["generations"], record[part]["task"]
+        if file.parent == stopped.folder:
+            file.write_text(json.dumps(record), encoding="utf-8")
+    run = groundling.train(text_file, name="first", on_event=silent, **tiny | SHORT)
+    assert run.finished
+    assert run.record.requested.training.generations == 1
+
+
+def test_a_run_that_differs_says_in_what(text_file: Path, tiny: dict[str, Any]) -> None:
+    groundling.train(text_file, name="first", on_event=stop_after(5), **tiny | SHORT)
+    with pytest.raises(ValueError, match=r"exists with other settings \(--seed\)\. Use another --name"):
+        groundling.train(text_file, name="first", on_event=silent, **tiny | SHORT | {"seed": 7})
+    with pytest.raises(ValueError, match=r"exists with other settings \(--preset\)"):
+        groundling.train(text_file, name="first", on_event=silent, **same_settings(tiny | SHORT, "laptop"))
+
+
+def same_settings(settings: dict[str, Any], preset: str) -> dict[str, Any]:
+    """The same settings, said of another preset."""
+    import dataclasses
+
+    from groundling.config import Config
+
+    config = Config.build("x", settings["preset"], **{k: v for k, v in settings.items() if k != "preset"})
+    values = {**dataclasses.asdict(config.model), **dataclasses.asdict(config.training)}
+    return settings | values | {"preset": preset}
+
+
+def stop_after(step: int) -> Any:
+    def stop(event: Event) -> None:
+        if isinstance(event, Step) and event.step == step:
+            signal.raise_signal(signal.SIGINT)
+
+    return stop
+
+
+@pytest.mark.parametrize("end", [{"steps": 8}, {"minutes": 0.2}])
+def test_a_new_end_before_the_end_of_the_warm_up_shortens_it(
+    end: dict[str, Any], text_file: Path, tiny: dict[str, Any]
+) -> None:
+    settings = tiny | SHORT | {"steps": 500, "warmup_steps": 400, "eval_every": 100}
+    groundling.train(text_file, name="first", on_event=stop_after(5), **settings)
+    run = groundling.resume("first", on_event=stop_after(7), **end)
+    assert 0 < run.config.training.warmup_steps < run.config.training.steps
+    assert groundling.resume("first", on_event=silent).finished  # and its checkpoints are of the same run
+
+
+def test_a_run_out_of_patience_stays_so_when_it_is_killed_before_it_is_finished(
+    text_file: Path, tiny: dict[str, Any]
+) -> None:
+    settings = tiny | {"steps": 300, "eval_every": 5, "checkpoint_every": 5, "patience": 2, "learning_rate": 0.5}
+    whole = groundling.train(text_file, name="whole", on_event=silent, **settings)
+    assert whole.result is not None and whole.result["step"] < 300
+
+    class Killed(BaseException):
+        pass
+
+    last = whole.result["step"]
+
+    def kill(event: Event) -> None:
+        if isinstance(event, Saved) and event.step == last:
+            raise Killed
+
+    with pytest.raises(Killed):
+        groundling.train(text_file, name="killed", on_event=kill, **settings)
+    run = groundling.resume("killed", on_event=silent)
+    assert run.result is not None
+    assert run.result["step"] == last
+    longer = groundling.resume("killed", steps=400, on_event=silent)  # asked to go on, it has its patience again
+    assert longer.result is not None
+    assert longer.result["step"] > last
+
+
+def test_a_run_keeps_the_weights_that_it_began_with(text_file: Path, tiny: dict[str, Any]) -> None:
+    """The run that they came from goes on, and deletes its checkpoint."""
+    import shutil
+
+    source = groundling.train(text_file, name="source", on_event=silent, **tiny | SHORT)
+    settings = {k: tiny[k] for k in ("device", "dtype", "eval_tokens", "sample_tokens") if k in tiny} | {"steps": 6}
+    whole = groundling.train(text_file, name="whole", init_from="source", on_event=silent, **settings)
+    groundling.train(text_file, name="mine", init_from="source", on_event=stop_after(1), **settings)
+    shutil.rmtree("runs/mine/checkpoints")  # it begins again at step 0
+    shutil.rmtree(source.folder)
+    run = groundling.resume("mine", on_event=silent)
+    losses = [[x["loss"] for x in r.metrics() if x["event"] == "step"] for r in (run, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_only_the_newest_checkpoint_is_resumed(run: Run) -> None:
+    older = run.checkpoints.path(run.checkpoints.steps()[0])
+    with pytest.raises(ValueError, match="is not the newest checkpoint, and a run resumes from that one"):
+        groundling.resume(older, steps=20, on_event=silent)
+    assert groundling.resume(run.checkpoints.path(12), steps=14, on_event=silent).finished
+
+
+def test_a_model_of_others_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is not a checkpoint of groundling\. .*`groundling import"):
+        groundling.load(tmp_path / "theirs")

@@ -124,9 +124,9 @@ def test_a_folder_that_does_not_exist_is_not_whole(tmp_path: Path) -> None:
 def test_a_manifest_cannot_point_outside_its_folder(folder: Path, name: str) -> None:
     outside = folder.parent / "outside.txt"
     outside.write_text("secret")
-    manifest = storage.read_sealed(folder / storage.MANIFEST)
+    manifest = storage.read_checksummed(folder / storage.MANIFEST)
     manifest["files"][name] = {"bytes": 6, "sha256": storage.sha256(outside)}
-    storage.write_sealed(folder / storage.MANIFEST, manifest)
+    storage.write_checksummed(folder / storage.MANIFEST, manifest)
     with pytest.raises(ValueError, match="is not whole"):
         storage.verify(folder)
 
@@ -256,20 +256,20 @@ def test_sweep_takes_leftovers_and_nothing_else(folder: Path) -> None:
     (parent / ".tmp-last.json-123").write_text("{")
     (parent / ".hidden").write_text("the user's own")
     (parent / "last.json").write_text("{}")
-    storage.sweep(parent)
+    storage.remove_temporary(parent)
     assert sorted(p.name for p in parent.iterdir()) == [".hidden", "last.json", "step-3"]
     assert storage.verify(folder) == ABOUT
 
 
 def test_sweep_of_one_name_leaves_what_others_are_writing(tmp_path: Path) -> None:
-    for name in (".tmp-a-1", ".tmp-a-2", ".tmp-ab-1", ".tmp-b-1"):
+    for name in (".tmp-a-999999991", ".tmp-a-999999992", ".tmp-ab-999999991", ".tmp-b-999999991"):
         (tmp_path / name).mkdir()
-    storage.sweep(tmp_path, "a")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".tmp-ab-1", ".tmp-b-1"]
+    storage.remove_temporary(tmp_path, "a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".tmp-ab-999999991", ".tmp-b-999999991"]
 
 
 def test_sweep_of_a_folder_that_is_not_there_does_nothing(tmp_path: Path) -> None:
-    storage.sweep(tmp_path / "nothing")
+    storage.remove_temporary(tmp_path / "nothing")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -291,20 +291,20 @@ def test_what_is_removed_loses_its_name_first(folder: Path, monkeypatch: pytest.
     storage.remove_folder(folder)
     assert not folder.exists()
     monkeypatch.undo()
-    storage.sweep(folder.parent)
+    storage.remove_temporary(folder.parent)
     assert list(folder.parent.iterdir()) == []
 
 
 def test_sealed_json_comes_back_and_no_byte_of_it_can_change(tmp_path: Path) -> None:
     path, value = tmp_path / "x.json", {"checkpoint": "step-000400", "größe": [1, 2.5, None], "nested": {"a": {}}}
-    storage.write_sealed(path, value)
-    assert storage.read_sealed(path) == value
+    storage.write_checksummed(path, value)
+    assert storage.read_checksummed(path) == value
     assert storage.read_json(path)["checkpoint"] == "step-000400"  # it is plain JSON for everyone else
     content = path.read_bytes()
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(ValueError, match="is damaged"):
-            storage.read_sealed(path)
+            storage.read_checksummed(path)
 
 
 def test_a_folder_is_made_with_those_above_it_and_each_name_is_on_the_disk(
@@ -321,3 +321,12 @@ def test_a_folder_is_made_with_those_above_it_and_each_name_is_on_the_disk(
     assert (tmp_path / "a" / "b" / "c").is_dir() and synced == [".", "a", "a/b"]
     storage.make_folder(tmp_path / "a" / "b")
     assert len(synced) == 3
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    """`groundling report` beside training: its page is not to be taken for what a killed process left."""
+    mine, dead = tmp_path / f".tmp-report.html-{os.getppid()}", tmp_path / ".tmp-report.html-999999999"
+    for path in (mine, dead):
+        path.write_text("half a page")
+    storage.remove_temporary(tmp_path)
+    assert mine.exists() and not dead.exists()

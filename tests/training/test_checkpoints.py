@@ -112,7 +112,7 @@ def test_a_lost_pointer_to_the_best_comes_back_and_the_best_is_never_pruned(desk
 
 def test_the_manifest_says_whose_and_which_it_is(desk: Desk) -> None:
     (desk.folder / "config.json").write_text('{"corpus": {"fingerprint": "abc"}}')
-    manifest = storage.read_sealed(desk.save(10) / storage.MANIFEST)
+    manifest = storage.read_checksummed(desk.save(10) / storage.MANIFEST)
     assert manifest["format"] == storage.FORMAT
     assert manifest["about"]["step"] == 10 and manifest["about"]["corpus"] == "abc"
     assert {"groundling", "torch"} <= manifest["about"]["versions"].keys()

@@ -264,3 +264,19 @@ def test_a_process_that_may_not_have_more_memory_trains_on(text_file: Path) -> N
     assert run.config.training.batch_size < 128
     assert run.config.training.batch_size * run.config.training.accumulate == 128
     assert [step for step, _ in losses(run)] == [1]
+
+
+@pytest.mark.parametrize("place", ["pass", "optimizer"])
+def test_where_a_generation_has_just_begun(place: str, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its line stays in the history, once, whether or not training goes back to before it."""
+    settings = {"generations": 2, "steps": 12, "eval_every": 100, "accumulate": 1}
+    born = 4  # a third of the steps
+    if place == "pass":
+        monkeypatch.setattr(torch.Tensor, "backward", failing(torch.Tensor.backward, {born + 1}))
+    else:
+        monkeypatch.setattr(Optimizers, "step", failing(Optimizers.step, {born + 1}))
+    run, events = train(text_file, **settings)
+    assert [event.step for event in of(OutOfMemory, events)] == [born]
+    assert [(x["step"], x["generation"]) for x in run.metrics() if x["event"] == "generation"] == [(born, 2)]
+    assert [step for step, _ in losses(run)] == list(range(1, 13))
+    assert run.report()

@@ -14,7 +14,7 @@ from typing import Any
 
 from openai import OpenAI
 
-from groundling.web.loaded_model import Served
+from groundling.web.loaded_model import LoadedModel
 from groundling.web.server import make_server
 from groundling.web.sockets import bind
 
@@ -103,7 +103,7 @@ def wait_for(condition: Any, seconds: float = 20) -> None:
 
 
 @contextmanager
-def serving(models: list[Served], key: str | None = None, slots: int = SLOTS) -> Iterator[Server]:
+def serving(models: list[LoadedModel], key: str | None = None, slots: int = SLOTS) -> Iterator[Server]:
     """A server of its own in a thread of this process."""
     with bind("127.0.0.1", 0, key) as listener:
         server = make_server(models, slots, listener, "127.0.0.1", key)

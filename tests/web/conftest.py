@@ -11,7 +11,7 @@ from openai import OpenAI
 
 import groundling
 from groundling.run.run import Run
-from groundling.web.loaded_model import Served, open_runs
+from groundling.web.loaded_model import LoadedModel, open_runs
 
 TINY: dict[str, Any] = {
     "preset": "nano", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 16, "steps": 60,
@@ -38,12 +38,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prose: str) -> list[Run]:
 
 
 @pytest.fixture(scope="session")
-def models(trained: list[Run]) -> list[Served]:
+def models(trained: list[Run]) -> list[LoadedModel]:
     return open_runs(trained)
 
 
 @pytest.fixture(scope="session")
-def shared_server(models: list[Served]) -> Iterator[Server]:
+def shared_server(models: list[LoadedModel]) -> Iterator[Server]:
     with serving(models) as server:
         yield server
 

@@ -16,9 +16,9 @@ from asked import SLOTS, Server, request, serving, wait_for
 from groundling.inference.engine import Engine, Request
 from groundling.inference.sampling import Sampling
 from groundling.web import batching
-from groundling.web.batching import Batcher, Order, Pieces
+from groundling.web.batching import Batcher, Job, Pieces
 from groundling.web.errors import ApiError
-from groundling.web.loaded_model import Served
+from groundling.web.loaded_model import LoadedModel
 from groundling.web.metrics import Metrics
 
 LONG = 8_000  # tokens: longer than any test
@@ -29,7 +29,7 @@ def text(tokens: int = LONG, seed: int = 0) -> Request:
 
 
 @pytest.fixture
-def batcher(models: list[Served]) -> Iterator[Batcher]:
+def batcher(models: list[LoadedModel]) -> Iterator[Batcher]:
     batcher = Batcher(models[0], 2, Metrics())
     yield batcher
     batcher.close()
@@ -39,7 +39,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 30))
 
 
-async def read(order: Order, steps: int | None = None) -> list[Pieces]:
+async def read(order: Job, steps: int | None = None) -> list[Pieces]:
     """All that comes, or so many steps of it."""
     got = []
     async for pieces in order.pieces():
@@ -70,7 +70,7 @@ def test_64_streams_are_what_each_would_be_alone(server: Server) -> None:
 
 def test_a_client_that_leaves_frees_its_slots_within_two_steps(batcher: Batcher) -> None:
     async def leave() -> int:
-        order = Order([text(), text()])
+        order = Job([text(), text()])
         batcher.submit(order)
         await read(order, 5)
         order.left = True
@@ -85,7 +85,7 @@ def test_a_client_that_leaves_frees_its_slots_within_two_steps(batcher: Batcher)
 
 def test_who_waits_gets_the_slot_of_one_that_left(batcher: Batcher) -> None:
     async def wait_and_leave() -> None:
-        first, gone, second = Order([text(), text()]), Order([text()]), Order([text(7)])
+        first, gone, second = Job([text(), text()]), Job([text()]), Job([text(7)])
         for order in (first, gone, second):
             batcher.submit(order)
         await read(first, 3)
@@ -154,10 +154,10 @@ def test_a_failure_is_told_and_the_next_order_is_served(
     assert server.post("/v1/completions", {"prompt": "The "}).status == 200
 
 
-def test_closing_tells_those_who_wait(models: list[Served]) -> None:
+def test_closing_tells_those_who_wait(models: list[LoadedModel]) -> None:
     async def close() -> None:
         batcher = Batcher(models[0], 1, Metrics())
-        orders = [Order([text()]), Order([text()])]
+        orders = [Job([text()]), Job([text()])]
         for order in orders:
             batcher.submit(order)
         await read(orders[0], 2)
@@ -166,13 +166,13 @@ def test_closing_tells_those_who_wait(models: list[Served]) -> None:
             with pytest.raises(ApiError, match="stopping"):
                 await read(order)
         with pytest.raises(ApiError, match="stopping"):
-            batcher.submit(Order([text()]))
+            batcher.submit(Job([text()]))
         assert batcher.idle and not batcher.alive
 
     run(close())
 
 
-def test_a_dead_engine_is_not_healthy(models: list[Served], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_engine_is_not_healthy(models: list[LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     with serving(models[:1]) as broken:
         assert broken.ask("GET", "/health").status == 200

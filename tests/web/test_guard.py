@@ -14,14 +14,14 @@ from asked import Server, request, serving, wait_for
 from groundling.web import guard
 from groundling.web import timeouts as connection
 from groundling.web.guard import SAFE_HEADERS, Guard
-from groundling.web.loaded_model import Served
+from groundling.web.loaded_model import LoadedModel
 from groundling.web.schemas import MAX_TOKENS
 
 SAY = {"prompt": "The ", "max_tokens": 2}
 
 
 @pytest.fixture(scope="module")
-def guarded(models: list[Served]) -> Iterator[Server]:
+def guarded(models: list[LoadedModel]) -> Iterator[Server]:
     with serving(models[:1], key="schlüssel") as server:
         yield server
 

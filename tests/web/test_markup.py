@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 from asked import serving
 
-from groundling.web.loaded_model import Served
+from groundling.web.loaded_model import LoadedModel
 
 MARKUP = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
 
@@ -18,7 +18,7 @@ MARKUP = "<img src=x onerror=document.title='owned'><script>document.title='owne
 @pytest.mark.parametrize(
     "path", ["/v1/models", f"/v1/{quote(MARKUP)}", f"/v1/models/{quote(MARKUP)}?{MARKUP}", "/metrics"]
 )
-def test_markup_stays_text(browser: Any, models: list[Served], path: str) -> None:
+def test_markup_stays_text(browser: Any, models: list[LoadedModel], path: str) -> None:
     named = copy.copy(models[0])
     named.name = MARKUP
     with serving([named]) as server:
@@ -33,7 +33,7 @@ def test_markup_stays_text(browser: Any, models: list[Served], path: str) -> Non
     assert path != "/v1/models" or json.loads(shown)["data"][0]["id"] == MARKUP
 
 
-def test_no_page_uses_the_api(browser: Any, models: list[Served]) -> None:
+def test_no_page_uses_the_api(browser: Any, models: list[LoadedModel]) -> None:
     """Neither a page of another site, by script or by form, nor what the server itself shows."""
     asking = "fetch('%s', {method: 'POST', body: '{\"prompt\": \"The \"}'}).then(r => r.text()).catch(e => 'refused')"
     with serving(models[:1]) as server:

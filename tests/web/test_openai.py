@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletion
 from groundling.inference.engine import window_start
 from groundling.inference.sampling import Sampling
 from groundling.run.run import Run
-from groundling.web.loaded_model import NOT_FOR_CHAT, Served
+from groundling.web.loaded_model import NOT_FOR_CHAT, LoadedModel
 
 
 def test_models_tell_what_they_are(openai: OpenAI) -> None:
@@ -178,7 +178,7 @@ def test_what_says_nothing_is_ignored_and_what_is_not_here_refused(openai: OpenA
         openai.chat.completions.create(model="letters", messages=[{"role": "user", "content": image}])
 
 
-def test_errors_are_those_of_the_client(openai: OpenAI, models: list[Served]) -> None:
+def test_errors_are_those_of_the_client(openai: OpenAI, models: list[LoadedModel]) -> None:
     with pytest.raises(openai_package.NotFoundError) as unknown:
         openai.completions.create(model="gpt-5", prompt="a")
     assert unknown.value.code == "model_not_found" and unknown.value.param == "model"
@@ -203,3 +203,14 @@ def test_tokens_go_there_and_back(server: Server) -> None:
     assert back.json == {"prompt": text}
     assert server.post("/v1/tokenize", {"prompt": ""}).json["tokens"] == []
     assert server.post("/v1/detokenize", {"model": "poems", "tokens": [257]}).error["param"] == "tokens"
+
+
+def test_a_chat_without_a_length_gets_what_a_request_may_have(openai: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the context: a client that names no length has made no mistake."""
+    from groundling.web import app
+
+    monkeypatch.setattr(app, "MAX_WRITTEN", 40)
+    ask = {"model": "letters", "messages": [{"role": "user", "content": "The "}], "seed": 1, "n": 2}
+    assert openai.chat.completions.create(**ask).usage.completion_tokens == 40
+    with pytest.raises(openai_package.BadRequestError, match="lower max_tokens"):
+        openai.chat.completions.create(**ask, max_tokens=30)

@@ -20,7 +20,7 @@ import groundling
 from groundling.__main__ import main
 from groundling.run.run import Run
 from groundling.web import server as server_module
-from groundling.web.loaded_model import TEMPLATE, Served, open_runs
+from groundling.web.loaded_model import TEMPLATE, LoadedModel, open_runs
 from groundling.web.sockets import bind
 
 
@@ -135,7 +135,7 @@ def test_characters_that_a_model_never_saw_can_be_left_out(trained: list[Run]) -
         assert server.post("/v1/completions", {"prompt": "行"}).status == 200
 
 
-def test_stopping_tells_streams_that_take_too_long(models: list[Served], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_tells_streams_that_take_too_long(models: list[LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "FAREWELL_SECONDS", 0.3)
     with serving(models) as server:
         stream = server.client().completions.create(model="letters", prompt="The ", max_tokens=16_000, stream=True)

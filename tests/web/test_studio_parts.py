@@ -32,7 +32,7 @@ from groundling.web.studio.playground import copied_tokens, for_strip
 from groundling.web.studio.policy import policy
 from groundling.web.studio.processes import Processes
 from groundling.web.studio.studio import Studio
-from groundling.web.studio.writing import Choice, Written, opened, write
+from groundling.web.studio.writing import Choice, GeneratedToken, opened, write
 
 Write = Callable[..., Path]
 
@@ -280,9 +280,9 @@ def test_a_branch_goes_on_from_the_other_token(trained: Path) -> None:
 def test_copied_spans_are_marked_token_by_token() -> None:
     text = TrainingText(["A long line that stands in the text.", "Another long line, which also does."])
     pieces = ["Xx", "A long line that ", "", "stands in the text", "Another long ", "line, which also does", "yy"]
-    tokens = [Written(0, piece, 1.0, (Choice(0, piece, 1.0),)) for piece in pieces]
+    tokens = [GeneratedToken(0, piece, 1.0, (Choice(0, piece, 1.0),)) for piece in pieces]
     assert copied_tokens(tokens, text.report("".join(pieces))) == [0, 1, 1, 1, 2, 2, 0]
-    assert for_strip(Written(0, "\x1b[1m", 0.5, (Choice(1, "\0", 0.25),))) == ["␛[1m", 0.5, [["␀", 0.25]]]
+    assert for_strip(GeneratedToken(0, "\x1b[1m", 0.5, (Choice(1, "\0", 0.25),))) == ["␛[1m", 0.5, [["␀", 0.25]]]
 
 
 # The policy.

@@ -15,7 +15,7 @@ import torch
 from groundling.model.gpt import GPT, Block
 
 
-class Reading:
+class ModelTrace:
     """A text as a model reads it.
 
     Shapes: T tokens of the text, C = n_embd, nh heads, V vocabulary, L layers.

@@ -52,10 +52,10 @@ class Leakage:
 
 def leakage(text: Text) -> Leakage:
     """Look up the validation part's windows in the training part."""
-    stop = min(text.length, text.border + VALIDATION_CHARACTERS)
-    asked = window_hashes(text.read(text.border, stop), WINDOW)
-    starts = _training_starts(text.border)
-    if not len(asked) or text.border < WINDOW:
+    stop = min(text.length, text.split_point + VALIDATION_CHARACTERS)
+    asked = window_hashes(text.read(text.split_point, stop), WINDOW)
+    starts = _training_starts(text.split_point)
+    if not len(asked) or text.split_point < WINDOW:
         return Leakage(WINDOW, len(asked), 0, 0.0, (), False)
     order = np.argsort(asked)
     found = np.full(len(asked), -1, dtype=np.int64)  # in the order of `ordered`
@@ -75,12 +75,12 @@ def leakage(text: Text) -> Leakage:
     leaked = _verified(text, training)
     n = int(np.count_nonzero(leaked))
     longest = _longest(text, leaked, training)
-    sampled = stop < text.length or len(starts) * PIECE < text.border
+    sampled = stop < text.length or len(starts) * PIECE < text.split_point
     return Leakage(WINDOW, len(leaked), n, n / len(leaked), longest, sampled)
 
 
-def _training_starts(border: int) -> list[int]:
-    every = range(0, border, PIECE)
+def _training_starts(split_point: int) -> list[int]:
+    every = range(0, split_point, PIECE)
     wanted = TRAINING_CHARACTERS // PIECE + 1
     if len(every) <= wanted:
         return list(every)
@@ -89,7 +89,7 @@ def _training_starts(border: int) -> list[int]:
 
 def _look_up(text: Text, start: int, ordered: U64, seen: Bools, found: I64) -> None:
     """Mark in `found` where the windows of one piece of the training part stand."""
-    hashes = window_hashes(text.read(start, min(start + PIECE + WINDOW - 1, text.border)), WINDOW)
+    hashes = window_hashes(text.read(start, min(start + PIECE + WINDOW - 1, text.split_point)), WINDOW)
     candidates = np.flatnonzero(seen[slots(hashes, seen)])
     hashes = hashes[candidates]
     by_hash = np.argsort(hashes)  # searching in order is several times faster
@@ -108,7 +108,7 @@ def _verified(text: Text, training: I64) -> Bools:
     windows, offsets = np.flatnonzero(leaked), np.arange(WINDOW)
     for i in range(0, len(windows), _VERIFIED):
         part = windows[i : i + _VERIFIED]
-        same = file[(text.border + part)[:, None] + offsets] == file[training[part][:, None] + offsets]
+        same = file[(text.split_point + part)[:, None] + offsets] == file[training[part][:, None] + offsets]
         leaked[part] = same.all(axis=1)
     return leaked
 
@@ -119,8 +119,8 @@ def _longest(text: Text, leaked: Bools, training: I64) -> tuple[Passage, ...]:
     passages = []
     for i in np.argsort(begins - ends, kind="stable")[:_WORST]:
         begin, length = int(begins[i]), int(ends[i] - begins[i]) + WINDOW - 1
-        quote = text.quote(text.border + begin, min(length, _QUOTED))
+        quote = text.quote(text.split_point + begin, min(length, _QUOTED))
         blank = len(quote) - len(quote.lstrip())  # the end of the line before is no place to point to
-        here, there = text.places([text.border + begin + blank, int(training[begin]) + blank])
+        here, there = text.places([text.split_point + begin + blank, int(training[begin]) + blank])
         passages.append(Passage(length, here, there, quote.strip() + ("…" if length > _QUOTED else "")))
     return tuple(passages)

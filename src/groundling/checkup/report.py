@@ -133,8 +133,8 @@ def _tokenization(corpus: Corpus) -> Tokenization:
         vocab_size=vocab_size,
         training_tokens=len(corpus.train),
         validation_tokens=len(corpus.validation),
-        characters_per_token=corpus.n_characters / (len(whole) - corpus.n_marks),
-        bigrams_possible=(vocab_size - bool(corpus.n_marks)) ** 2,
+        characters_per_token=corpus.n_characters / (len(whole) - corpus.n_eos),
+        bigrams_possible=(vocab_size - bool(corpus.n_eos)) ** 2,
         bigrams_present=ngrams.bigrams(whole, vocab_size, corpus.tokenizer.end_of_text_id),
     )
 

@@ -53,7 +53,7 @@ class Text:
 
     def __init__(self, corpus: Corpus, source: Source, progress: Progress) -> None:
         assert isinstance(corpus.tokenizer, CharTokenizer)
-        self.corpus, self.border, self.length = corpus, corpus.train.stop, corpus.validation.stop
+        self.corpus, self.split_point, self.length = corpus, corpus.train.stop, corpus.validation.stop
         self.characters = corpus.tokenizer.characters
         self.end_mark = corpus.tokenizer.end_of_text_id
         self._path, self._dtype = corpus.train.path, np.dtype(corpus.train.dtype)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from groundling import __version__
-from groundling.escape import plain_json, visible
+from groundling.escape import escape_json, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +37,7 @@ Text = Parameter(allow_leading_hyphen=True, show_default=False)
 def print_lines(lines: list[tuple[str, Any]]) -> None:
     width = max(len(label) for label, _ in lines) + 2
     for label, text in lines:
-        print(f"{label:{width}}{visible(str(text))}")
+        print(f"{label:{width}}{printable(str(text))}")
 
 
 def print_table(table: Table) -> None:
@@ -51,8 +51,8 @@ def print_table(table: Table) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(plain_json(jsonlib.dumps(value, indent=1, ensure_ascii=False)))
+    print(escape_json(jsonlib.dumps(value, indent=1, ensure_ascii=False)))
 
 
 def note(sentence: str) -> None:
-    print(f"note: {visible(sentence)}", file=sys.stderr)
+    print(f"note: {printable(sentence)}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from groundling.cli.app import Out, RunReference, Text, app, note
+from groundling.escape import printable
 
 if TYPE_CHECKING:
     from groundling.inference.sampling import Sampling
@@ -69,7 +70,7 @@ def chat(
     loaded = load(run, out=out)
     options: dict[str, Any] = {"stop": stop, "precision": precision, "unknown": unknown}
     loaded.stream("", sampling, max_new_tokens, **options)  # what is wrong is said before the first turn
-    loaded.ready.few_tokens(precision)
+    loaded.variants.decoder(precision)
     session = Session(loaded, sampling, max_new_tokens, options)
     note(f"{loaded.name} was not tuned for chat: it goes on with your text and does not answer it. /help tells more.")
     read = _reader()
@@ -110,10 +111,12 @@ class Session:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a session outgrows the context is no news
             pieces = self._run.stream(text, sampling, self._max_new_tokens, **self._options)
+        # A terminal obeys control characters, and a stranger's model may generate any.
+        shown = printable if sys.stdout.isatty() else str
         try:
             for piece in pieces:
                 written += piece
-                print(piece, end="", flush=True)
+                print(shown(piece), end="", flush=True)
         except KeyboardInterrupt:
             pass  # it stops the answer, not the session
         print(flush=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from groundling.cli.app import note, print_lines
-from groundling.escape import visible
+from groundling.escape import printable
 
 if TYPE_CHECKING:
     from groundling.analysis.memorization import Originality, Span
@@ -50,10 +50,10 @@ def show_originality(prompt: str, sample: str, found: Originality) -> None:
         return
     console = Console(highlight=False, soft_wrap=True)
     coloured = console.color_system is not None and not console.no_color
-    view, number = Text.assemble((visible(prompt), "dim")), 0
+    view, number = Text.assemble((printable(prompt), "dim")), 0
     for piece, span in parts(sample, found.spans):
         number += span is not None
-        marked = visible(piece) if span is None or coloured else f"[{visible(piece)}]"
+        marked = printable(piece) if span is None or coloured else f"[{printable(piece)}]"
         view.append(marked, _STYLES[number % 2] if span else "")
     print()
     console.print(view)

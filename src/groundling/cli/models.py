@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from groundling.cli.app import Json, Out, RunReference, Text, app, note, print_json, print_lines
 from groundling.cli.copies import indexing, show_originality
-from groundling.escape import visible
+from groundling.escape import printable
 
 
 @app.command(sort_key=2)
@@ -130,7 +130,7 @@ def sample(
 
 def _printed(prompt: str, pieces: Iterable[str]) -> Iterator[str]:
     # A terminal obeys control characters, and a stranger's model may write any; a file gets what was written.
-    shown = visible if sys.stdout.isatty() else str
+    shown = printable if sys.stdout.isatty() else str
     print(shown(prompt), end="", flush=True)
     for piece in pieces:
         print(shown(piece), end="", flush=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from groundling.cli.app import Json, Out, RunReference, app, print_json, print_table
-from groundling.escape import visible
+from groundling.escape import printable
 
 
 @app.command(sort_key=4)
@@ -34,7 +34,7 @@ def runs(*, out: Out = None, json: Json = False) -> None:
         best = row["best_validation_loss"]
         steps = "?" if row["steps"] is None else f"{row['steps']:,}"
         table.add_row(
-            *(Text(visible(row[key] or "?")) for key in ("name", "corpus", "preset")), f"{row['step']:,}/{steps}",
+            *(Text(printable(row[key] or "?")) for key in ("name", "corpus", "preset")), f"{row['step']:,}/{steps}",
             "-" if best is None else f"{best:.4f} at {row['best_step']:,}", row["status"],
         )  # fmt: skip
     print_table(table)

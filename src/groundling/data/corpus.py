@@ -26,10 +26,10 @@ from filelock import FileLock
 
 from groundling import storage
 from groundling.config import CorpusSettings
-from groundling.data.fingerprint import contents_of
-from groundling.data.progress import Meter, Notice, Progress, once, silent
-from groundling.data.sources import Document, Reading, Source, find_source, read_text
-from groundling.data.split import border
+from groundling.data.fingerprint import fingerprint_of
+from groundling.data.progress import Notice, Progress, ProgressMeter, once, silent
+from groundling.data.sources import Document, HashingSource, Source, find_source, read_text
+from groundling.data.split import split_point
 from groundling.data.tokenizers.base import Tokenizer, Unknown, UnknownText
 from groundling.data.tokenizers.train import fit_tokenizer
 from groundling.storage.safe_read import LARGEST_TOKENIZER
@@ -79,7 +79,7 @@ class Corpus:
     n_characters: int
 
     @property
-    def n_marks(self) -> int:
+    def n_eos(self) -> int:
         """Tokens that end a document, and stand for no text."""
         return 0 if self.tokenizer.end_of_text_id is None else self.n_documents
 
@@ -112,7 +112,7 @@ def prepare(
     notice = once(notice)  # the same text may be read several times
     for sentence in source.notices:
         notice(sentence)
-    fingerprint = fingerprint or contents_of(source, progress).fingerprint
+    fingerprint = fingerprint or fingerprint_of(source, progress).fingerprint
     if tokenizer is None:
         tokenizer = _tokenizer_of(source, fingerprint, settings, notice, progress)
     folder = _home(fingerprint, tokenizer, unknown)
@@ -121,7 +121,7 @@ def prepare(
         with FileLock(folder.with_suffix(".lock")):  # two runs may begin on the same new text at once
             if not _is_prepared(folder, lambda fault: notice(f"{fault} They are prepared anew from the text.")):
                 storage.remove_folder(folder)
-                storage.sweep(folder.parent, folder.name)
+                storage.remove_temporary(folder.parent, folder.name)
                 _tokenize(source, fingerprint, tokenizer, unknown, folder, notice, progress)
     return _open(folder, source.name, source.address, settings)
 
@@ -147,13 +147,13 @@ def _tokenizer_of(
     storage.make_folder(path.parent)
     with FileLock(path.with_suffix(".lock")):
         try:
-            return Tokenizer.of(storage.read_sealed(path, LARGEST_TOKENIZER), path)
+            return Tokenizer.of(storage.read_checksummed(path, LARGEST_TOKENIZER), path)
         except (FileNotFoundError, ValueError):
-            reading = Reading(source)
+            reading = HashingSource(source)
             tokenizer = fit_tokenizer(reading.source, settings, notice, progress)
             reading.check(fingerprint)
-            storage.sweep(path.parent, path.name)
-            storage.write_sealed(path, tokenizer.to_dict())
+            storage.remove_temporary(path.parent, path.name)
+            storage.write_checksummed(path, tokenizer.to_dict())
             return tokenizer
 
 
@@ -183,7 +183,7 @@ def _tokenize(
 ) -> None:  # fmt: skip
     """Write the folder described at the top of this file."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    meter, about, reading = Meter(progress, "tokenizing", source.size), dict[str, Any](), Reading(source)
+    meter, about, reading = ProgressMeter(progress, "tokenizing", source.size), dict[str, Any](), HashingSource(source)
     ends, places = list[int](), [(0, 0)]
     n_tokens = n_known = n_ends = n_characters = 0
 
@@ -194,7 +194,7 @@ def _tokenize(
             yield chunk
 
     # A character takes as many bytes as a token at most, or little more.
-    with storage.explained(folder, source.size * dtype.itemsize), storage.new_folder(folder, about) as temporary:
+    with storage.readable_errors(folder, source.size * dtype.itemsize), storage.new_folder(folder, about) as temporary:
         for document in reading.source.documents:
             try:
                 for ids in tokenizer.encode_chunks(read(document), unknown):
@@ -273,7 +273,7 @@ def _cut(folder: Path, whole: Tokens, tokenizer: Tokenizer, val_fraction: float)
     tokens, units = np.fromfile(folder / "places.bin", dtype=np.int64).reshape(-1, 2).T
     if not (_rises(ends, len(whole)) and _rises(tokens, len(whole)) and _rises(units)):
         raise ValueError(f"{folder} is damaged: its places are not those of its tokens.")
-    wanted = border(units[np.searchsorted(tokens, ends)], int(units[-1]), val_fraction)
+    wanted = split_point(units[np.searchsorted(tokens, ends)], int(units[-1]), val_fraction)
     before = int(np.searchsorted(units, wanted, side="right")) - 1
     cut, missing = int(tokens[before]), wanted - int(units[before])
     if missing == 0:

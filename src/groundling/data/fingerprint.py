@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from groundling.data.progress import Meter, Progress, silent
+from groundling.data.progress import Progress, ProgressMeter, silent
 from groundling.data.sources import Source, read_bytes
 
 MOST_DOCUMENTS = 1000
@@ -20,7 +20,7 @@ _NAMED = 3  # files of a kind of change that are named
 
 
 @dataclass(frozen=True)
-class Contents:
+class TextFingerprint:
     """`fingerprint` is the SHA-256 of the documents' bytes, whatever the files are called; `documents` are name, bytes
     and SHA-256 of the first thousand."""
 
@@ -28,9 +28,9 @@ class Contents:
     documents: tuple[dict[str, Any], ...]
 
 
-def contents_of(source: Source, progress: Progress = silent) -> Contents:
+def fingerprint_of(source: Source, progress: Progress = silent) -> TextFingerprint:
     """Read all of a text once. Raises OSError with a sentence where it cannot be read."""
-    meter, whole, documents = Meter(progress, "checking", source.size), hashlib.sha256(), list[dict[str, Any]]()
+    meter, whole, documents = ProgressMeter(progress, "checking", source.size), hashlib.sha256(), list[dict[str, Any]]()
     for document in source.documents:
         digest, size = hashlib.sha256(), 0
         for chunk in read_bytes(document):
@@ -42,7 +42,7 @@ def contents_of(source: Source, progress: Progress = silent) -> Contents:
             below = os.path.join(source.address, "")
             name = document.name.removeprefix(below) if len(source.documents) > 1 else source.name
             documents.append({"name": name[:4096], "bytes": size, "sha256": digest.hexdigest()})
-    return Contents(whole.hexdigest(), tuple(documents))
+    return TextFingerprint(whole.hexdigest(), tuple(documents))
 
 
 def difference(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
@@ -68,7 +68,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
-def parting(old: Iterable[bytes], new: Iterable[bytes]) -> tuple[int, int]:
+def first_difference_at(old: Iterable[bytes], new: Iterable[bytes]) -> tuple[int, int]:
     """Where two texts, each in chunks, part: the offset in bytes, and the line, counted from 1."""
     offset, line = 0, 1
     left, right = iter(filter(None, old)), iter(filter(None, new))

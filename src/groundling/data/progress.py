@@ -27,7 +27,7 @@ def once(notice: Notice) -> Notice:
     return tell
 
 
-class Meter:
+class ProgressMeter:
     """Counts bytes towards a progress display."""
 
     def __init__(self, progress: Progress, doing: str, total: int) -> None:

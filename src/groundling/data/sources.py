@@ -66,8 +66,11 @@ class Source:
         return sum(document.size for document in self.documents)
 
 
-def find_source(corpus: str | os.PathLike[str], glob: str | None = None) -> Source:
+def find_source(corpus: str | os.PathLike[str], glob: str | None = None, stored: bool = False) -> Source:
     """A name (`shakespeare`, `python-docs`), a file (`.gz` too), a folder, or `-` for standard input.
+
+    A file or folder goes before a name, unless that folder is a run. With `stored`, `corpus` is the address of a run's
+    text, where a name is always a name: it must mean the same in every working directory.
 
     Raises FileNotFoundError, PermissionError, ConnectionError or ValueError, each with a sentence for the user.
     """
@@ -75,12 +78,14 @@ def find_source(corpus: str | os.PathLike[str], glob: str | None = None) -> Sour
     if not name:
         raise ValueError("The name of the corpus is empty: give a file, a folder, or the name of a corpus.")
     path = Path(name).expanduser()
+    if name in _NAMED and (stored or not os.path.exists(path) or _is_run(path)):
+        if glob is not None:
+            raise ValueError(f"--glob chooses files of a folder, and {name} is not a folder.")
+        return _NAMED[name]()
     if os.path.isdir(path):  # pathlib's own raise OSError for a name that is too long
         return _folder(path.resolve(), glob)
     if glob is not None:
         raise ValueError(f"--glob chooses files of a folder, and {name} is not a folder.")
-    if name in _NAMED and not path.exists():
-        return _NAMED[name]()
     if name == "-":
         return _standard_input()
     if not os.path.exists(path):
@@ -91,6 +96,10 @@ def find_source(corpus: str | os.PathLike[str], glob: str | None = None) -> Sour
         raise ValueError(f"{name} is neither a file nor a folder.")
     path = path.resolve()
     return Source(path.name.removesuffix(".gz").rsplit(".", 1)[0] or path.name, str(path), (_file(path, name),))
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "checkpoints").is_dir()
 
 
 def _file(path: Path, name: str) -> Document:
@@ -215,7 +224,7 @@ def read_bytes(document: Document) -> Iterator[bytes]:
         raise OSError(f"{document.name} is damaged: it is not a whole gzip file.") from None
 
 
-class Reading:
+class HashingSource:
     """A source that is read through, and remembers what it read: whether that was what it is said to be."""
 
     def __init__(self, source: Source) -> None:
@@ -226,7 +235,7 @@ class Reading:
     def _listened(self, number: int, document: Document) -> Document:
         def opened() -> BinaryIO:
             self._digests[number] = hashlib.sha256()  # read a second time, the last time counts
-            return cast(BinaryIO, _Listened(document.open(), self._digests[number]))
+            return cast(BinaryIO, _HashingFile(document.open(), self._digests[number]))
 
         return dataclasses.replace(document, open=opened)
 
@@ -244,7 +253,7 @@ class Reading:
             )
 
 
-class _Listened:
+class _HashingFile:
     """A file of which every byte that is read goes into a digest as well."""
 
     def __init__(self, file: BinaryIO, digest: hashlib._Hash) -> None:
@@ -255,7 +264,7 @@ class _Listened:
         self._digest.update(chunk)
         return chunk
 
-    def __enter__(self) -> _Listened:
+    def __enter__(self) -> _HashingFile:
         return self
 
     def __exit__(self, *_: object) -> None:

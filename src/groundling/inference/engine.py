@@ -12,7 +12,7 @@ old keys under rotary ones would give the model what it never saw in training: k
 **Drafts.** If the model reads a token and some guesses of what follows it in one pass, it learns what it would have
 said after each. What it draws after a token is kept; while it is what was guessed, the draw after it is kept as well.
 Each draw takes one random number, in the order of the text, so that the text is the same as without drafts, greedy or
-sampled, as far as reading several tokens at once gives the same digits: all of them in `FewTokens`, and all but the
+sampled, as far as reading several tokens at once gives the same digits: all of them in `NumbaDecoder`, and all but the
 last ones in PyTorch. For guesses that are certain of themselves this is the acceptance rule of speculative sampling
 (Leviathan et al., "Fast inference from transformers via speculative decoding", 2023).
 """
@@ -29,13 +29,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from groundling.inference.ngram_drafter import Drafts
+from groundling.inference.ngram_drafter import NgramDrafter
 from groundling.inference.sampling import Sampler, Sampling, choose, log_probabilities
-from groundling.inference.speed_selector import Pace
+from groundling.inference.speed_selector import SpeedSelector
 from groundling.model.gpt import GPT
 
 if TYPE_CHECKING:  # it imports Numba, which may be missing
-    from groundling.inference.numba_decoder import FewTokens
+    from groundling.inference.numba_decoder import NumbaDecoder
 
 _CHUNK = 128  # tokens of a prompt that are read between two steps of the others
 _AHEAD = 64  # tokens read at once for the window after this one
@@ -67,7 +67,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedToken:
     """A token that was written in `slot`. `finish` says why it is the last one there, if it is.
 
     `logprob` is its log probability in nats, by the model itself (before temperature, penalties and limits), and `top`
@@ -112,14 +112,14 @@ class Engine:
     """
 
     def __init__(
-        self, model: GPT, slots: int = 1, drafts: Drafts | None = None, few_tokens: FewTokens | None = None
+        self, model: GPT, slots: int = 1, drafter: NgramDrafter | None = None, decoder: NumbaDecoder | None = None
     ) -> None:
         """`drafts` guess tokens ahead where few texts are written at once and it pays; they learn from the texts.
         `few_tokens` reads in place of the model where that is faster.
         """
         if slots < 1:
             raise ValueError(f"An engine needs at least 1 slot, and {slots} were asked for.")
-        self._model, self._drafts, self._pace, self._few_tokens = model.eval(), drafts, Pace(), few_tokens
+        self._model, self._drafter, self._selector, self._decoder = model.eval(), drafter, SpeedSelector(), decoder
         N = model.config.block_size
         self._block_size, self._stride = N, N - N // 2
         self._cache = model.new_cache(slots)
@@ -138,8 +138,8 @@ class Engine:
         if not 0 <= min(request.prompt) <= max(request.prompt) < self._model.vocab_size:
             raise ValueError(f"Token ids must lie in [0, {self._model.vocab_size}).")
         row = _Row(self._free.pop(0), request, self._model)
-        if self._drafts:
-            self._drafts.show(row.tokens)
+        if self._drafter:
+            self._drafter.show(row.tokens)
         self._rows.append(row)
         return row.slot
 
@@ -158,7 +158,7 @@ class Engine:
         self._free.append(slot)
 
     @torch.inference_mode()
-    def step(self) -> list[Written]:
+    def step(self) -> list[GeneratedToken]:
         """Write one token, or several where drafts were right, of each text whose prompt is read.
 
         Of the prompts that are not, one is read on by a piece, so that long ones do not hold up the other texts.
@@ -196,15 +196,15 @@ class Engine:
             self._ahead.lengths[i] = 0
             row.start += self._stride
 
-    def _decode(self) -> list[Written]:
+    def _decode(self) -> list[GeneratedToken]:
         """Read the newest token of each row that is ready, with the drafts after it, and choose what comes next."""
         began = time.perf_counter()
         rows, lengths = self._rows, self._cache.lengths
         room = self._block_size - 1 - int(lengths[: len(rows)].max())
-        most = self._few_tokens.most if self._few_tokens else _MOST
+        most = self._decoder.most if self._decoder else _MOST
         room = min(room, _DRAFTED, most // len(rows) - 1)
-        may_draft = self._drafts is not None and room > 0
-        drafted = may_draft and self._pace.takes(len(rows))
+        may_draft = self._drafter is not None and room > 0
+        drafted = may_draft and self._selector.takes(len(rows))
         drafts = [self._draft(row, room) if drafted and row.ready else [] for row in rows]
         going_on = [i for i, row in enumerate(rows) if row.ready]
         logits = self._read([[rows[i].tokens[-1], *drafts[i]] if rows[i].ready else [] for i in range(len(rows))])
@@ -222,17 +222,17 @@ class Engine:
                 break
             going_on = right
         if may_draft:
-            self._pace.record(len(rows), drafted, (time.perf_counter() - began) / len(written))
+            self._selector.record(len(rows), drafted, (time.perf_counter() - began) / len(written))
         return written
 
     def _read(self, tokens: list[list[int]]) -> Sequence[npt.NDArray[np.float32]]:
         """Read these tokens of each row; logits after each of them, by row. The lengths of the cache stay."""
         counts = list(map(len, tokens))
-        if self._few_tokens and sum(counts) <= self._few_tokens.most:
+        if self._decoder and sum(counts) <= self._decoder.most:
             lengths = self._cache.lengths.tolist()
             rows = [i for i, count in enumerate(counts) for _ in range(count)]
             positions = [lengths[i] + t for i, count in enumerate(counts) for t in range(count)]
-            logits = self._few_tokens.read([token for row in tokens for token in row], rows, positions, self._cache)
+            logits = self._decoder.read([token for row in tokens for token in row], rows, positions, self._cache)
             ends = list(itertools.accumulate(counts))
             return [logits[end - count : end] for count, end in zip(counts, ends, strict=True)]
         cache = self._cache[: len(tokens)]
@@ -243,38 +243,38 @@ class Engine:
         return list(read)
 
     def _draft(self, row: _Row, room: int) -> list[int]:
-        assert self._drafts is not None
-        return self._drafts.draft(row.tokens, min(room, row.left - 1))
+        assert self._drafter is not None
+        return self._drafter.draft(row.tokens, min(room, row.left - 1))
 
-    def _append(self, row: _Row, token: int, logits: npt.NDArray[np.float32]) -> Written:
+    def _append(self, row: _Row, token: int, logits: npt.NDArray[np.float32]) -> GeneratedToken:
         row.tokens.append(token)
         row.read += 1
         row.left -= 1
-        if self._drafts:
-            self._drafts.add(row.tokens[-16:])
+        if self._drafter:
+            self._drafter.add(row.tokens[-16:])
         finish: Literal["", "length", "end"] = "" if row.left else "length"
         if token == row.request.end_id:
             finish = "end"
         if row.request.logprobs is None:
-            return Written(row.slot, token, finish)
-        return Written(row.slot, token, finish, *_judged(token, logits, row.request.logprobs))
+            return GeneratedToken(row.slot, token, finish)
+        return GeneratedToken(row.slot, token, finish, *_judged(token, logits, row.request.logprobs))
 
     def _tensor(self, tokens: list[list[int]]) -> torch.Tensor:
         return torch.tensor(tokens, device=self._model.device)
 
 
 @torch.inference_mode()
-def read(model: GPT, tokens: Sequence[int], logprobs: int = 0) -> list[Written]:
+def read(model: GPT, tokens: Sequence[int], logprobs: int = 0) -> list[GeneratedToken]:
     """The tokens of a given text as if they had been written: each with its log probability, in the window in which the
     engine reads a text, and the `logprobs` likeliest tokens there. Nothing comes before the first, which has neither.
     """
-    told, size = [Written(0, tokens[0])], model.eval().config.block_size
+    told, size = [GeneratedToken(0, tokens[0])], model.eval().config.block_size
     while (n := len(told)) < len(tokens):
         start = window_start(n - 1, size)
         window = tokens[start : start + size]
         logits = model(torch.tensor([window], device=model.device))[0, n - 1 - start :].float().cpu().numpy()
         for token, row in zip(tokens[n : start + size + 1], logits, strict=False):  # after the last one nothing comes
-            told.append(Written(0, token, "", *_judged(token, row, logprobs)))
+            told.append(GeneratedToken(0, token, "", *_judged(token, row, logprobs)))
     return told
 
 
@@ -290,13 +290,13 @@ def generate(
     prompt: Sequence[int],
     max_new_tokens: int,
     sampling: Sampling,
-    drafts: Drafts | None = None,
-    few_tokens: FewTokens | None = None,
+    drafter: NgramDrafter | None = None,
+    decoder: NumbaDecoder | None = None,
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` token ids that continue `prompt` (at least one id)."""
     if max_new_tokens < 1:
         return
-    engine = Engine(model, drafts=drafts, few_tokens=few_tokens)
+    engine = Engine(model, drafter=drafter, decoder=decoder)
     engine.add(Request(prompt, max_new_tokens, sampling))
     while engine.free_slots == 0:
         for written in engine.step():

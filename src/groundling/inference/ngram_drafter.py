@@ -1,4 +1,4 @@
-"""Drafts: tokens that will probably come next, from what followed the same few tokens before.
+"""NgramDrafter: tokens that will probably come next, from what followed the same few tokens before.
 
 The model reads a draft in one pass and keeps what it would have written itself, so a draft changes the speed and
 never the text (see engine.py). It costs a look-up: Saxena, "Prompt lookup decoding", 2023.
@@ -18,7 +18,7 @@ _PLACES, _MARK = 20, 14  # bits of the hash: the place in a table, and what is c
 _TOKEN = 32 - _MARK  # bits of an entry that hold the token, plus 1; the others hold the mark
 
 
-class Drafts:
+class NgramDrafter:
     """What followed each few tokens the last time, in all texts that were shown to it.
 
     Tables of a fixed size, 25 MB in all, are addressed by a hash of the tokens; a newer entry takes the place of an

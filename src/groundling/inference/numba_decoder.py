@@ -20,7 +20,7 @@ import torch.nn as nn
 
 from groundling.inference.numba_kernels import forward
 from groundling.inference.precision import Precision, in_int8
-from groundling.inference.speed_selector import Pace
+from groundling.inference.speed_selector import SpeedSelector
 from groundling.model.gpt import GPT, RoPE, SelfAttention
 from groundling.model.kv_cache import KVCache
 
@@ -50,7 +50,7 @@ class _Weights(NamedTuple):
     head: _Matrices  # of one layer
 
 
-class FewTokens:
+class NumbaDecoder:
     """Reads few tokens as `GPT.forward` does with a cache, on a CPU. Needs Numba, the extra `fast`.
 
     What it computes for a token does not depend, to the bit, on those that it reads beside it, nor on the number of
@@ -82,7 +82,7 @@ class FewTokens:
         # products, next to nothing. By size and not by a stopwatch: the text would depend on it, in its last digits.
         self.most = min(16, max(1, 86_000_000 // (sum(p.numel() for p in model.h.parameters()) + head.weight.numel())))
         """Tokens at once up to which this is the faster way."""
-        self._pace, self._threads, ours = Pace(), 1, torch.get_num_threads()
+        self._selector, self._threads, ours = SpeedSelector(), 1, torch.get_num_threads()
         self.read([0], [0], [0], model.new_cache(1, capacity=1))  # compiles, where that is new to this machine
         self._threads = _most_threads()
         torch.set_num_threads(ours)  # OpenMP has one number for both, and Numba has set it to all cores
@@ -90,7 +90,7 @@ class FewTokens:
     def read(self, tokens: Sequence[int], rows: Sequence[int], positions: Sequence[int], cache: KVCache) -> _F32:
         """Read the tokens into the cache, those of a row in their order; logits (n, V). Lengths stay as they are."""
         threads, began = min(self._threads, torch.get_num_threads()), time.perf_counter()
-        spread = threads > 1 and self._pace.takes(len(tokens))
+        spread = threads > 1 and self._selector.takes(len(tokens))
         if spread:
             numba.set_num_threads(threads)
         logits: _F32 = forward(
@@ -98,7 +98,7 @@ class FewTokens:
             cache.keys.numpy(), cache.values.numpy(), threads if spread else 1,
         )  # fmt: skip
         if threads > 1:
-            self._pace.record(len(tokens), spread, time.perf_counter() - began)
+            self._selector.record(len(tokens), spread, time.perf_counter() - began)
         return logits
 
 

@@ -197,7 +197,7 @@ def _activated(weight, scale, bias, x, is_gated, hidden, y, begin, end):  # type
 def forward(tokens, rows, positions, w, n_head, n_kv, is_rms, is_gated, keys, values, threads):  # type: ignore[no-untyped-def]
     """Logits (n, V) of tokens (n,) that stand in these rows of the cache, `keys` and `values`, at these positions.
 
-    `w` are the weights of `compiled.FewTokens`. The figures are the same, to the bit, for any number of threads.
+    `w` are the weights of `compiled.NumbaDecoder`. The figures are the same, to the bit, for any number of threads.
     """
     n, C, hd = len(tokens), w.wte.shape[1], keys.shape[4]
     x, normed, added = np.empty((n, C), _f32), np.empty((n, C), _f32), np.empty((n, C), _f32)

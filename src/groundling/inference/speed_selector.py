@@ -11,7 +11,7 @@ _TRIES = 4  # steps in a row, since what has rested is slow at first
 _HOPELESS = 4.0  # times as slow: one try is enough
 
 
-class Pace:
+class SpeedSelector:
     """Whether something pays, here and now: seconds with it and without, both measured where they are spent.
 
     For what changes nothing but the speed, which depends on the machine and on what else it does meanwhile.

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 from groundling.data.tokenizers.base import Tokenizer
 from groundling.inference.engine import Engine, Request, window_start
-from groundling.inference.ngram_drafter import Drafts
+from groundling.inference.ngram_drafter import NgramDrafter
 from groundling.inference.sampling import Sampling
 from groundling.model.gpt import GPT
 
 if TYPE_CHECKING:  # it imports Numba, which may be missing
-    from groundling.inference.numba_decoder import FewTokens
+    from groundling.inference.numba_decoder import NumbaDecoder
 
 
 class PromptTruncated(UserWarning):
     """The prompt is longer than the context, and only its newest part is read."""
 
 
-class Writer:
+class StreamDecoder:
     """Turns the tokens of one text into pieces of it that will not change any more.
 
     A character that is spread over several tokens is shown when its last one has come, and not if that never comes.
@@ -69,8 +69,8 @@ def stream(
     max_new_tokens: int,
     sampling: Sampling,
     stop: str | Sequence[str] = (),
-    drafts: Drafts | None = None,
-    few_tokens: FewTokens | None = None,
+    drafter: NgramDrafter | None = None,
+    decoder: NumbaDecoder | None = None,
 ) -> Iterator[str]:
     """Yield the continuation of `prompt` as text, piece by piece: see `Writer`.
 
@@ -84,15 +84,15 @@ def stream(
             f"the newest {len(prompt) - start} are read.",
             PromptTruncated, stacklevel=3,
         )  # fmt: skip
-    writer = Writer(tokenizer, [stop] if isinstance(stop, str) else stop)
+    writer = StreamDecoder(tokenizer, [stop] if isinstance(stop, str) else stop)
     if max_new_tokens < 1:
         return iter(())
-    engine = Engine(model, drafts=drafts, few_tokens=few_tokens)
+    engine = Engine(model, drafter=drafter, decoder=decoder)
     engine.add(Request(prompt, max_new_tokens, sampling, tokenizer.end_of_text_id))
     return _pieces(engine, writer)
 
 
-def _pieces(engine: Engine, writer: Writer) -> Iterator[str]:
+def _pieces(engine: Engine, writer: StreamDecoder) -> Iterator[str]:
     while engine.free_slots == 0 and not writer.stopped:
         for written in engine.step():
             if piece := writer.push(written.token):
@@ -101,7 +101,7 @@ def _pieces(engine: Engine, writer: Writer) -> Iterator[str]:
         yield piece
 
 
-def beginning(tokenizer: Tokenizer, n_documents: int = 2) -> list[int]:
+def start_ids(tokenizer: Tokenizer, n_documents: int = 2) -> list[int]:
     """What to begin with where there is no prompt: the end of the document before, else a line break, else token 0.
 
     A model of a single document (`n_documents` 1) has never seen how one ends.

@@ -15,7 +15,7 @@ from groundling.data.corpus import Tokens
 from groundling.evaluation.score import score
 from groundling.interchange import gguf, huggingface, onnx
 from groundling.interchange.model_card import card
-from groundling.interchange.parity import Engine, material, prove
+from groundling.interchange.parity import ExternalEngine, check_parity, parity_inputs
 from groundling.interchange.weight_names import family_of
 from groundling.model.gpt import GPT
 from groundling.model.weights_file import load_weights
@@ -67,13 +67,13 @@ def export(
         "run": run.name, "step": run.step, "parameters": sum(p.numel() for p in model.parameters()),
         **({"average": averaged} if averaged else {}),
     }  # fmt: skip
-    storage.sweep(folder.parent, folder.name)
+    storage.remove_temporary(folder.parent, folder.name)
     with storage.new_folder(folder, facts) as temporary:
         notice(f"writing {to}")
         engine = _written(to, temporary, model, run, quantize)
         notice(f"comparing with {engine.name}")
-        proof = prove(
-            model, run.tokenizer, engine, material(model, run.tokenizer, validation), rounded=quantize is not None
+        proof = check_parity(
+            model, run.tokenizer, engine, parity_inputs(model, run.tokenizer, validation), rounded=quantize is not None
         )
         del engine  # Windows renames no folder with an open file
         storage.write_file(temporary / "README.md", card(run, model, to, quantize, averaged, proof))
@@ -84,7 +84,7 @@ def export(
     }  # fmt: skip
 
 
-def _written(to: Target, folder: Path, model: GPT, run: Run, quantize: str | None) -> Engine:
+def _written(to: Target, folder: Path, model: GPT, run: Run, quantize: str | None) -> ExternalEngine:
     if to == "huggingface":
         huggingface.write(folder, model, run.tokenizer, quantize)
         return huggingface.Transformers(folder)
@@ -114,6 +114,12 @@ def _model(run: Run, average: int, validation: Tokens | None) -> tuple[GPT, dict
             raise ValueError(
                 f"--average {average}: the run {run.name} keeps {len(paths)} checkpoint(s); --keep-checkpoints says "
                 "how many a training run leaves."
+            )
+        kinds = {(read_state(path).stage, Run(run.folder, path).record.corpus.fingerprint) for path in paths}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"--average {average}: the newest {average} checkpoints of the run {run.name} are of different "
+                "generations or texts, and their mean would be no model. Use a smaller --average."
             )
         if validation is None:
             raise ValueError("--average needs the run's text, to measure whether the mean is any better.")

@@ -18,7 +18,7 @@ from groundling import storage
 from groundling.data.tokenizers.base import BYTE_LETTERS, END_OF_TEXT, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
 from groundling.interchange import gguf_eos
-from groundling.interchange.weight_names import Family, Names, family_of, inward, outward
+from groundling.interchange.weight_names import Family, Names, family_of, from_external, to_external
 from groundling.model.gpt import GPT
 
 ROUNDED = ("f16", "q8_0", "q5_0", "q4_0")
@@ -75,7 +75,7 @@ def library() -> Any:
 def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) -> None:
     """Write model.gguf, its weights in float32 or as `quantize` says, and an Ollama Modelfile."""
     gguf, settings, family = library(), model.config, family_of(model.config)
-    tensors = {name: tensor.numpy() for name, tensor in outward(model, _NAMES[family]).items()}
+    tensors = {name: tensor.numpy() for name, tensor in to_external(model, _NAMES[family]).items()}
     width, epsilon, end = settings.n_embd, _EPSILON[family], tokenizer.end_of_text_id
     ends = end is not None
     if not ends:
@@ -267,7 +267,9 @@ class ReadBack:
             if model.config.tie_head:
                 del tensors["output.weight"]
         self._model = GPT(model.config, model.vocab_size).eval()
-        inward(self._model, _NAMES[family_of(model.config)], {n: torch.from_numpy(a) for n, a in tensors.items()})
+        from_external(
+            self._model, _NAMES[family_of(model.config)], {n: torch.from_numpy(a) for n, a in tensors.items()}
+        )
 
     def logits(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():

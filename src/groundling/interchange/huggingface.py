@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from groundling import storage
 from groundling.config import ModelSettings
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
-from groundling.interchange.weight_names import Family, Names, family_of, outward
+from groundling.interchange.weight_names import Family, Names, family_of, to_external
 from groundling.model.gpt import GPT
 
 ROUNDED = {"f16": torch.float16, "bf16": torch.bfloat16}
@@ -45,6 +45,8 @@ NAMES: dict[Family, Names] = {
     ),
 }
 ARCHITECTURES: dict[Family, str] = {"gpt2": "GPT2LMHeadModel", "modern": "Qwen3ForCausalLM"}
+MODEL_TYPES: dict[str, Family] = {"gpt2": "gpt2", "qwen3": "modern"}
+"""What a config.json without `architectures` says."""
 
 
 def turned(tensors: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
@@ -60,7 +62,7 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
     """Write the model and its tokenizer into `folder`, its weights in float32 or as `quantize` says."""
     family = family_of(model.config)
     dtype = ROUNDED[quantize] if quantize else torch.float32
-    tensors = turned(outward(model, NAMES[family]), family)
+    tensors = turned(to_external(model, NAMES[family]), family)
     # What format the tensors are of is asked by older versions of the library.
     save_file({n: t.to(dtype) for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     end = tokenizer.end_of_text_id

@@ -17,8 +17,8 @@ from groundling import __version__, storage
 from groundling.config import PRESETS, Config
 from groundling.data.tokenizers.base import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
-from groundling.interchange.huggingface import ARCHITECTURES, NAMES, turned
-from groundling.interchange.weight_names import Family, inward
+from groundling.interchange.huggingface import ARCHITECTURES, MODEL_TYPES, NAMES, turned
+from groundling.interchange.weight_names import Family, from_external
 from groundling.machine import choose, versions
 from groundling.model.gpt import GPT
 from groundling.model.weights_file import check_memory
@@ -96,7 +96,8 @@ def _settings(theirs: Any, source: Path, block_size: int | None) -> tuple[Family
     if not isinstance(theirs, dict):
         raise ValueError(f"{source / 'config.json'} does not describe a model.")
     found = theirs.get("architectures") or [theirs.get("model_type")]
-    family = next((ours for ours, name in ARCHITECTURES.items() if name in found), None)
+    names = {name: ours for ours, name in ARCHITECTURES.items()} | MODEL_TYPES
+    family = next((names[name] for name in found if name in names), None)
     if family is None:
         raise ValueError(
             f"{source} holds a model of the kind {', '.join(map(str, found))}; those that can be imported are "
@@ -178,6 +179,9 @@ def _read(source: Path, family: Family) -> dict[str, torch.Tensor]:
                 tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read: {error}.") from None
+    spoiled = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if spoiled is not None:
+        raise ValueError(f"{source}: its weights {spoiled} hold NaN or infinity. Download the model again.")
     if family == "gpt2":
         # OpenAI's own files leave the first word out, and have masks that are no weights.
         tensors = {
@@ -212,13 +216,15 @@ def _new_run(
     check_memory(config.model, tokenizer.vocab_size)
     filled = GPT(config.model, tokenizer.vocab_size)
     with torch.no_grad():
-        inward(filled, NAMES[family], tensors)
+        from_external(filled, NAMES[family], tensors)
     run = Run(folder)
-    if folder.exists():
+    if folder.exists() and run.checkpoints.steps():
         raise FileExistsError(f"The run {run.reference} exists already; choose another --name.")
     with ExitStack() as stack:
-        folder.mkdir(parents=True)
+        storage.make_folder(folder)  # one that is there without a checkpoint is what an interrupted import left
         lock(folder, stack)
+        if run.exists and not run.record.imported:
+            raise FileExistsError(f"The run {run.reference} exists already; choose another --name.")
         tokenizer.save(folder / "tokenizer.json")
         record = RunRecord(
             format=FORMAT,

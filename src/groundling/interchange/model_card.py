@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from groundling import __version__
-from groundling.interchange.parity import Proof
+from groundling.interchange.parity import ParityReport
 from groundling.model.gpt import GPT
 from groundling.reporting.console import duration
 from groundling.run.run import Run
@@ -38,7 +38,9 @@ The graph has no cache of keys and values: each call reads all its tokens.""",
 }
 
 
-def card(run: Run, model: GPT, to: str, quantize: str | None, average: dict[str, Any] | None, proof: Proof) -> str:
+def card(
+    run: Run, model: GPT, to: str, quantize: str | None, average: dict[str, Any] | None, proof: ParityReport
+) -> str:
     """README.md of an export, in Markdown with the fields that model hubs read."""
     library = {"huggingface": "transformers", "gguf": "gguf", "onnx": "onnx"}[to]
     lines = [

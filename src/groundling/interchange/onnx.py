@@ -46,11 +46,14 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
     # Beyond 2 GB a single file is not allowed.
     program.save(folder / FILE, external_data=4 * sum(p.numel() for p in model.parameters()) > 1.9e9)
     if quantize:
+        before = logging.root.manager.disable
         logging.disable(logging.WARNING)  # its advice is for other networks than this
-        quantization.quantize_dynamic(
-            onnx.load(folder / FILE), folder / FILE, weight_type=quantization.QuantType.QInt8, per_channel=True
-        )
-        logging.disable(logging.NOTSET)
+        try:
+            quantization.quantize_dynamic(
+                onnx.load(folder / FILE), folder / FILE, weight_type=quantization.QuantType.QInt8, per_channel=True
+            )
+        finally:
+            logging.disable(before)
     storage.write_json(folder / "tokenizer.json", tokenizer.to_huggingface())
 
 

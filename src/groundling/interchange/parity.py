@@ -32,7 +32,7 @@ class Mismatch(ValueError):
     """The other engine computes something else."""
 
 
-class Engine(Protocol):
+class ExternalEngine(Protocol):
     """What an engine that has opened an export can be asked. Shapes: T time, V vocabulary."""
 
     name: str
@@ -50,7 +50,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Material:
+class ParityInputs:
     """What both engines are asked about."""
 
     windows: npt.NDArray[np.int64]  # (n, T + 1)
@@ -59,7 +59,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Proof:
+class ParityReport:
     """What was compared, and how far apart it was. Losses are in nats a token, differences of logits in nats too."""
 
     engine: str
@@ -91,20 +91,22 @@ class Proof:
         return said
 
 
-def material(model: GPT, tokenizer: Tokenizer, validation: Tokens | None) -> Material:
+def parity_inputs(model: GPT, tokenizer: Tokenizer, validation: Tokens | None) -> ParityInputs:
     """Windows of the validation part, evenly spread; random tokens where the text is not here any more."""
     T = min(model.config.block_size, _LONGEST_WINDOW)
     if validation is None or len(validation) < 8:
         rng = np.random.default_rng(0)
-        return Material(rng.integers(model.vocab_size, size=(_WINDOWS, T + 1)), "", "random tokens")
+        return ParityInputs(rng.integers(model.vocab_size, size=(_WINDOWS, T + 1)), "", "random tokens")
     T = min(T, len(validation) - 1)
     starts = np.unique(np.linspace(0, len(validation) - T - 1, _WINDOWS).astype(np.int64))
     text = tokenizer.decode(validation.read(0, min(len(validation), _ENCODED)))
-    return Material(validation.windows(starts, T + 1), text.replace(END_OF_TEXT, ""), "the validation text")
+    return ParityInputs(validation.windows(starts, T + 1), text.replace(END_OF_TEXT, ""), "the validation text")
 
 
 @torch.inference_mode()
-def prove(model: GPT, tokenizer: Tokenizer, engine: Engine, about: Material, *, rounded: bool) -> Proof:
+def check_parity(
+    model: GPT, tokenizer: Tokenizer, engine: ExternalEngine, about: ParityInputs, *, rounded: bool
+) -> ParityReport:
     """Compare `model` with `engine`. Raises Mismatch, in a sentence, beyond the tolerance."""
     difference, losses = 0.0, np.zeros(2)
     for window in about.windows:
@@ -121,7 +123,7 @@ def prove(model: GPT, tokenizer: Tokenizer, engine: Engine, about: Material, *, 
     own = list(generate(model, prompt, n, Sampling(temperature=0)))
     same = _agreeing(model, prompt, own, engine.greedy(prompt, n), 2 * engine.tolerance)
     ids = engine.encode(about.text) if about.text else None
-    proof = Proof(
+    proof = ParityReport(
         engine.name, about.source, len(about.windows), about.windows[:, :-1].size, difference,
         None if rounded else engine.tolerance, float(losses[0]), float(losses[1]), n, same, tokenizer.decode(own),
         None if ids is None else len(ids),
@@ -130,7 +132,7 @@ def prove(model: GPT, tokenizer: Tokenizer, engine: Engine, about: Material, *, 
     return proof
 
 
-def _judge(proof: Proof, ids: list[int] | None, text: str, tokenizer: Tokenizer) -> None:
+def _judge(proof: ParityReport, ids: list[int] | None, text: str, tokenizer: Tokenizer) -> None:
     wrong = ""
     if not math.isfinite(proof.largest_difference):
         wrong = "its logits are not finite"

@@ -48,7 +48,7 @@ def family_of(model: ModelSettings) -> Family:
     )
 
 
-def outward(model: GPT, names: Names) -> dict[str, torch.Tensor]:
+def to_external(model: GPT, names: Names) -> dict[str, torch.Tensor]:
     """All tensors of `model`, under their names and apart where they keep them apart."""
     return {
         name: part.contiguous()
@@ -57,7 +57,7 @@ def outward(model: GPT, names: Names) -> dict[str, torch.Tensor]:
     }
 
 
-def inward(model: GPT, names: Names, tensors: Mapping[str, torch.Tensor]) -> None:
+def from_external(model: GPT, names: Names, tensors: Mapping[str, torch.Tensor]) -> None:
     """Fill `model` from their tensors. Raises ValueError, with their names, for one that is missing, left over or of
     another shape."""
     own = model.state_dict()

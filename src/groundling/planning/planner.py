@@ -43,7 +43,7 @@ _OUTSIDE = 8.0  # seconds of a run that are no steps: imports, reading the text,
 
 
 @dataclass(frozen=True)
-class Choice:
+class SizeChoice:
     """What is best from a training cost of `flops` floating-point operations on."""
 
     flops: float
@@ -57,11 +57,11 @@ class Choice:
 # The first two were measured to be best on a text of a million tokens, and the third to be as good as they are at 3e14
 # and better than the fourth at 1.5e15. From which cost on those after it pay is an extrapolation.
 _CHOICES = (
-    Choice(0, 6, 2, 128, 8, 0.02),
-    Choice(1.5e13, 6, 2, 128, 16, 0.02),
-    Choice(2e14, 6, 3, 192, 16, 0.02),
-    Choice(2.5e15, 6, 4, 256, 16, 0.015),
-    Choice(1e16, 6, 6, 384, 16, 0.015),
+    SizeChoice(0, 6, 2, 128, 8, 0.02),
+    SizeChoice(1.5e13, 6, 2, 128, 16, 0.02),
+    SizeChoice(2e14, 6, 3, 192, 16, 0.02),
+    SizeChoice(2.5e15, 6, 4, 256, 16, 0.015),
+    SizeChoice(1e16, 6, 6, 384, 16, 0.015),
 )
 _PARAMETERS_PER_TOKEN = 5.0  # of training text, at most: beyond it nothing was tried
 # Training cost without the output head's, and the loss that it bought as a share of what counting n-grams reaches on as

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from groundling.analysis.diagnosis import standing
-from groundling.escape import visible
+from groundling.escape import printable
 from groundling.training.events import (
     Checked,
     Evaluation,
@@ -68,7 +68,7 @@ class Console:
             case Preparing():
                 self._preparing(event)
             case Notice():
-                self.out.print(f"[yellow]note:[/] {escape(visible(event.sentence))}")
+                self.out.print(f"[yellow]note:[/] {escape(printable(event.sentence))}")
             case Planned():
                 self._planned(event)
             case Started():
@@ -150,7 +150,7 @@ class Console:
         self.out.print(table)
         corpus, machine = event.corpus, event.machine
         self.out.print(
-            f"corpus  {escape(visible(corpus['name']))}: {corpus['characters']:,} characters, vocabulary of "
+            f"corpus  {escape(printable(corpus['name']))}: {corpus['characters']:,} characters, vocabulary of "
             f"{corpus['vocab_size']:,}; {corpus['training_tokens']:,} tokens to train on, "
             f"{corpus['validation_tokens']:,} to validate"
         )
@@ -248,4 +248,4 @@ def duration(seconds: float) -> str:
 
 
 def _indent(text: str) -> str:
-    return "\n".join("    " + line for line in visible(text).strip("\n").split("\n"))
+    return "\n".join("    " + line for line in printable(text).strip("\n").split("\n"))

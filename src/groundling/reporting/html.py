@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from groundling.escape import visible
+from groundling.escape import printable
 
 
 def render(template: str, script: str = "", **values: Any) -> str:
@@ -34,7 +34,7 @@ def _environment() -> Any:
     environment.filters |= {
         "thousands": "{:,}".format,
         "percent": lambda share: f"{100 * share:.1f} %",
-        "visible": visible,
+        "visible": printable,
     }
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment

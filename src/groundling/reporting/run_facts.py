@@ -14,7 +14,7 @@ from groundling.analysis.diagnosis import Finding, diagnose, standing, verdict
 from groundling.analysis.history import History
 from groundling.analysis.memorization import COPIED, TrainingText, parts
 from groundling.config import GROUPS, Config, flag
-from groundling.escape import visible
+from groundling.escape import printable
 from groundling.reporting.charts import Chart, Curve, Line, drawn
 from groundling.reporting.console import duration
 from groundling.reporting.plot import smooth
@@ -206,8 +206,8 @@ class Facts:
         pieces, number = [], 0
         for piece, span in parts(sample["text"], [slice(*span) for span in copy["spans"]]):
             number += span is not None
-            pieces.append([visible(piece), 1 + number % 2 if span else 0])
-        return {"step": step, "said": said, "prompt": visible(sample["prompt"].lstrip("\n")), "pieces": pieces}
+            pieces.append([printable(piece), 1 + number % 2 if span else 0])
+        return {"step": step, "said": said, "prompt": printable(sample["prompt"].lstrip("\n")), "pieces": pieces}
 
     @property
     def unsearched(self) -> bool:

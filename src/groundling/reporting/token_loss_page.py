@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from groundling.escape import visible
+from groundling.escape import printable
 from groundling.evaluation.score import Score
 from groundling.evaluation.token_losses import TokenLoss
 from groundling.reporting.html import render
@@ -58,4 +58,4 @@ def _units(losses: Sequence[TokenLoss]) -> list[tuple[str, float, int, list[list
 
 
 def _visible_text(text: str) -> str:
-    return visible(text).replace("\n", "↵").replace("\t", "→").replace(" ", "␣")
+    return printable(text).replace("\n", "↵").replace("\t", "→").replace(" ", "␣")

@@ -79,8 +79,8 @@ def _figures(text: Corpus, n_embd: int) -> dict[str, Any]:
     whole = dataclasses.replace(text.train, stop=text.validation.stop)
     return _embedding(vocab_size, n_embd) | {
         "tokens": len(whole),
-        "characters_per_token": text.n_characters / (len(whole) - text.n_marks),
-        "bigrams_possible": (vocab_size - bool(text.n_marks)) ** 2,
+        "characters_per_token": text.n_characters / (len(whole) - text.n_eos),
+        "bigrams_possible": (vocab_size - bool(text.n_eos)) ** 2,
         "bigrams_present": bigrams(whole, vocab_size, text.tokenizer.end_of_text_id),
     }
 

@@ -13,7 +13,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from groundling import storage
-from groundling.escape import visible
+from groundling.escape import printable
 
 LOCK = ".lock"
 """The file that the training process holds."""
@@ -41,7 +41,11 @@ def _description(holder: Path) -> str:
     for _ in range(20):  # it may have got the lock a moment ago
         with suppress(OSError, ValueError, KeyError, TypeError):
             value = storage.read_json(holder)
-            pid, host, since = int(value["pid"]), visible(str(value["host"])), visible(str(value["since"]))
+            pid, host, since = (
+                int(value["pid"]),
+                printable(str(value["host"])),
+                printable(str(value["since"])),
+            )
             if host != platform.node() or psutil.pid_exists(pid):
                 return f" (pid {pid} on {host}, since {since.replace('T', ' ')})"
         time.sleep(0.05)

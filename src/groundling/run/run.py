@@ -20,19 +20,16 @@ from groundling.data.tokenizers.base import Unknown
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.score import score
 from groundling.evaluation.token_losses import TokenLoss, token_losses
-from groundling.inference.model_variants import Ready
+from groundling.inference.model_variants import ModelVariants
 from groundling.inference.precision import Precision
 from groundling.inference.sampling import Sampling
-from groundling.inference.stream import beginning, stream
+from groundling.inference.stream import start_ids, stream
 from groundling.reporting.plot import plot_curves
 from groundling.reporting.run_facts import Facts
 from groundling.reporting.run_page import run_page
 from groundling.reporting.token_loss_page import loss_page
 from groundling.run.folder import RunFolder
 from groundling.run.run_text import RunText
-
-LONG = 1000
-"""Tokens: a shorter text is written before what makes it faster is made."""
 
 
 class Run(RunFolder):
@@ -77,13 +74,13 @@ class Run(RunFolder):
         if max_new_tokens < 0:
             raise ValueError(f"--max-new-tokens must be 0 or more, and it is {max_new_tokens}.")
         ids = self.prompt_ids(prompt, unknown)
-        few_tokens = self.ready.few_tokens(precision, make=max_new_tokens >= LONG)
-        model, drafts = self.ready.model(precision), self.ready.drafts if few_tokens else None
-        return stream(model, self.tokenizer, ids, max_new_tokens, sampling, stop, drafts, few_tokens)
+        decoder = self.variants.decoder(precision)
+        model, drafter = self.variants.model(precision), self.variants.drafter if decoder else None
+        return stream(model, self.tokenizer, ids, max_new_tokens, sampling, stop, drafter, decoder)
 
     def prompt_ids(self, prompt: str = "", unknown: Unknown = "error") -> list[int]:
         """The tokens of `prompt`; those that a document begins with if it is empty. At least one."""
-        return self.tokenizer.encode(prompt, unknown) or beginning(self.tokenizer, self.record.corpus.documents)
+        return self.tokenizer.encode(prompt, unknown) or start_ids(self.tokenizer, self.record.corpus.documents)
 
     @property
     def text(self) -> RunText:
@@ -96,9 +93,9 @@ class Run(RunFolder):
         return RunText(self.reference, self.record.corpus, self.config, self.tokenizer)
 
     @cached_property
-    def ready(self) -> Ready:
+    def variants(self) -> ModelVariants:
         """The model as texts are written with it: in a precision, and what makes it faster."""
-        return Ready(self.model)
+        return ModelVariants(self.model)
 
     def evaluate(
         self,
@@ -129,10 +126,10 @@ class Run(RunFolder):
                 self.model, _first(tokens, html_tokens), self.tokenizer, self.machine, sliding=sliding
             )
             what = "its validation part" if text is None else os.fspath(text)
-            beginning = self.tokenizer.decode(tokens.read(0, 1))
+            start_ids = self.tokenizer.decode(tokens.read(0, 1))
             page = loss_page(
                 f"{self.name}, step {self.step:,}, on {what}",
-                beginning,
+                start_ids,
                 losses,
                 result,
                 len(tokens),
@@ -216,7 +213,9 @@ class Run(RunFolder):
 
 def _document_names(run: Run) -> list[str]:
     try:
-        return [document.name for document in find_source(run.config.corpus, run.config.text.glob).documents]
+        return [
+            document.name for document in find_source(run.config.corpus, run.config.text.glob, stored=True).documents
+        ]
     except (FileNotFoundError, ConnectionError):
         return []  # the text is gone; its tokens, from the cache, have no names
 

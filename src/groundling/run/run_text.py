@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from groundling.config import Config
 from groundling.data.corpus import Corpus, prepare, reopen
-from groundling.data.fingerprint import Contents, contents_of, difference, parting
+from groundling.data.fingerprint import TextFingerprint, difference, fingerprint_of, first_difference_at
 from groundling.data.progress import Notice, Progress, silent
 from groundling.data.sources import Source, find_source, read_text
 from groundling.data.tokenizers.base import Tokenizer
@@ -34,20 +34,20 @@ class RunText:
         """Raises ValueError if the text is gone, and TextChanged, which says how it differs, if it was changed."""
         address, fingerprint, settings = self.config.corpus, self.was.fingerprint, self.config.text
         try:
-            source = find_source(address, settings.glob)
+            source = find_source(address, settings.glob, stored=True)
         except (FileNotFoundError, ConnectionError):
             kept = reopen(fingerprint, self.was.name, address, self.tokenizer, settings, notice)
             if kept is None:
                 raise ValueError(f"The text of the run {self.run} is gone: {address} does not exist.") from None
             notice(f"{address} does not exist any more. Using its tokens from the cache.")
             return kept
-        contents = contents_of(source, progress)
+        contents = fingerprint_of(source, progress)
         self.refuse_change(source, contents)
         return prepare(
             source, settings, tokenizer=self.tokenizer, fingerprint=fingerprint, notice=notice, progress=progress
         )
 
-    def refuse_change(self, source: Source, contents: Contents) -> None:
+    def refuse_change(self, source: Source, contents: TextFingerprint) -> None:
         """Raise TextChanged, with what differs, if `source`, with these contents, is not the text of the run."""
         was = self.was
         if contents.fingerprint == was.fingerprint:
@@ -60,7 +60,7 @@ class RunText:
                 kept = reopen(was.fingerprint, was.name, source.address, self.tokenizer, self.config.text)
                 if kept is not None:
                     new = (chunk.encode() for chunk in read_text(source.documents[0]))
-                    offset, line = parting(_bytes_of(kept), new)
+                    offset, line = first_difference_at(_bytes_of(kept), new)
                     what += f", and differs from line {line:,} on (byte {offset:,})"
         elif was.contents:
             before = [document.model_dump() for document in was.contents]

@@ -78,7 +78,7 @@ def _trainer(run: Run, text: Corpus, notice: Callable[[str], None]) -> Trainer:
     """
     config, vocab_size = run.config, text.tokenizer.vocab_size
     for folder in (run.folder, run.checkpoints.folder):
-        storage.sweep(folder)
+        storage.remove_temporary(folder)
     check_memory(config.model, vocab_size)
     said: list[str] = []  # and told when the history is rewritten
     newest = run.checkpoints.newest(said.append)

@@ -14,7 +14,7 @@ from typing import Any
 from groundling import __version__, storage
 from groundling.config import GROUPS, Config, flag
 from groundling.data.corpus import Corpus, prepare
-from groundling.data.fingerprint import Contents, contents_of
+from groundling.data.fingerprint import TextFingerprint, fingerprint_of
 from groundling.data.progress import silent
 from groundling.data.sources import Source, find_source
 from groundling.data.tokenizers.base import UnknownText
@@ -36,7 +36,7 @@ class NewRun:
     config: Config
     text: Corpus
     source: Source
-    contents: Contents
+    contents: TextFingerprint
 
     def facts(self) -> CorpusFacts:
         """The text, for the record."""
@@ -168,8 +168,8 @@ def accept_changed_text(run: Run, notice: Callable[[str], None], progress: Calla
 
     Raises ValueError if the run's tokenizer cannot express it.
     """
-    source = find_source(run.config.corpus, run.config.text.glob)
-    contents = contents_of(source, progress)
+    source = find_source(run.config.corpus, run.config.text.glob, stored=True)
+    contents = fingerprint_of(source, progress)
     try:
         text = prepare(source, run.config.text, tokenizer=run.tokenizer, fingerprint=contents.fingerprint,
                        notice=notice, progress=progress)  # fmt: skip

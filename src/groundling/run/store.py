@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = No
         candidates.insert(0, folder / reference)
     for path in candidates:
         if (path / "model.safetensors").is_file():
+            if not (path / "state.json").is_file():
+                raise ValueError(
+                    f"{path} is not a checkpoint of groundling. If it is a model in Hugging Face's format, use "
+                    f"`groundling import {shlex.quote(str(path))}`."
+                )
             return Run(path.resolve().parent.parent, path.resolve())
         if (path / "config.json").is_file() or (path / "checkpoints").is_dir():  # without the first, it can be mended
             return Run(path.resolve())

@@ -13,7 +13,7 @@ from typing import Any
 from groundling import storage
 from groundling.config import MINUTES_OR_STEPS, Config, flag
 from groundling.data.corpus import prepare
-from groundling.data.fingerprint import contents_of
+from groundling.data.fingerprint import fingerprint_of
 from groundling.data.sources import find_source
 from groundling.machine import choose
 from groundling.planning.planner import DEFAULT_MINUTES, plan
@@ -81,7 +81,7 @@ def train(
             notice(f"{error} Training on python-docs instead, the documentation that comes with Python.")
             source = find_source("python-docs")
         config = dataclasses.replace(config, corpus=source.address)
-        contents = contents_of(source, progress)
+        contents = fingerprint_of(source, progress)
         text = prepare(source, config.text, fingerprint=contents.fingerprint, notice=notice, progress=progress)
         new_task(text, config, initial_model(config, text))  # refuses a text that is too short before a folder is made
         new = NewRun(config, text, source, contents)
@@ -117,7 +117,13 @@ def resume(
     """
     began = time.perf_counter() - elapsed
     check_trackers(track or ())
-    run = Run((run if isinstance(run, Run) else load(run, out=out)).folder)
+    run = run if isinstance(run, Run) else load(run, out=out)
+    if run.chosen not in (None, run.checkpoints.newest(lambda _: None)):
+        raise ValueError(
+            f"{run.chosen} is not the newest checkpoint, and a run resumes from that one: `groundling resume "
+            f"{run.reference}`. To start a new run from this checkpoint, use `groundling train` with --init-from."
+        )
+    run = Run(run.folder)
     if steps is not None and minutes is not None:
         raise ValueError(MINUTES_OR_STEPS)
     if steps is None and minutes is None and run.finished:

@@ -20,13 +20,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from groundling.storage.retry import cache_folder, explained, free_bytes, in_bytes, patiently
+import psutil
+
+from groundling.storage.retry import cache_folder, free_bytes, in_bytes, readable_errors, retry_io
 
 __all__ = [
-    "FORMAT", "MANIFEST", "Disk", "append_json", "cache_folder", "disk", "explained", "free_bytes", "in_bytes",
-    "make_folder", "new_folder", "patiently", "read_json", "read_json_lines", "read_manifest", "read_sealed",
-    "remove_file", "remove_folder", "sha256", "sweep", "verify", "verify_once", "write_file", "write_json",
-    "write_sealed",
+    "FORMAT", "MANIFEST", "Disk", "append_json", "cache_folder", "disk", "free_bytes", "in_bytes", "make_folder",
+    "new_folder", "read_checksummed", "read_json", "read_json_lines", "read_manifest", "readable_errors",
+    "remove_file", "remove_folder", "remove_temporary", "retry_io", "sha256", "verify", "verify_once",
+    "write_checksummed", "write_file", "write_json",
 ]  # fmt: skip
 
 from groundling.storage import safe_read
@@ -84,7 +86,7 @@ def make_folder(path: Path) -> None:
     """Make a folder, and those above it that are missing, so that it is still there after a power cut."""
     if not path.is_dir():
         make_folder(path.parent)
-        patiently(path, 4096, lambda: _make_folder(path))
+        retry_io(path, 4096, lambda: _make_folder(path))
 
 
 def _make_folder(path: Path) -> None:
@@ -112,7 +114,7 @@ def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path
         hashes = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
         for file in files:
             disk.sync(file)
-        disk.write(temporary / MANIFEST, _sealed({"format": FORMAT, "about": about or {}, "files": hashes}))
+        disk.write(temporary / MANIFEST, _checksummed({"format": FORMAT, "about": about or {}, "files": hashes}))
         disk.sync(temporary / MANIFEST)
         disk.sync(temporary)
         disk.rename(temporary, path)
@@ -125,7 +127,7 @@ def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path
 def write_file(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content` (text as UTF-8) in one piece: a reader sees the old file or the new one."""
     data = content.encode() if isinstance(content, str) else content
-    patiently(path, len(data), lambda: _replace(path, data))
+    retry_io(path, len(data), lambda: _replace(path, data))
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -145,22 +147,22 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_sealed(path: Path, value: dict[str, Any]) -> None:
+def write_checksummed(path: Path, value: dict[str, Any]) -> None:
     """Like `write_json`, with the hash of it all as one more entry, `sha256`, so that damage cannot go unseen."""
-    write_file(path, _sealed(value))
+    write_file(path, _checksummed(value))
 
 
-def _sealed(value: dict[str, Any]) -> bytes:
+def _checksummed(value: dict[str, Any]) -> bytes:
     body = json.dumps(value, indent=1)
     return json.dumps(value | {"sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1).encode() + b"\n"
 
 
-def read_sealed(path: Path, largest: int = safe_read.LARGEST_JSON) -> dict[str, Any]:
+def read_checksummed(path: Path, largest: int = safe_read.LARGEST_JSON) -> dict[str, Any]:
     """Raises ValueError, naming the file, if a single bit is not as `write_sealed` wrote it."""
     value = read_json(path, largest)
     if isinstance(value, dict):
         value.pop("sha256", None)
-        if path.read_bytes() == _sealed(value):
+        if path.read_bytes() == _checksummed(value):
             return value
     raise ValueError(f"{path} is damaged: its content is not what was saved.")
 
@@ -175,7 +177,7 @@ def append_json(path: Path, value: Any) -> None:
     line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
     before = _size(path)
     # Tried again, it goes on where it was cut off.
-    patiently(path, len(line), lambda: disk.write(path, line[_size(path) - before :]))
+    retry_io(path, len(line), lambda: disk.write(path, line[_size(path) - before :]))
 
 
 def read_json_lines(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
@@ -236,7 +238,7 @@ _hashed: dict[Path, list[tuple[Path, int, int, int]]] = {}
 def _manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} is not whole: it has no {MANIFEST}.")
-    manifest = read_sealed(folder / MANIFEST)
+    manifest = read_checksummed(folder / MANIFEST)
     if not (
         isinstance(manifest.get("about"), dict)
         and isinstance(manifest.get("files"), dict)
@@ -270,10 +272,12 @@ def remove_file(path: Path) -> None:
         disk.sync(path.parent)
 
 
-def sweep(parent: Path, name: str = "") -> None:
-    """Delete what a killed process left half-written in `parent`, of all or of what was to be called `name`."""
+def remove_temporary(parent: Path, name: str = "") -> None:
+    """Delete what killed processes left half-written in `parent`: everything, or what was to be called `name`."""
     for leftover in sorted(parent.glob(f"{_TEMPORARY}{glob.escape(name)}{'-' if name else ''}*")):
-        _delete(leftover)
+        pid = leftover.name.rpartition("-")[2]
+        if not (pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))):  # else it is being written
+            _delete(leftover)
 
 
 def _size(path: Path) -> int:

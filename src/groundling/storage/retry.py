@@ -27,7 +27,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GROUNDLING_CACHE") or platformdirs.user_cache_dir("groundling", appauthor=False))
 
 
-def patiently(path: Path, n_bytes: int, action: Callable[[], T]) -> T:
+def retry_io(path: Path, n_bytes: int, action: Callable[[], T]) -> T:
     """Do what writes `n_bytes` to `path`. A fault that may pass is waited for: tried again after 1, 2 and 4 seconds.
 
     Raises OSError with a sentence that says what is needed, what is free and where, and what to do.
@@ -43,7 +43,7 @@ def patiently(path: Path, n_bytes: int, action: Callable[[], T]) -> T:
 
 
 @contextmanager
-def explained(path: Path, n_bytes: int) -> Iterator[None]:
+def readable_errors(path: Path, n_bytes: int) -> Iterator[None]:
     """Turn the error of a full or read-only disk, met while about `n_bytes` are written to `path`, into a sentence."""
     try:
         yield

@@ -14,7 +14,7 @@ from groundling.data.batches import Batch, WindowSampler
 from groundling.data.corpus import Corpus
 from groundling.evaluation.score import Interrupted, score
 from groundling.inference.sampling import Sampling
-from groundling.inference.stream import beginning, stream
+from groundling.inference.stream import start_ids, stream
 from groundling.machine import Machine
 from groundling.model.gpt import GPT
 from groundling.model.initial import InitialModel
@@ -69,7 +69,7 @@ class Pretraining(Task):
     def sample(self, model: GPT, step: int, stopped: Callable[[], bool]) -> Sample:
         """What it writes after the prompt of the settings, and how much of it the training text contains."""
         tokenizer, settings = self.corpus.tokenizer, self.settings
-        ids = tokenizer.encode(settings.sample_prompt, "skip") or beginning(tokenizer, self.corpus.n_documents)
+        ids = tokenizer.encode(settings.sample_prompt, "skip") or start_ids(tokenizer, self.corpus.n_documents)
         pieces: list[str] = []
         for piece in stream(model, tokenizer, ids, settings.sample_tokens, Sampling(seed=_SAMPLE_SEED)):
             if stopped():

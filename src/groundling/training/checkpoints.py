@@ -81,8 +81,8 @@ class Checkpoints:
         # What was logged before this step must not be missing after a power cut: it is not computed again.
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (file := self.folder.parent / name).exists():
-                storage.patiently(file, 0, partial(storage.disk.sync, file))
-        storage.patiently(path, snapshot.size, lambda: self._save(path, snapshot))
+                storage.retry_io(file, 0, partial(storage.disk.sync, file))
+        storage.retry_io(path, snapshot.size, lambda: self._save(path, snapshot))
         self._point("last", path)
         best = self.path(state.best_step)
         if self.pointed("best") != best and best.exists():
@@ -144,12 +144,12 @@ class Checkpoints:
                     whole += 1
 
     def _point(self, name: str, path: Path) -> None:
-        storage.write_sealed(self.folder / f"{name}.json", {"checkpoint": path.name})
+        storage.write_checksummed(self.folder / f"{name}.json", {"checkpoint": path.name})
 
     def pointed(self, name: str) -> Path | None:
         """The checkpoint that `best` or `last` points to, if it exists."""
         try:
-            target = storage.read_sealed(self.folder / f"{name}.json").get("checkpoint")
+            target = storage.read_checksummed(self.folder / f"{name}.json").get("checkpoint")
         except (OSError, ValueError):
             return None
         if not isinstance(target, str) or not _NAME.fullmatch(target):  # it must not lead anywhere else

@@ -95,7 +95,7 @@ class Trainer:
             if self._evaluation_is_due(ends):
                 with suppress(Interrupted):  # it is made when the run is resumed
                     improved = self._evaluate(ends)
-                over = over or 0 < self.settings.patience <= state.evaluations_since_best
+            over = over or 0 < self.settings.patience <= state.evaluations_since_best
             ends = (ends or over) and state.evaluated_step == state.step
             scheduled = improved or ends or (state.step > 0 and state.step % self.settings.checkpoint_every == 0)
             if scheduled or self.stopped():

@@ -13,12 +13,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from groundling import __version__
-from groundling.inference.engine import Request, Written, window_start
+from groundling.inference.engine import GeneratedToken, Request, window_start
 from groundling.inference.sampling import Sampling
 from groundling.web import errors
-from groundling.web.batching import Batcher, Order
+from groundling.web.batching import Batcher, Job
 from groundling.web.errors import ApiError, ErrorBody, client_left
-from groundling.web.loaded_model import Served
+from groundling.web.loaded_model import LoadedModel
 from groundling.web.metrics import CONTENT_TYPE_LATEST, Metrics
 from groundling.web.responses import Form, streamed, whole
 from groundling.web.schemas import (
@@ -48,7 +48,7 @@ def create_app(api: Api) -> FastAPI:
 class Api:
     """What the routes do, with a thread for each model that writes up to `slots` texts at a time."""
 
-    def __init__(self, models: Sequence[Served], slots: int, metrics: Metrics) -> None:
+    def __init__(self, models: Sequence[LoadedModel], slots: int, metrics: Metrics) -> None:
         self.models = {model.name: model for model in models}
         self.metrics = metrics
         self.batchers = {model.name: Batcher(model, slots, metrics) for model in models}
@@ -130,22 +130,22 @@ class Api:
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
         ids = await asyncio.to_thread(model.chat_prompt, body.messages)
-        max_tokens = body.max_completion_tokens or body.max_tokens or model.context
+        max_tokens = body.max_completion_tokens or body.max_tokens or min(model.context, _room(body))
         form = Form(True, model.name, model.tokenizer, len(ids), body.logprobs, [""] * body.n)
         top = body.top_logprobs if body.logprobs else None
         _check_size(body.n * max_tokens, top)
         return await self.answer(body, model, [ids], max_tokens, top, form, http)
 
     async def answer(
-        self, body: Generation, model: Served, prompts: list[list[int]], max_tokens: int, top: int | None, form: Form,
-        http: HttpRequest,
+        self, body: Generation, model: LoadedModel, prompts: list[list[int]], max_tokens: int, top: int | None,
+        form: Form, http: HttpRequest,
     ) -> Response:  # fmt: skip
         """Order the texts, and answer with them, whole or as they come. Raises ApiError (429) for a full queue."""
         sampling = [_sampling(body, model, choice) for choice in range(body.n)]
         # What the engine would not read is not kept while it waits.
         prompts = [ids[window_start(len(ids) - 1, model.context) :] for ids in prompts]
         end = model.tokenizer.end_of_text_id
-        order = Order([Request(ids, max_tokens, each, end, top) for ids in prompts for each in sampling], body.stops)
+        order = Job([Request(ids, max_tokens, each, end, top) for ids in prompts for each in sampling], body.stops)
         self.batchers[model.name].submit(order)
         self.metrics.prompt_tokens.labels(model.name).inc(form.prompt_tokens)
         if body.stream:
@@ -155,7 +155,7 @@ class Api:
         finally:
             order.left = True
 
-    def find(self, name: str | None) -> Served:
+    def find(self, name: str | None) -> LoadedModel:
         """The model of this name; the first if there is no name."""
         if name is None:
             return next(iter(self.models.values()))
@@ -169,7 +169,7 @@ class _Stream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], order: Order) -> None:
+    def __init__(self, events: AsyncIterator[bytes], order: Job) -> None:
         super().__init__(events, headers={"X-Accel-Buffering": "no"})
         self._order = order
 
@@ -206,19 +206,24 @@ def _check_size(tokens: int, top: int | None) -> None:
         )  # fmt: skip
 
 
+def _room(body: ChatRequest) -> int:
+    """The most tokens that each answer to a request may have."""
+    return MAX_WRITTEN // (body.n * (1 + (body.top_logprobs or 0)))
+
+
 def _read_all(
-    model: Served, prompts: Sequence[str | list[int]], ids: Sequence[list[int]], logprobs: int, n: int
-) -> list[list[Written]]:
+    model: LoadedModel, prompts: Sequence[str | list[int]], ids: Sequence[list[int]], logprobs: int, n: int
+) -> list[list[GeneratedToken]]:
     """The tokens of each prompt that is repeated, for each of its choices; none where there was no prompt."""
     read = [model.read(each, logprobs) if prompt else [] for each, prompt in zip(ids, prompts, strict=True)]
     return [tokens for tokens in read for _ in range(n)]
 
 
-def _text_of(model: Served, prompt: str | list[int]) -> str:
+def _text_of(model: LoadedModel, prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
 
 
-def _sampling(body: Generation, model: Served, choice: int) -> Sampling:
+def _sampling(body: Generation, model: LoadedModel, choice: int) -> Sampling:
     """How one of the `n` choices is drawn: each has the next seed."""
     bias = {int(id): value for id, value in body.logit_bias.items()}
     if bias and max(bias) >= model.tokenizer.vocab_size:

@@ -16,10 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from groundling.inference.engine import Engine, Request, Written
-from groundling.inference.stream import Writer
+from groundling.inference.engine import Engine, GeneratedToken, Request
+from groundling.inference.stream import StreamDecoder
 from groundling.web.errors import ApiError
-from groundling.web.loaded_model import Served
+from groundling.web.loaded_model import LoadedModel
 from groundling.web.metrics import Metrics
 
 MAX_WAITING = 256
@@ -33,7 +33,7 @@ class Piece:
     """What a step adds to a text. `finish` says why it ended, if it did."""
 
     text: str
-    tokens: Sequence[Written]
+    tokens: Sequence[GeneratedToken]
     finish: Literal["stop", "length"] | None = None
 
 
@@ -42,7 +42,7 @@ Pieces = list[tuple[int, Piece]]
 
 
 @dataclass(eq=False)
-class Order:
+class Job:
     """What one client asks for: texts to write until one of `stop` appears, and the way back to the client."""
 
     texts: Sequence[Request]
@@ -65,29 +65,32 @@ class Order:
 
 
 @dataclass
-class _Place:
+class _Pending:
     """A text that has a slot, or waits for one."""
 
-    order: Order
+    order: Job
     index: int
-    writer: Writer
+    writer: StreamDecoder
 
 
 class Batcher:
     """The thread of one model, and the orders that it works on."""
 
-    def __init__(self, model: Served, slots: int, metrics: Metrics) -> None:
+    def __init__(self, model: LoadedModel, slots: int, metrics: Metrics) -> None:
         self.steps = 0
         self._model, self._slots, self._metrics = model, slots, metrics
-        self._engine = Engine(model.model, slots)
+        self._engine = self._new_engine()
         metrics.begin(model.name)
-        self._waiting: deque[_Place] = deque()
-        self._running: dict[int, _Place] = {}  # by slot
+        self._waiting: deque[_Pending] = deque()
+        self._running: dict[int, _Pending] = {}  # by slot
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = threading.Condition()  # guards what waits, and wakes the thread
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"engine of {model.name}", daemon=True)
         self._thread.start()
+
+    def _new_engine(self) -> Engine:
+        return Engine(self._model.model, self._slots, decoder=self._model.decoder)
 
     @property
     def alive(self) -> bool:
@@ -99,7 +102,7 @@ class Batcher:
         """Whether no text has a slot or waits for one."""
         return not self._running and not self._waiting
 
-    def submit(self, order: Order) -> None:
+    def submit(self, order: Job) -> None:
         """Put an order into the queue; call it in the event loop that reads the order's pieces.
 
         Raises ApiError: 429 if the queue has no room for it, 503 if the server is stopping.
@@ -115,7 +118,9 @@ class Batcher:
                     headers={"Retry-After": "1"},
                 )  # fmt: skip
             self._loop = asyncio.get_running_loop()
-            self._waiting.extend(_Place(order, i, Writer(tokenizer, order.stop)) for i in range(len(order.texts)))
+            self._waiting.extend(
+                _Pending(order, i, StreamDecoder(tokenizer, order.stop)) for i in range(len(order.texts))
+            )
             self._changed.notify()
 
     def close(self) -> None:
@@ -135,7 +140,8 @@ class Batcher:
                 except Exception:  # such as too little memory; what is ordered next may fit
                     _log.exception("Generating failed, and what was ordered is given up.")
                     self._give_up(ApiError(500, "Generating failed; the server's log says why."))
-                    self._engine = Engine(self._model.model, self._slots)
+                    del self._engine  # before there is another one: both may not fit
+                    self._engine = self._new_engine()
         finally:
             self._closing = True
             self._give_up(ApiError(503, "The server is stopping."))
@@ -171,7 +177,7 @@ class Batcher:
     def _step(self) -> None:
         """One more token of each text, handed to those who wait for it."""
         begun = time.perf_counter()
-        pieces: dict[Order, Pieces] = defaultdict(list)
+        pieces: dict[Job, Pieces] = defaultdict(list)
         n_tokens = 0
         for written in self._engine.step():
             n_tokens += 1
@@ -190,7 +196,7 @@ class Batcher:
         self._metrics.running.labels(name).set(len(self._running))
         self._send(pieces)
 
-    def _piece(self, place: _Place, written: Written) -> Piece:
+    def _piece(self, place: _Pending, written: GeneratedToken) -> Piece:
         ended_document = written.finish == "end"
         text = "" if ended_document else place.writer.push(written.token)
         if place.writer.stopped or written.finish:
@@ -210,7 +216,7 @@ class Batcher:
             self._waiting.clear()
         self._send(dict.fromkeys((place.order for place in places), error))
 
-    def _send(self, news: Mapping[Order, Pieces | ApiError]) -> None:
+    def _send(self, news: Mapping[Job, Pieces | ApiError]) -> None:
         """Hand everything to the event loop at once: waking it costs a system call."""
 
         def deliver() -> None:

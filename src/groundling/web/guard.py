@@ -67,7 +67,7 @@ class Guard:
             return await self.app(scope, receive, send)
         safe = _with_safe_headers(send)
         try:
-            self.judge(scope)
+            self.compare_with_plan(scope)
             if scope["type"] == "http":
                 upload = self.uploads and _UPLOADS.fullmatch(scope["path"])
                 most = MAX_UPLOAD + MAX_BODY if upload else MAX_BODY
@@ -80,7 +80,7 @@ class Guard:
             return await error.response()(scope, receive, safe)
         return await self.app(scope, receive, safe)
 
-    def judge(self, scope: Scope) -> None:
+    def compare_with_plan(self, scope: Scope) -> None:
         """Raise the ApiError that answers a request which may not pass."""
         headers = Headers(scope=scope)
         if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADERS:

@@ -12,9 +12,10 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer, Unknown, UnknownText
-from groundling.inference.engine import Written, read
-from groundling.inference.precision import Precision, with_precision
-from groundling.inference.stream import beginning
+from groundling.inference.engine import GeneratedToken, read
+from groundling.inference.model_variants import ModelVariants
+from groundling.inference.precision import Precision
+from groundling.inference.stream import start_ids
 from groundling.model.gpt import GPT
 from groundling.run.run import Run
 from groundling.web.errors import ApiError
@@ -28,12 +29,14 @@ NOT_FOR_CHAT = (
 )
 
 
-class Served:
+class LoadedModel:
     """Everything is read when it is made: the run's files may change or go afterwards."""
 
     def __init__(self, run: Run, name: str, precision: Precision, unknown: Unknown) -> None:
         self.name = name
-        self.model: GPT = with_precision(run.model, precision)
+        variants = ModelVariants(run.model)
+        self.model: GPT = variants.model(precision)
+        self.decoder = variants.decoder(precision)
         self.parameters = sum(parameter.numel() for parameter in run.model.parameters())
         self.tokenizer: Tokenizer = run.tokenizer
         self.step = run.step
@@ -78,12 +81,12 @@ class Served:
     def prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids that a text is generated from, at least one. Raises ApiError for those that the model has not."""
         if isinstance(prompt, str):
-            return self.encode(prompt) or beginning(self.tokenizer, self._documents)
+            return self.encode(prompt) or start_ids(self.tokenizer, self._documents)
         if max(prompt) >= self.tokenizer.vocab_size:
             raise ApiError(400, f"Token ids must lie in [0, {self.tokenizer.vocab_size}).", param="prompt")
         return list(prompt)
 
-    def read(self, ids: Sequence[int], logprobs: int) -> list[Written]:
+    def read(self, ids: Sequence[int], logprobs: int) -> list[GeneratedToken]:
         """The tokens of a prompt with their log probabilities; one prompt at a time, beside what is written."""
         with self._reading:
             return read(self.model, ids, logprobs)
@@ -98,22 +101,22 @@ class Served:
                 text = self._template.render(messages=turns, add_generation_prompt=True, eos_token=END_OF_TEXT)
             except (jinja2.TemplateError, TypeError, ArithmeticError) as error:
                 raise ApiError(400, f"The chat template refuses these messages: {error}", param="messages") from None
-        return self.encode(text, "messages") or beginning(self.tokenizer, self._documents)
+        return self.encode(text, "messages") or start_ids(self.tokenizer, self._documents)
 
 
-def _open_run(run: Run, name: str, precision: Precision, unknown: Unknown) -> Served:
+def _open_run(run: Run, name: str, precision: Precision, unknown: Unknown) -> LoadedModel:
     """Read a run into memory. One in training may delete the checkpoint that is being read: then the next is read."""
     for attempt in range(3):
         checkpoint = run.checkpoint
         try:
-            return Served(Run(run.folder, checkpoint), name, precision, unknown)
+            return LoadedModel(Run(run.folder, checkpoint), name, precision, unknown)
         except (OSError, ValueError):
             if attempt == 2 or checkpoint == run.checkpoint:
                 raise
     raise AssertionError
 
 
-def open_runs(runs: Sequence[Run], precision: Precision = "float32", unknown: Unknown = "error") -> list[Served]:
+def open_runs(runs: Sequence[Run], precision: Precision = "float32", unknown: Unknown = "error") -> list[LoadedModel]:
     """Read runs into memory. Raises ValueError where two would have one name, or for one without a checkpoint."""
     names = [_name(run) for run in runs]
     for name in names:

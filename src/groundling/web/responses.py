@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from groundling.data.tokenizers.base import Tokenizer
-from groundling.inference.engine import Written
+from groundling.inference.engine import GeneratedToken
 from groundling.web.batching import Pieces
 from groundling.web.errors import ApiError, error_body
 
@@ -29,7 +29,7 @@ class Form:
     prompt_tokens: int
     logprobs: bool
     echo: Sequence[str]
-    echoed: Sequence[Sequence[Written]] = ()
+    echoed: Sequence[Sequence[GeneratedToken]] = ()
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -40,7 +40,13 @@ class Form:
         return {"id": id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
     def choice(
-        self, index: int, text: str, tokens: Sequence[Written], finish: str | None, offset: int, chunk: bool = False
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[GeneratedToken],
+        finish: str | None,
+        offset: int,
+        chunk: bool = False,
     ) -> dict[str, Any]:
         """A text, or with `chunk` the next piece of it; `offset` is the character at which the tokens begin."""
         common: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": finish}
@@ -57,11 +63,11 @@ class Form:
         total = self.prompt_tokens + generated
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": generated, "total_tokens": total}
 
-    def characters(self, tokens: Sequence[Written]) -> int:
+    def characters(self, tokens: Sequence[GeneratedToken]) -> int:
         """How many characters the tokens are; one counts where its first byte stands."""
         return int(sum(self.tokenizer.sizes[1][token.token] for token in tokens))
 
-    def _completion_tokens(self, tokens: Sequence[Written], offset: int) -> dict[str, Any]:
+    def _completion_tokens(self, tokens: Sequence[GeneratedToken], offset: int) -> dict[str, Any]:
         offsets = []
         for token in tokens:
             offsets.append(offset)
@@ -76,7 +82,7 @@ class Form:
             "text_offset": offsets,
         }
 
-    def _chat_token(self, token: Written) -> dict[str, Any]:
+    def _chat_token(self, token: GeneratedToken) -> dict[str, Any]:
         def entry(id: int, logprob: float | None) -> dict[str, Any]:
             return {
                 "token": self._shown(id), "logprob": _finite(logprob), "bytes": list(self.tokenizer.pieces[id]),

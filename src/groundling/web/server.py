@@ -19,7 +19,7 @@ from groundling.run.folder import runs_folder
 from groundling.run.store import load
 from groundling.web.app import Api, create_app
 from groundling.web.guard import Guard
-from groundling.web.loaded_model import Served, open_runs
+from groundling.web.loaded_model import LoadedModel, open_runs
 from groundling.web.metrics import Metrics, counted
 from groundling.web.sockets import bind
 from groundling.web.timeouts import Connection
@@ -95,7 +95,7 @@ class _Server(uvicorn.Server):
 
 
 def make_server(
-    models: Sequence[Served], slots: int, listener: socket.socket, host: str, key: str | None,
+    models: Sequence[LoadedModel], slots: int, listener: socket.socket, host: str, key: str | None,
     pages: Callable[[FastAPI], ASGIApp] | None = None,
 ) -> uvicorn.Server:  # fmt: skip
     """The server for a bound socket, not yet running. `pages` may add some to its app, and put something around it."""
@@ -133,7 +133,7 @@ def _pages(
     return lambda app: mount(app, Studio(runs_folder(out)), "/studio")
 
 
-def _room(models: Sequence[Served]) -> int:
+def _room(models: Sequence[LoadedModel]) -> int:
     """As many texts at a time as a quarter of the free memory holds for each model, at least one."""
     free = psutil.virtual_memory().available / 4 / len(models)
     return max(1, min(MAX_SLOTS, *(int(free // model.bytes_a_text) for model in models)))

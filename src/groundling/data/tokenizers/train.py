@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from groundling.config import CorpusSettings
-from groundling.data.progress import Meter, Notice, Progress, once, silent
+from groundling.data.progress import Notice, Progress, ProgressMeter, once, silent
 from groundling.data.sources import Source, find_source, read_text
-from groundling.data.split import border
+from groundling.data.split import split_point
 from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
 
@@ -51,7 +51,7 @@ def fit_tokenizer(source: Source, settings: CorpusSettings, notice: Notice, prog
         return CharTokenizer.fit(chunks, end_of_text=len(source.documents) > 1)
     sizes = [sum(map(len, document)) + 1 for document in documents]  # with the mark that ends each
     ends = np.array(sizes, dtype=np.int64).cumsum()
-    stop = border(ends, int(ends[-1]), settings.val_fraction)
+    stop = split_point(ends, int(ends[-1]), settings.val_fraction)
     if stop > _SAMPLE:
         notice(f"The tokenizer learns from {_SAMPLE / 1e6:.0f} million characters, spread evenly over the text.")
     tokenizer = BpeTokenizer.fit(_before(stop, source, notice, progress), settings.vocab_size)
@@ -64,7 +64,7 @@ def fit_tokenizer(source: Source, settings: CorpusSettings, notice: Notice, prog
 
 
 def _read(source: Source, doing: str, notice: Notice, progress: Progress) -> Iterator[Iterator[str]]:
-    meter = Meter(progress, doing, source.size)
+    meter = ProgressMeter(progress, doing, source.size)
     for document in source.documents:
         yield read_text(document, notice, meter.add)
 

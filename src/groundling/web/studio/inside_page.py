@@ -8,7 +8,7 @@ from typing import Any
 
 from nicegui import ui
 
-from groundling.analysis.model_trace import Reading, neighbours
+from groundling.analysis.model_trace import ModelTrace, neighbours
 from groundling.run.run import Run
 from groundling.web.studio.parts import Cells, Slide, Text, frame, heading, shown, told
 from groundling.web.studio.studio import Studio
@@ -33,7 +33,7 @@ class Inside:
     def __init__(self, studio: Studio, names: list[str], chosen: str) -> None:
         self.studio = studio
         self.model: Run | None = None
-        self.reading: Reading | None = None
+        self.reading: ModelTrace | None = None
         with Text("div", classes="bar"):
             self.name = ui.select(names, value=chosen, label="Run", on_change=self.read).props("outlined dense")
             self.prompt = ui.input("Prompt", value="To be, or not to be").props(
@@ -69,7 +69,7 @@ class Inside:
             tokens = model.tokenizer.encode(text, "skip")
             left_out = (len(text) and not tokens) or model.tokenizer.decode(tokens) != text
             kept = tokens[: min(_MOST, model.config.model.block_size)]
-            self.model, self.reading = model, await asyncio.to_thread(Reading, model.model, kept)
+            self.model, self.reading = model, await asyncio.to_thread(ModelTrace, model.model, kept)
             notes = ["What the model never saw was left out."] if left_out else []
             if len(kept) < len(tokens):
                 notes.append(f"Only the first {len(kept)} of {len(tokens)} tokens are read.")

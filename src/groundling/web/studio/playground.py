@@ -10,12 +10,12 @@ from typing import Any
 from nicegui import ui
 
 from groundling.analysis.memorization import Originality
-from groundling.escape import visible
+from groundling.escape import printable
 from groundling.inference.sampling import Sampling
 from groundling.run.run import Run
 from groundling.web.studio.parts import Slide, Strip, Text, frame, told
 from groundling.web.studio.studio import Studio
-from groundling.web.studio.writing import Written, opened, training_text, write
+from groundling.web.studio.writing import GeneratedToken, opened, training_text, write
 
 _MOST_TOKENS = 2000
 _MOST_PROMPT = 20_000  # characters
@@ -91,7 +91,7 @@ class Column:
 
     def __init__(self, studio: Studio, names: Sequence[str], chosen: str, desk: Playground) -> None:
         self.studio, self.desk = studio, desk
-        self.tokens: list[Written] = []
+        self.tokens: list[GeneratedToken] = []
         self.stop, self.writing = threading.Event(), False
         self.before: list[int] = []
         self.prompt = ""
@@ -137,13 +137,13 @@ class Column:
             if self.writing or not 0 <= at < len(self.tokens) or not 0 <= choice < len(self.tokens[at].choices):
                 return
             old, taken = self.tokens[at], self.tokens[at].choices[choice]
-            new = Written(taken.token, taken.text, taken.probability, old.choices)
+            new = GeneratedToken(taken.token, taken.text, taken.probability, old.choices)
             await self.go_on(await self.model(), [*self.tokens[:at], new], self.desk.sampling())
 
-    async def go_on(self, model: Run, kept: list[Written], sampling: Sampling) -> None:
+    async def go_on(self, model: Run, kept: list[GeneratedToken], sampling: Sampling) -> None:
         """Write after the tokens that are kept, and show each as it comes."""
         self.tokens = list(kept)
-        self.strip.begin(visible(self.prompt), [for_strip(token) for token in kept])
+        self.strip.begin(printable(self.prompt), [for_strip(token) for token in kept])
         self.said.set_text("")
         before = [*self.before, *(token.token for token in kept)]
         left = max(int(self.desk.length.value) - len(kept), 0)
@@ -179,12 +179,12 @@ class Column:
 class Arriving:
     """Tokens that a thread of its own draws, to be taken as they come."""
 
-    def __init__(self, tokens: Iterator[Written], *stops: threading.Event) -> None:
-        self._new: list[Written] = []
+    def __init__(self, tokens: Iterator[GeneratedToken], *stops: threading.Event) -> None:
+        self._new: list[GeneratedToken] = []
         self._lock, self._error = threading.Lock(), None
         self._task = asyncio.create_task(asyncio.to_thread(self._draw, tokens, stops))
 
-    def _draw(self, tokens: Iterator[Written], stops: Sequence[threading.Event]) -> None:
+    def _draw(self, tokens: Iterator[GeneratedToken], stops: Sequence[threading.Event]) -> None:
         for token in tokens:
             with self._lock:
                 self._new.append(token)
@@ -199,17 +199,21 @@ class Arriving:
         self._task.result()
         return True
 
-    def take(self) -> list[Written]:
+    def take(self) -> list[GeneratedToken]:
         with self._lock:
             new, self._new = self._new, []
         return new
 
 
-def for_strip(token: Written) -> list[Any]:
-    return [visible(token.text), token.probability, [[visible(c.text), c.probability] for c in token.choices]]
+def for_strip(token: GeneratedToken) -> list[Any]:
+    return [
+        printable(token.text),
+        token.probability,
+        [[printable(c.text), c.probability] for c in token.choices],
+    ]
 
 
-def copied_tokens(tokens: Sequence[Written], found: Originality) -> list[int]:
+def copied_tokens(tokens: Sequence[GeneratedToken], found: Originality) -> list[int]:
     """For each token 0, or 1 or 2 in turn where it lies in a copied span."""
     marks, start = list[int](), 0
     for token in tokens:

@@ -28,7 +28,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedToken:
     """A token that a model wrote.
 
     `text` is what it adds: "" where it ends inside of a character, which then comes with the token that ends it.
@@ -41,7 +41,7 @@ class Written:
     choices: tuple[Choice, ...]
 
 
-def write(run: Run, before: Sequence[int], sampling: Sampling, max_new_tokens: int) -> Iterator[Written]:
+def write(run: Run, before: Sequence[int], sampling: Sampling, max_new_tokens: int) -> Iterator[GeneratedToken]:
     """Continue the tokens `before` until the end of a document, or for `max_new_tokens`."""
     if max_new_tokens < 1:
         return
@@ -55,7 +55,7 @@ def write(run: Run, before: Sequence[int], sampling: Sampling, max_new_tokens: i
             ended = item.token == tokenizer.end_of_text_id
             text = END_OF_TEXT if ended else decoder.decode(tokenizer.decode_bytes([item.token]))
             choices = tuple(Choice(token, piece(tokenizer, token), exp(logprob)) for token, logprob in item.top)
-            yield Written(item.token, text, exp(item.logprob), choices)
+            yield GeneratedToken(item.token, text, exp(item.logprob), choices)
 
 
 def piece(tokenizer: Tokenizer, token: int) -> str:
