@@ -26,15 +26,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import groundling
-from groundling.config import PRESETS
+from groundling.acceleration.model_variants import ModelVariants
+from groundling.acceleration.ngram_drafter import NgramDrafter
+from groundling.config import PRESETS, Sampling
 from groundling.inference.engine import Engine, Request
-from groundling.inference.model_variants import ModelVariants
-from groundling.inference.ngram_drafter import NgramDrafter
-from groundling.inference.sampling import Sampling
 from groundling.model.gpt import GPT
 
 if TYPE_CHECKING:
-    from groundling.inference.numba_decoder import NumbaDecoder
+    from groundling.acceleration.numba_decoder import NumbaDecoder
 
 VOCAB_SIZE = 65
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}

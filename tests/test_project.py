@@ -29,7 +29,8 @@ README = ROOT / "README.md"
 
 READING_ORDER = [
     "config", "escape", "storage", "machine", "data", "model", "inference", "evaluation", "analysis", "training",
-    "tasks", "planning", "reporting", "checkup", "run", "interchange", "crashtest", "web", "cli", "__main__",
+    "tasks", "planning", "reporting", "checkup", "acceleration", "run", "experiments", "interchange", "web", "cli",
+    "__main__",
 ]  # fmt: skip
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
 

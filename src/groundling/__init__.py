@@ -18,14 +18,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from groundling.analysis.memorization import TrainingText
     from groundling.checkup.inspect import inspect
-    from groundling.crashtest.selftest import selftest
     from groundling.data.corpus import Corpus
     from groundling.data.tokenizers.base import Tokenizer
     from groundling.data.tokenizers.train import train_tokenizer
+    from groundling.experiments.compare_tokenizers import compare_tokenizers
+    from groundling.experiments.selftest import selftest
     from groundling.interchange.export import export
     from groundling.interchange.import_model import import_model
     from groundling.model.gpt import GPT
-    from groundling.run.compare_tokenizers import compare_tokenizers
     from groundling.run.run import Run
     from groundling.run.store import load, runs
     from groundling.run.train import resume, train
@@ -42,14 +42,14 @@ _HOMES = {
     "Run": "groundling.run.run",
     "Tokenizer": "groundling.data.tokenizers.base",
     "TrainingText": "groundling.analysis.memorization",
-    "compare_tokenizers": "groundling.run.compare_tokenizers",
+    "compare_tokenizers": "groundling.experiments.compare_tokenizers",
     "export": "groundling.interchange.export",
     "import_model": "groundling.interchange.import_model",
     "inspect": "groundling.checkup.inspect",
     "load": "groundling.run.store",
     "resume": "groundling.run.train",
     "runs": "groundling.run.store",
-    "selftest": "groundling.crashtest.selftest",
+    "selftest": "groundling.experiments.selftest",
     "serve": "groundling.web.server",
     "train": "groundling.run.train",
     "train_tokenizer": "groundling.data.tokenizers.train",

@@ -12,7 +12,8 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundling.inference.sampling import Sampler, Sampling, choose, log_probabilities, probabilities
+from groundling.config import Sampling
+from groundling.inference.sampling import Sampler, choose, log_probabilities, probabilities
 
 V = 40
 LOGITS = np.random.default_rng(0).normal(size=(6, V)).astype(np.float32) * 3
@@ -162,12 +163,12 @@ def test_log_probabilities_are_those_of_torch() -> None:
         ({"temperature": math.nan}, "--temperature .* nan"),
         ({"temperature": math.inf}, "--temperature"),
         ({"top_k": -1}, "--top-k must be 1 or more, or 0"),
-        ({"top_p": 0.0}, "--top-p must lie above 0"),
+        ({"top_p": 0.0}, "--top-p must be above 0"),
         ({"top_p": 1.1}, "--top-p"),
-        ({"min_p": math.nan}, "--min-p must lie in"),
+        ({"min_p": math.nan}, "--min-p must be in"),
         ({"repetition_penalty": 0.0}, "--repetition-penalty must be above 0"),
-        ({"presence_penalty": math.inf}, "--presence-penalty must be a number"),
-        ({"frequency_penalty": math.nan}, "--frequency-penalty must be a number"),
+        ({"presence_penalty": math.inf}, "--presence-penalty must be a finite number"),
+        ({"frequency_penalty": math.nan}, "--frequency-penalty must be a finite number"),
         ({"logit_bias": {3: 101.0}}, "for token 3 it is 101"),
         ({"logit_bias": {-3: 1.0}}, "by token id"),
         ({"seed": -1}, "--seed"),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groundling.config import ModelSettings
+from groundling.config import ModelSettings, Sampling
 from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
 from groundling.inference.engine import generate
-from groundling.inference.sampling import Sampling
 from groundling.inference.stream import PromptTruncated, StreamDecoder, start_ids, stream
 from groundling.model.gpt import GPT
 

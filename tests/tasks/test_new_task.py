@@ -14,8 +14,8 @@ from answers import Answers
 
 import groundling
 from groundling.config import Config
-from groundling.crashtest.compare_runs import first_difference
 from groundling.data.batches import Batch
+from groundling.experiments.compare_runs import first_difference
 from groundling.tasks import TASKS, new_task
 from groundling.training.events import Evaluation, Event, Saved, Step
 

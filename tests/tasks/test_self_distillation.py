@@ -141,7 +141,7 @@ def test_the_page_shows_all_of_them_also_when_one_has_just_begun(run: Run) -> No
 def test_a_stop_where_one_begins_changes_nothing(
     kind: type[Event], step: int, run: Run, text_file: Path, tiny: dict[str, Any]
 ) -> None:
-    from groundling.crashtest.compare_runs import first_difference
+    from groundling.experiments.compare_runs import first_difference
 
     def stop(event: Event) -> None:
         if isinstance(event, kind) and event.step == step:  # type: ignore[attr-defined]

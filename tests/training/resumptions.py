@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from groundling import storage
-from groundling.crashtest.compare_runs import first_difference
-from groundling.crashtest.session import import_all
+from groundling.experiments.compare_runs import first_difference
+from groundling.experiments.session import import_all
 
 STEPS = 64
 MUTATED_STEP = 24  # in the midst of a generation

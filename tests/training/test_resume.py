@@ -19,7 +19,7 @@ import torch
 from resumptions import FRESH_STEP, MUTATED_STEP, MUTATIONS, STEPS
 
 import groundling
-from groundling.crashtest.compare_runs import first_difference, history, tensors
+from groundling.experiments.compare_runs import first_difference, history, tensors
 from groundling.run.run import Run
 from groundling.training.events import Event, Notice, Sample, Step
 from groundling.training.state import TrainState

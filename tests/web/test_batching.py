@@ -13,8 +13,8 @@ import openai as openai_package
 import pytest
 from asked import SLOTS, Server, request, serving, wait_for
 
+from groundling.config import Sampling
 from groundling.inference.engine import Engine, Request
-from groundling.inference.sampling import Sampling
 from groundling.web import batching
 from groundling.web.batching import Batcher, Job, Pieces
 from groundling.web.errors import ApiError

@@ -12,8 +12,8 @@ from openai import OpenAI
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
+from groundling.config import Sampling
 from groundling.inference.engine import window_start
-from groundling.inference.sampling import Sampling
 from groundling.run.run import Run
 from groundling.web.loaded_model import NOT_FOR_CHAT, LoadedModel
 

@@ -21,7 +21,7 @@ import groundling
 from groundling import storage
 from groundling.__main__ import main
 from groundling.analysis.memorization import TrainingText
-from groundling.inference.sampling import Sampling
+from groundling.config import Sampling
 from tiny import TINY
 
 pytest.importorskip("nicegui", reason="needs the extra studio")

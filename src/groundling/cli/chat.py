@@ -6,21 +6,24 @@ import dataclasses
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
-
 from groundling.cli.app import Out, RunReference, Text, app, note
+from groundling.cli.flags import given, with_settings
+from groundling.config import Sampling
 from groundling.escape import printable
 
 if TYPE_CHECKING:
-    from groundling.inference.sampling import Sampling
     from groundling.run.run import Run
 
 KNOBS: dict[str, Callable[[str], Any]] = {
-    "temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float,
-    "presence_penalty": float, "frequency_penalty": float, "seed": int,
-}  # fmt: skip
+    field.name: int if "int" in str(field.type) else float
+    for field in dataclasses.fields(Sampling)
+    if "help" in field.metadata
+}
+"""What can be set in a session, and how it is read from text."""
+
 HELP = """\
 Type a text, and the model goes on where it ends; Enter alone lets it write on. Alt-Enter begins a new line.
 Ctrl-C stops what it writes, Ctrl-D or /quit ends the session.
@@ -31,42 +34,34 @@ Each of these without a value tells what is set:"""
 
 
 @app.command(sort_key=3)
+@partial(with_settings, groups=("sampling",))
 def chat(
     run: RunReference,
     /,
     *,
     max_new_tokens: int = 300,
-    temperature: Annotated[float, Parameter(allow_leading_hyphen=True)] = 0.7,
-    top_k: Annotated[int, Parameter(allow_leading_hyphen=True)] = 50,
-    seed: Annotated[int | None, Parameter(show_default=False)] = None,
     stop: Annotated[tuple[str, ...], Text] = (),
     precision: Literal["float32", "bfloat16", "int8"] = "float32",
     unknown: Literal["error", "skip"] = "error",
     out: Out = None,
+    **settings: Any,
 ) -> None:
-    """Write with a model, turn by turn. /help tells what can be set on the way.
+    """Write with a model, turn by turn. /help lists what you can set along the way.
 
     Parameters
     ----------
     max_new_tokens
-        How much it writes in a turn, in tokens, at most.
-    temperature
-        How daring it is: 0 always takes the likeliest token, 1 draws as it learned.
-    top_k
-        Draw among the k likeliest tokens only; 0 for no limit.
-    seed
-        Repeats a session; drawn if not given.
+        How many tokens to generate in a turn.
     stop
-        End a turn where this text appears; may be given several times.
+        End a turn where this text appears. Repeat the flag for several.
     precision
-        Of the weights: fewer bits are read faster, and round the model.
+        Weight precision. bfloat16 and int8 generate faster but are slightly less accurate.
     unknown
-        What to do with characters that the model never saw.
+        What to do with characters that the model has never seen.
     """
-    from groundling.inference.sampling import Sampling
     from groundling.run.store import load
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)
+    sampling = Sampling(**given(settings))
     loaded = load(run, out=out)
     options: dict[str, Any] = {"stop": stop, "precision": precision, "unknown": unknown}
     loaded.stream("", sampling, max_new_tokens, **options)  # what is wrong is said before the first turn

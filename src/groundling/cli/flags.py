@@ -1,4 +1,4 @@
-"""The settings of `config/` as flags: name, type, default and help are taken from the dataclasses."""
+"""Settings as flags: name, type, default and help come from the dataclasses of `config/`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from groundling.config import GROUPS, PRESETS
+from groundling.config import GROUPS, PRESETS, Sampling
+
+_ALIASES = {"accumulate": "--gradient-accumulation-steps"}
+_GROUPS: dict[str, Any] = {**GROUPS, "sampling": Sampling}
 
 
 def with_settings(verb: Callable[..., Any], groups: Collection[str] = GROUPS) -> Callable[..., Any]:
-    """Give `verb` a flag for every setting of `config/` (or of the named groups), with type, help and default."""
+    """Give `verb` a flag for every setting of the named groups, with type, help and default."""
     own = [p for p in inspect.signature(verb).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     hints = get_type_hints(verb, include_extras=True)
     parameters = [p.replace(annotation=hints[p.name]) for p in own]
-    for order, (name, settings) in enumerate((name, GROUPS[name]) for name in groups):
+    for order, name in enumerate(groups):
         group = Group(name.capitalize(), sort_key=order + 10)
-        types = get_type_hints(settings)
-        for field in dataclasses.fields(settings):
+        types = get_type_hints(_GROUPS[name])
+        for field in dataclasses.fields(_GROUPS[name]):
+            if "help" not in field.metadata:
+                continue
             described = f"{field.metadata['help']} {_default(name, field)}".rstrip()
-            parameter = Parameter(help=described, group=group, show_default=False)
+            parameter = Parameter(
+                help=described, group=group, show_default=False, allow_leading_hyphen=name == "sampling",
+                alias=_ALIASES.get(field.name),
+            )  # fmt: skip
             annotation: Any = Annotated[types[field.name] | None, parameter]
             parameters.append(
                 inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -31,6 +39,11 @@ def with_settings(verb: Callable[..., Any], groups: Collection[str] = GROUPS) ->
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = {p.name: p.annotation for p in parameters}
     return verb
+
+
+def given(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were given: the others are None."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _default(group: str, field: dataclasses.Field[Any]) -> str:

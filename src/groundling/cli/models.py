@@ -7,17 +7,21 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from groundling.cli.app import Json, Out, RunReference, Text, app, note, print_json, print_lines
 from groundling.cli.copies import indexing, show_originality
+from groundling.cli.flags import given, with_settings
+from groundling.config import Sampling
 from groundling.escape import printable
 
 
 @app.command(sort_key=2)
+@partial(with_settings, groups=("sampling",))
 def sample(
     run: RunReference,
     /,
@@ -25,63 +29,39 @@ def sample(
     prompt: Annotated[str, Text] = "",
     prompt_file: Annotated[Path | None, Parameter(show_default=False)] = None,
     max_new_tokens: int = 300,
-    temperature: Annotated[float, Parameter(allow_leading_hyphen=True)] = 0.7,
-    top_k: Annotated[int, Parameter(allow_leading_hyphen=True)] = 50,
     greedy: Annotated[bool, Parameter(negative="")] = False,
-    seed: Annotated[int | None, Parameter(show_default=False)] = None,
     num_samples: int = 1,
-    top_p: Annotated[float, Parameter(allow_leading_hyphen=True)] = 1.0,
-    min_p: Annotated[float, Parameter(allow_leading_hyphen=True)] = 0.0,
-    repetition_penalty: Annotated[float, Parameter(allow_leading_hyphen=True)] = 1.0,
-    presence_penalty: Annotated[float, Parameter(allow_leading_hyphen=True)] = 0.0,
-    frequency_penalty: Annotated[float, Parameter(allow_leading_hyphen=True)] = 0.0,
     stop: Annotated[tuple[str, ...], Text] = (),
     precision: Literal["float32", "bfloat16", "int8"] = "float32",
     originality: Annotated[bool, Parameter(negative="")] = False,
     unknown: Literal["error", "skip"] = "error",
     out: Out = None,
     json: Json = False,
+    **settings: Any,
 ) -> None:
-    """Let a model write.
+    """Generate text.
 
     Parameters
     ----------
     prompt
-        What it continues; the beginning of a document if not given.
+        The text to continue. Default: the beginning of a document.
     prompt_file
         Read the prompt from a UTF-8 file.
     max_new_tokens
-        How much it writes, in tokens.
-    temperature
-        How daring it is: 0 always takes the likeliest token, 1 draws as it learned.
-    top_k
-        Draw among the k likeliest tokens only; 0 for no limit.
+        How many tokens to generate.
     greedy
         The same as --temperature 0.
-    seed
-        Repeats a sample; drawn and shown if not given.
     num_samples
-        How many; each with the next seed.
-    top_p
-        Draw among the likeliest tokens that together have this probability; 1 for no limit.
-    min_p
-        Draw among tokens at least this share as likely as the likeliest; 0 for no limit.
-    repetition_penalty
-        Above 1: tokens that stand in the prompt or were written become less likely.
-    presence_penalty
-        Above 0: tokens that were written become less likely.
-    frequency_penalty
-        Above 0: tokens become less likely each time that they are written.
+        How many samples. Each uses the next seed.
     stop
-        End where this text appears; may be given several times.
+        End where this text appears. Repeat the flag for several.
     precision
-        Of the weights: fewer bits are read faster, and round the model.
+        Weight precision. bfloat16 and int8 generate faster but are slightly less accurate.
     originality
-        Tell what of it stands verbatim in the training text, and show the copied spans.
+        Show what the sample copied verbatim from the training text.
     unknown
-        What to do with characters that the model never saw.
+        What to do with characters that the model has never seen.
     """
-    from groundling.inference.sampling import Sampling
     from groundling.inference.stream import PromptTruncated
     from groundling.run.store import load
 
@@ -91,16 +71,7 @@ def sample(
         if prompt:
             raise ValueError("--prompt and --prompt-file exclude each other.")
         prompt = _read(prompt_file)
-    first = Sampling(
-        temperature=0.0 if greedy else temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        seed=seed,
-    )
+    first = Sampling(**given(settings) | ({"temperature": 0.0} if greedy else {}))
     assert first.seed is not None
     loaded = load(run, out=out)
     training_text = loaded.training_text(indexing()) if originality else None
@@ -124,7 +95,7 @@ def sample(
             show_originality(prompt, text, found)
     if json:
         print_json(results)
-    elif seed is None and first.temperature > 0:
+    elif settings.get("seed") is None and first.temperature > 0:
         note(f"--seed {first.seed} gives this again.")
 
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from groundling.cli.app import Json, app, print_json, print_lines
 
 if TYPE_CHECKING:
-    from groundling.crashtest.selftest import Found
+    from groundling.experiments.selftest import Found
 
 
 @app.command(sort_key=8)
@@ -30,7 +30,7 @@ def selftest(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from groundling.crashtest.selftest import selftest
+    from groundling.experiments.selftest import selftest
 
     columns = ("kills", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True), "left")
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

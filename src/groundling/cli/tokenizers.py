@@ -130,8 +130,8 @@ def compare(
     minutes
         Train a model with each for so long, and tell its bits per byte on the validation part.
     """
+    from groundling.experiments.compare_tokenizers import compare_tokenizers
     from groundling.reporting.console import Console
-    from groundling.run.compare_tokenizers import compare_tokenizers
     from groundling.training.events import reporters
 
     with Console(sys.stderr) as console:

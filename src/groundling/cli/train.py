@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from groundling import config as cfg
 from groundling.cli.app import Json, Out, RunReference, Text, app, print_json
-from groundling.cli.flags import with_settings
+from groundling.cli.flags import given, with_settings
 from groundling.training.signals import ended_by_signals
 
 Track = Annotated[
@@ -53,12 +53,12 @@ def train(
     name
         The run's name; made from the corpus if not given.
     """
-    given = {key: value for key, value in settings.items() if value is not None}
+    chosen = given(settings)
 
     def start(tell: Callable[[Any], None], age: float) -> Any:
         from groundling.run.train import train
 
-        return train(corpus, preset=preset, name=name, out=out, track=track, on_event=tell, elapsed=age, **given)
+        return train(corpus, preset=preset, name=name, out=out, track=track, on_event=tell, elapsed=age, **chosen)
 
     return _train(json, start)
 

@@ -2,6 +2,7 @@
 
 from groundling.config.config import MINUTES_OR_STEPS, Config, did_you_mean
 from groundling.config.presets import DEFAULT_PRESET, PRESETS, Preset
+from groundling.config.sampling import Sampling
 from groundling.config.settings import (
     GROUPS,
     TOKENIZERS,
@@ -24,6 +25,7 @@ __all__ = [
     "MachineSettings",
     "ModelSettings",
     "Preset",
+    "Sampling",
     "TrainingSettings",
     "did_you_mean",
     "flag",

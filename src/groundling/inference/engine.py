@@ -23,19 +23,17 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from groundling.inference.ngram_drafter import NgramDrafter
-from groundling.inference.sampling import Sampler, Sampling, choose, log_probabilities
+from groundling.config import Sampling
+from groundling.inference.accelerators import Decoder, Drafter
+from groundling.inference.sampling import Sampler, choose, log_probabilities
 from groundling.inference.speed_selector import SpeedSelector
 from groundling.model.gpt import GPT
-
-if TYPE_CHECKING:  # it imports Numba, which may be missing
-    from groundling.inference.numba_decoder import NumbaDecoder
 
 _CHUNK = 128  # tokens of a prompt that are read between two steps of the others
 _AHEAD = 64  # tokens read at once for the window after this one
@@ -112,7 +110,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: GPT, slots: int = 1, drafter: NgramDrafter | None = None, decoder: NumbaDecoder | None = None
+        self, model: GPT, slots: int = 1, drafter: Drafter | None = None, decoder: Decoder | None = None
     ) -> None:
         """`drafts` guess tokens ahead where few texts are written at once and it pays; they learn from the texts.
         `few_tokens` reads in place of the model where that is faster.
@@ -290,8 +288,8 @@ def generate(
     prompt: Sequence[int],
     max_new_tokens: int,
     sampling: Sampling,
-    drafter: NgramDrafter | None = None,
-    decoder: NumbaDecoder | None = None,
+    drafter: Drafter | None = None,
+    decoder: Decoder | None = None,
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` token ids that continue `prompt` (at least one id)."""
     if max_new_tokens < 1:

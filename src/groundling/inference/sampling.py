@@ -8,69 +8,14 @@ the small vocabularies of this place NumPy is several times quicker to call than
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from groundling.config import Sampling
+
 _F64 = npt.NDArray[np.float64]
-_LARGEST_BIAS = 100.0  # as in OpenAI's interface: enough to force a token, or to forbid it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is drawn.
-
-    `temperature` 0 is greedy: always the likeliest. `top_k` (0: off) keeps the k likeliest tokens, `top_p` (1: off)
-    the likeliest that together have this probability (Holtzman et al., "The curious case of neural text
-    degeneration", 2020), `min_p` (0: off) those at least this share as likely as the likeliest (Nguyen et al., "Min-p
-    sampling", 2024).
-
-    `repetition_penalty` (1: off) divides positive logits of tokens that stand in the prompt or were written, and
-    multiplies negative ones (Keskar et al., "CTRL", 2019). `presence_penalty` is subtracted once from the logits of
-    tokens that were written, `frequency_penalty` as often as they were. `logit_bias` is added to logits, by token id.
-
-    Without a `seed`, a random one is drawn and can be read from the object, so that any sample can be repeated.
-    Raises ValueError naming the flag.
-    """
-
-    temperature: float = 0.7
-    top_k: int = 50
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        # Written so that NaN fails too.
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"--temperature must be 0 (greedy) or above, and it is {self.temperature}.")
-        if self.top_k < 0:
-            raise ValueError(f"--top-k must be 1 or more, or 0 for no limit, and it is {self.top_k}.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top-p must lie above 0 and at most at 1 (off), and it is {self.top_p}.")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"--min-p must lie in [0, 1], and it is {self.min_p}.")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"--repetition-penalty must be above 0 (1: off), and it is {self.repetition_penalty}.")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"--{name.replace('_', '-')} must be a number (0: off), and it is infinite or none.")
-        for token, bias in self.logit_bias.items():
-            if token < 0 or not abs(bias) <= _LARGEST_BIAS:
-                raise ValueError(
-                    f"A logit bias is given by token id, between -{_LARGEST_BIAS:g} and {_LARGEST_BIAS:g}; "
-                    f"for token {token} it is {bias}."
-                )
-        if self.seed is None:
-            object.__setattr__(self, "seed", secrets.randbelow(2**31))
-        elif not 0 <= self.seed < 2**63:
-            raise ValueError(f"--seed must lie in [0, 2^63), and it is {self.seed}.")
 
 
 class Sampler:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import codecs
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from groundling.config import Sampling
 from groundling.data.tokenizers.base import Tokenizer
+from groundling.inference.accelerators import Decoder, Drafter
 from groundling.inference.engine import Engine, Request, window_start
-from groundling.inference.ngram_drafter import NgramDrafter
-from groundling.inference.sampling import Sampling
 from groundling.model.gpt import GPT
-
-if TYPE_CHECKING:  # it imports Numba, which may be missing
-    from groundling.inference.numba_decoder import NumbaDecoder
 
 
 class PromptTruncated(UserWarning):
@@ -69,8 +65,8 @@ def stream(
     max_new_tokens: int,
     sampling: Sampling,
     stop: str | Sequence[str] = (),
-    drafter: NgramDrafter | None = None,
-    decoder: NumbaDecoder | None = None,
+    drafter: Drafter | None = None,
+    decoder: Decoder | None = None,
 ) -> Iterator[str]:
     """Yield the continuation of `prompt` as text, piece by piece: see `Writer`.
 

@@ -277,8 +277,8 @@ class ReadBack:
         return found
 
     def greedy(self, ids: list[int], n: int) -> list[int]:
+        from groundling.config import Sampling
         from groundling.inference.engine import generate
-        from groundling.inference.sampling import Sampling
 
         return list(generate(self._model, ids, n, Sampling(temperature=0)))
 

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from groundling.config import Sampling
 from groundling.data.corpus import Tokens
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from groundling.inference.engine import generate
-from groundling.inference.sampling import Sampling
 from groundling.model.gpt import GPT
 
 _WINDOWS, _LONGEST_WINDOW = 4, 1024

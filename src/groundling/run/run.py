@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from groundling import storage
+from groundling.acceleration.model_variants import ModelVariants
+from groundling.acceleration.precision import Precision
 from groundling.analysis.diagnosis import diagnose, standing, verdict
 from groundling.analysis.history import History
 from groundling.analysis.memorization import TrainingText
+from groundling.config import Sampling
 from groundling.data.corpus import Tokens, prepare
 from groundling.data.sources import find_source
 from groundling.data.tokenizers.base import Unknown
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.score import score
 from groundling.evaluation.token_losses import TokenLoss, token_losses
-from groundling.inference.model_variants import ModelVariants
-from groundling.inference.precision import Precision
-from groundling.inference.sampling import Sampling
 from groundling.inference.stream import start_ids, stream
 from groundling.reporting.plot import plot_curves
 from groundling.reporting.run_facts import Facts
@@ -51,11 +51,11 @@ class Run(RunFolder):
         unknown: Unknown = "error",
         **sampling: Any,
     ) -> str:
-        """The text that the model writes after `prompt`.
+        """Generate text that continues `prompt`.
 
-        `sampling` are the fields of `Sampling` (temperature, top_k, seed, ...), with its defaults and ValueErrors, and
-        `precision` is that of the weights (see inference/precision.py). The same checkpoint, prompt and seed give the
-        same text on a device. Of a prompt longer than the context the newest part is read.
+        `sampling` are the fields of `Sampling` (temperature, top_k, seed, ...), with its defaults and ValueErrors. The
+        same checkpoint, prompt, seed and `precision` (acceleration/precision.py) give the same text on a device. Of a
+        prompt longer than the context, the newest part is read.
         """
         options: Any = {"stop": stop, "precision": precision, "unknown": unknown}
         return "".join(self.stream(prompt, Sampling(**sampling), max_new_tokens, **options))

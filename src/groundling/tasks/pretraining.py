@@ -9,11 +9,10 @@ from functools import cached_property
 from groundling.analysis.leakage import WINDOW, shared
 from groundling.analysis.memorization import TrainingText
 from groundling.analysis.ngrams import milestones, one_gram
-from groundling.config import Config
+from groundling.config import Config, Sampling
 from groundling.data.batches import Batch, WindowSampler
 from groundling.data.corpus import Corpus
 from groundling.evaluation.score import Interrupted, score
-from groundling.inference.sampling import Sampling
 from groundling.inference.stream import start_ids, stream
 from groundling.machine import Machine
 from groundling.model.gpt import GPT

@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from groundling import __version__
+from groundling.config import Sampling
 from groundling.inference.engine import GeneratedToken, Request, window_start
-from groundling.inference.sampling import Sampling
 from groundling.web import errors
 from groundling.web.batching import Batcher, Job
 from groundling.web.errors import ApiError, ErrorBody, client_left

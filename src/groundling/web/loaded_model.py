@@ -11,10 +11,10 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from groundling.acceleration.model_variants import ModelVariants
+from groundling.acceleration.precision import Precision
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer, Unknown, UnknownText
 from groundling.inference.engine import GeneratedToken, read
-from groundling.inference.model_variants import ModelVariants
-from groundling.inference.precision import Precision
 from groundling.inference.stream import start_ids
 from groundling.model.gpt import GPT
 from groundling.run.run import Run

@@ -13,8 +13,8 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from groundling.acceleration.precision import Precision
 from groundling.data.tokenizers.base import Unknown
-from groundling.inference.precision import Precision
 from groundling.run.folder import runs_folder
 from groundling.run.store import load
 from groundling.web.app import Api, create_app

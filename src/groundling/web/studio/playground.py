@@ -10,8 +10,8 @@ from typing import Any
 from nicegui import ui
 
 from groundling.analysis.memorization import Originality
+from groundling.config import Sampling
 from groundling.escape import printable
-from groundling.inference.sampling import Sampling
 from groundling.run.run import Run
 from groundling.web.studio.parts import Slide, Strip, Text, frame, told
 from groundling.web.studio.studio import Studio

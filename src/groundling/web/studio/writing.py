@@ -10,9 +10,9 @@ from math import exp
 from pathlib import Path
 
 from groundling.analysis.memorization import TrainingText
+from groundling.config import Sampling
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from groundling.inference.engine import Engine, Request
-from groundling.inference.sampling import Sampling
 from groundling.run.run import Run
 
 CHOICES = 10

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from groundling import storage
-from groundling.crashtest.compare_runs import first_difference, history, tensors
-from groundling.crashtest.session import KILLED, SETTINGS, import_all, run_session
+from groundling.experiments.compare_runs import first_difference, history, tensors
+from groundling.experiments.session import KILLED, SETTINGS, import_all, run_session
 
 PHASES = ("start", "steps", "evaluation", "saving", "pruning", "end")
 _ONCE = ("start", "end")  # in a session
@@ -87,7 +87,7 @@ def selftest(
         raise ValueError(f"--kills must be 1 or more, and it is {kills}.")
     seed = secrets.randbelow(2**32) if seed is None else seed
     folder, found = tempfile.mkdtemp(prefix="groundling-selftest-"), None
-    program = "import sys; from groundling.crashtest.selftest import conduct; conduct(*sys.argv[1:])"
+    program = "import sys; from groundling.experiments.selftest import conduct; conduct(*sys.argv[1:])"
     environment = os.environ | {"GROUNDLING_CACHE": str(Path(folder, "cache")), "OMP_NUM_THREADS": "1"}
     try:
         with subprocess.Popen(

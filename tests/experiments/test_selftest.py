@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import groundling
-from groundling.crashtest import selftest
-from groundling.crashtest.selftest import PHASES, Found
+from groundling.experiments import selftest
+from groundling.experiments.selftest import PHASES, Found
 
 
 def assert_nothing_lost(found: Found, kills: int) -> None:

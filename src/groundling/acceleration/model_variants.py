@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from groundling.inference.ngram_drafter import NgramDrafter
-from groundling.inference.precision import Precision, with_precision
+from groundling.acceleration.ngram_drafter import NgramDrafter
+from groundling.acceleration.precision import Precision, with_precision
 from groundling.model.gpt import GPT
 
 if TYPE_CHECKING:  # it imports Numba, which may be missing
-    from groundling.inference.numba_decoder import NumbaDecoder
+    from groundling.acceleration.numba_decoder import NumbaDecoder
 
 
 class ModelVariants:
@@ -39,7 +39,7 @@ class ModelVariants:
         if precision not in self._decoders:
             self._decoders[precision] = None
             if self._own.device.type == "cpu" and importlib.util.find_spec("numba") is not None:
-                from groundling.inference.numba_decoder import NumbaDecoder
+                from groundling.acceleration.numba_decoder import NumbaDecoder
 
                 self._decoders[precision] = NumbaDecoder(self._own, precision)
         return self._decoders[precision]

@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from models import untrained
 
-from groundling.config import ModelSettings
+from groundling.acceleration.precision import with_precision
+from groundling.config import ModelSettings, Sampling
 from groundling.inference.engine import generate
-from groundling.inference.precision import with_precision
-from groundling.inference.sampling import Sampling
 from groundling.model.gpt import GPT
+from untrained import untrained
 
 GPT2 = ModelSettings(block_size=32, n_layer=3, n_head=4, n_embd=64)
 FAMILIES = {

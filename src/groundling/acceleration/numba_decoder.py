@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 import torch.nn as nn
 
-from groundling.inference.numba_kernels import forward
-from groundling.inference.precision import Precision, in_int8
+from groundling.acceleration.numba_kernels import forward
+from groundling.acceleration.precision import Precision, in_int8
 from groundling.inference.speed_selector import SpeedSelector
 from groundling.model.gpt import GPT, RoPE, SelfAttention
 from groundling.model.kv_cache import KVCache

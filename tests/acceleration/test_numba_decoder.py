@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import untrained
 
-from groundling.config import ModelSettings
+from groundling.acceleration.model_variants import ModelVariants
+from groundling.acceleration.ngram_drafter import NgramDrafter
+from groundling.acceleration.precision import Precision, with_precision
+from groundling.config import ModelSettings, Sampling
 from groundling.inference.engine import Engine, Request, generate
-from groundling.inference.model_variants import ModelVariants
-from groundling.inference.ngram_drafter import NgramDrafter
-from groundling.inference.precision import Precision, with_precision
-from groundling.inference.sampling import Sampling
 from groundling.inference.speed_selector import SpeedSelector
 from groundling.model.gpt import GPT
+from untrained import untrained
 
-NumbaDecoder = pytest.importorskip("groundling.inference.numba_decoder", reason="needs the extra fast").NumbaDecoder
+NumbaDecoder = pytest.importorskip("groundling.acceleration.numba_decoder", reason="needs the extra fast").NumbaDecoder
 
 N, V = 16, 30
 GPT2 = ModelSettings(block_size=N, n_layer=2, n_head=4, n_embd=32)
@@ -94,7 +93,7 @@ def test_pytorch_keeps_its_number_of_threads() -> None:
     program = """
 import torch
 from groundling.config import PRESETS
-from groundling.inference.numba_decoder import NumbaDecoder
+from groundling.acceleration.numba_decoder import NumbaDecoder
 from groundling.model.gpt import GPT
 torch.set_num_threads(1)
 model = GPT(PRESETS["nano"].model, 30).eval()
