@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,20 +89,28 @@ def test_threads_change_nothing(
             assert np.array_equal(spread, logits_of(model, precision, TOKENS.tolist(), at_once))
 
 
-def test_pytorch_keeps_its_number_of_threads() -> None:
-    """In a process of its own, since Numba starts its threads once."""
+def test_the_first_process_computes_what_later_ones_do(tmp_path: Path) -> None:
+    """The first one compiles, the second one loads from Numba's cache. Neither changes PyTorch's number of threads."""
     program = """
-import torch
+import numpy, torch
 from groundling.config import PRESETS
 from groundling.acceleration.numba_decoder import NumbaDecoder
 from groundling.model.gpt import GPT
 torch.set_num_threads(1)
+torch.manual_seed(0)
 model = GPT(PRESETS["nano"].model, 30).eval()
-NumbaDecoder(model, "float32").read([0], [0], [0], model.new_cache(1))
-print(torch.get_num_threads())
+decoder, cache = NumbaDecoder(model, "float32"), model.new_cache(1)
+logits = numpy.concatenate([decoder.read([i], [0], [i], cache) for i in range(30)])
+print(torch.get_num_threads(), logits.tobytes().hex())
 """
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout == "1\n"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    first, second = (
+        subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout for _ in range(2)
+    )
+    assert first == second
+    assert first.startswith("1 ")
+    assert list(tmp_path.rglob("*.nbc"))
 
 
 def test_several_may_read_at_once(model: GPT, three_threads: None) -> None:

@@ -1,1 +1,1 @@
-"""Faster generation on CPUs: lower precision, a decoder compiled by Numba, and drafts."""
+"""Faster generation on CPUs: lower precision, a decoder compiled by Numba, and n-gram drafts."""

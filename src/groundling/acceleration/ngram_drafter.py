@@ -1,7 +1,7 @@
-"""NgramDrafter: tokens that will probably come next, from what followed the same few tokens before.
+"""NgramDrafter: guess the next tokens from what followed the same few tokens before.
 
-The model reads a draft in one pass and keeps what it would have written itself, so a draft changes the speed and
-never the text (see engine.py). It costs a look-up: Saxena, "Prompt lookup decoding", 2023.
+The model reads a draft in one pass and keeps only what it would have generated itself, so drafts change the speed but
+not the text (see engine.py). A draft costs one table look-up: Saxena, "Prompt lookup decoding", 2023.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-_LENGTHS = (12, 8, 6, 5, 4, 3)
-"""How many tokens have to agree; the longest agreement counts."""
-_FACTOR = 0x9E3779B97F4A7C15  # odd, with bits all over (Knuth's golden ratio)
-_PLACES, _MARK = 20, 14  # bits of the hash: the place in a table, and what is compared there
-_TOKEN = 32 - _MARK  # bits of an entry that hold the token, plus 1; the others hold the mark
+_LENGTHS = (12, 8, 6, 5, 4, 3)  # tokens of context that must match; the longest match wins
+_FACTOR = 0x9E3779B97F4A7C15  # odd, with well-mixed bits (Knuth's golden ratio)
+_PLACES, _MARK = 20, 14  # bits of the hash: the place in a table, and the mark compared there
+_TOKEN = 32 - _MARK  # bits of an entry that hold the token plus 1; the others hold the mark
 
 
 class NgramDrafter:
-    """What followed each few tokens the last time, in all texts that were shown to it.
+    """Remembers what came last after each few tokens, in all texts it was shown.
 
-    Tables of a fixed size, 25 MB in all, are addressed by a hash of the tokens; a newer entry takes the place of an
-    older one.
+    The tables have a fixed size, 25 MB in all. A hash of the tokens gives the place; newer entries replace older ones.
     """
 
     def __init__(self) -> None:
@@ -40,7 +38,7 @@ class NgramDrafter:
                 table[hashed >> 64 - _PLACES] = marks << _TOKEN | (ids[n:] + 1) % (1 << _TOKEN)
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Learn the newest of `tokens` alone."""
+        """Learn only the newest of `tokens`."""
         for n, table in self._tables.items():
             if n < len(tokens):
                 place, mark = _place(tokens[-n - 1 : -1])
@@ -51,15 +49,15 @@ class NgramDrafter:
         context = list(tokens[-_LENGTHS[0] :])
         drafted = list[int]()
         while len(drafted) < most:
-            following = next(filter(None, (self._after(context[-n:]) for n in _LENGTHS if n <= len(context))), 0)
-            if not following:
+            entry = next(filter(None, (self._after(context[-n:]) for n in _LENGTHS if n <= len(context))), 0)
+            if not entry:
                 break
-            drafted.append(following - 1)
-            context.append(following - 1)
+            drafted.append(entry - 1)
+            context.append(entry - 1)
         return drafted
 
     def _after(self, context: Sequence[int]) -> int:
-        """The token that followed these, plus 1; 0 if none is known."""
+        """The token that followed `context`, plus 1. 0 if none is known."""
         place, mark = _place(context)
         entry = self._tables[len(context)].item(place)
         return entry % (1 << _TOKEN) if entry >> _TOKEN == mark else 0

@@ -1,7 +1,7 @@
-"""The model once more, for few tokens at a time, as one compiled function: its weights, and when it is used.
+"""NumbaDecoder: the model's forward pass for a few tokens as one compiled function.
 
-Where one text is written, PyTorch spends more time on calling its hundred operators than on the arithmetic. A pass of
-`kernels.forward` calls nothing between its parts. Tests hold it to what `GPT.forward` computes.
+For a single text, PyTorch spends more time on calling its hundred operators than on the arithmetic.
+`numba_kernels.forward` has no such calls. Tests compare it with `GPT.forward`.
 
 Shapes: C width, hd head size, V vocabulary.
 """
@@ -28,33 +28,33 @@ _F32 = npt.NDArray[np.float32]
 
 
 class _Matrices(NamedTuple):
-    """A linear layer of all blocks: weights (layers, out, in) in float32, in int8, or in bfloat16 as uint16."""
+    """One linear layer of all blocks: weights (layers, out, in) in float32, int8, or bfloat16 stored as uint16."""
 
     weight: npt.NDArray[Any]
-    scale: _F32  # (layers, out); ones where the weights are no int8
+    scale: _F32  # (layers, out); ones if the weights are not int8
     bias: _F32
 
 
 class _Weights(NamedTuple):
     wte: _F32  # (V, C)
-    wpe: _F32  # (positions, C); no positions for rotary ones
-    cos: _F32  # (positions, hd / 2); no positions for learned ones
+    wpe: _F32  # (positions, C); 0 positions in a rotary model
+    cos: _F32  # (positions, hd / 2); 0 positions in a model with learned ones
     sin: _F32
-    norms: _F32  # (layers, 2, weight and bias, C)
-    head_norms: _F32  # (layers, of query and key, hd)
+    norms: _F32  # (layers, 2 norms, weight and bias, C)
+    head_norms: _F32  # (layers, query and key, hd)
     qkv: _Matrices
     proj: _Matrices
     fc: _Matrices
     out: _Matrices
     last_norm: _F32  # (weight and bias, C)
-    head: _Matrices  # of one layer
+    head: _Matrices  # one layer
 
 
 class NumbaDecoder:
-    """Reads few tokens as `GPT.forward` does with a cache, on a CPU. Needs Numba, the extra `fast`.
+    """Computes `GPT.forward` with a cache for a few tokens, on a CPU. Needs Numba (the extra `fast`).
 
-    What it computes for a token does not depend, to the bit, on those that it reads beside it, nor on the number of
-    threads: PyTorch's, or one where that is faster, as it is for small models and beside other busy programs.
+    The result for a token is the same to the bit, whatever other tokens are read with it and on however many threads.
+    It uses as many threads as PyTorch, or one if that is faster (small models, busy machines).
     """
 
     def __init__(self, model: GPT, precision: Precision) -> None:
@@ -78,33 +78,33 @@ class NumbaDecoder:
             _norm(model.ln_f),
             _matrices([head], precision),
         )
-        # Each more token takes 0.6 times as long as the first, and in the model, whose calls take longer than its
-        # products, next to nothing. By size and not by a stopwatch: the text would depend on it, in its last digits.
+        # Each further token takes 0.6 times as long as the first, but almost nothing in PyTorch, where calls dominate.
+        # The limit comes from the size, not from timing: otherwise the text's last digits would depend on timing.
         self.most = min(16, max(1, 86_000_000 // (sum(p.numel() for p in model.h.parameters()) + head.weight.numel())))
-        """Tokens at once up to which this is the faster way."""
+        """Up to this many tokens at once it is faster than the model."""
         self._selector, self._threads, ours = SpeedSelector(), 1, torch.get_num_threads()
-        self.read([0], [0], [0], model.new_cache(1, capacity=1))  # compiles, where that is new to this machine
+        self.read([0], [0], [0], model.new_cache(1, capacity=1))  # compiles, if new to this machine
         self._threads = _most_threads()
-        torch.set_num_threads(ours)  # OpenMP has one number for both, and Numba has set it to all cores
+        torch.set_num_threads(ours)  # Numba has set OpenMP's thread count, which PyTorch shares, to all cores
 
     def read(self, tokens: Sequence[int], rows: Sequence[int], positions: Sequence[int], cache: KVCache) -> _F32:
-        """Read the tokens into the cache, those of a row in their order; logits (n, V). Lengths stay as they are."""
+        """Read the tokens into the cache, those of a row in order. Returns logits (n, V). Does not change lengths."""
         threads, began = min(self._threads, torch.get_num_threads()), time.perf_counter()
-        spread = threads > 1 and self._selector.takes(len(tokens))
-        if spread:
+        parallel = threads > 1 and self._selector.takes(len(tokens))
+        if parallel:
             numba.set_num_threads(threads)
         logits: _F32 = forward(
             np.array(tokens), np.array(rows), np.array(positions), self._weights, *self._shape,
-            cache.keys.numpy(), cache.values.numpy(), threads if spread else 1,
+            cache.keys.numpy(), cache.values.numpy(), threads if parallel else 1,
         )  # fmt: skip
         if threads > 1:
-            self._selector.record(len(tokens), spread, time.perf_counter() - began)
+            self._selector.record(len(tokens), parallel, time.perf_counter() - began)
         return logits
 
 
 def _most_threads() -> int:
-    numba.get_num_threads()  # starts them, without which it cannot be said whose they are
-    # What Numba falls back to without OpenMP and TBB ends the process if two threads want them at once.
+    numba.get_num_threads()  # starts the threads, so that the threading layer is known
+    # "workqueue", used without OpenMP and TBB, kills the process if two Python threads use it at once.
     return 1 if numba.threading_layer() == "workqueue" else numba.config.NUMBA_NUM_THREADS
 
 
@@ -129,14 +129,12 @@ def _head_norms(attention: SelfAttention) -> _F32:
 def _matrices(layers: Sequence[nn.Linear], precision: Precision) -> _Matrices:
     weights, scales, biases = list[npt.NDArray[Any]](), list[_F32](), list[_F32]()
     for layer in layers:
-        scale = torch.ones(layer.weight.size(0))
+        weight, scale = layer.weight.detach().float(), torch.ones(layer.weight.size(0))
         if precision == "int8":
-            weight, scale = in_int8(layer.weight)
-            weights.append(weight.cpu().numpy())
+            weight, scale = in_int8(weight)
         elif precision == "bfloat16":
-            weights.append(layer.weight.detach().cpu().bfloat16().view(torch.uint16).numpy())
-        else:
-            weights.append(_array(layer.weight))
+            weight = layer.weight.detach().bfloat16().view(torch.uint16)
+        weights.append(weight.cpu().numpy())
         scales.append(_array(scale))
         biases.append(np.zeros_like(scales[-1]) if layer.bias is None else _array(layer.bias))
     return _Matrices(np.stack(weights), np.stack(scales), np.stack(biases))

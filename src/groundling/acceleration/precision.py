@@ -1,9 +1,8 @@
-"""A model made ready for inference: generating a token is mostly the reading of all weights.
+"""Weights in lower precision: generating a token mostly means reading all weights, so smaller ones are faster.
 
-`float32` computes what the model itself does, from weights laid out for it. `bfloat16` computes what training in
-bfloat16 computed: products of rounded weights and inputs, added up in float32, between normalizations and a residual
-stream in float32. `int8` rounds each row of a weight matrix to 255 steps of its own size (as Q8_0 does for each 32
-numbers).
+`float32` computes the same as the model, from weights in a faster memory layout. `bfloat16` computes the same as
+training in bfloat16: products of rounded weights and inputs, summed in float32; normalization and the residual stream
+are in float32. `int8` rounds each row of a weight matrix to 255 steps with its own scale (Q8_0: one per 32 numbers).
 """
 
 from __future__ import annotations
@@ -21,26 +20,26 @@ Precision = Literal["float32", "bfloat16", "int8"]
 
 
 def with_precision(model: GPT, precision: Precision) -> GPT:
-    """A copy of `model` for inference whose matrices are of that precision; `model` itself if nothing is to be gained.
+    """A copy of `model` for inference with its matrices in `precision`, or `model` itself if a copy is no faster.
 
-    Embeddings, norms and the cache stay in float32. Raises ValueError for another name.
+    Embeddings, norms and the cache stay in float32. Raises ValueError for an unknown precision.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"--precision {precision!r}: choose one of {', '.join(get_args(Precision))}.")
     if precision == "float32" and not (_can_pack(model.device) and _is_large(model.blocks[0].mlp.c_fc)):
         return model
     if precision == "int8" and model.device.type != "cpu":
-        raise ValueError("--precision int8 is for CPUs; use bfloat16 on this device.")
-    smaller = copy.deepcopy(model).eval().requires_grad_(False)
-    if smaller.lm_head is None:
+        raise ValueError(f"--precision int8 works only on CPUs. Use bfloat16 on {model.device.type}.")
+    converted = copy.deepcopy(model).eval().requires_grad_(False)
+    if converted.lm_head is None:
         head = nn.Linear(model.config.n_embd, model.vocab_size, bias=False, device=model.device)
-        head.weight = smaller.wte.weight
-        smaller.lm_head = head
-    for module in list(smaller.modules()):
+        head.weight = converted.wte.weight
+        converted.lm_head = head
+    for module in list(converted.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(module, name, _linear(child, precision))
-    return smaller
+    return converted
 
 
 def _linear(linear: nn.Linear, precision: Precision) -> nn.Module:
@@ -56,15 +55,15 @@ def _can_pack(device: torch.device) -> bool:
 
 
 def _is_large(linear: nn.Linear) -> bool:
-    """Whether a product takes longer than the call of oneDNN, which is slower to begin than PyTorch's own."""
+    """Whether a product takes long enough to be worth oneDNN's call, which has more overhead than PyTorch's own."""
     return linear.weight.numel() >= 2**17
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with weights in `dtype`; float32 in and out.
+    """A linear layer with weights in `dtype`, and inputs and outputs in float32.
 
-    On CPUs they are laid out once as oneDNN wants them: for few tokens, 1.4 times as fast in float32 as with the rows
-    as they are, and twice in bfloat16.
+    On CPUs the weights are converted once to oneDNN's layout. For few tokens that is 1.4 times as fast in float32 as
+    PyTorch's row layout, and twice as fast in bfloat16.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
@@ -87,19 +86,19 @@ class PackedLinear(nn.Module):
 
 
 def in_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights (out, in) as int8 and a scale for each output, (out,), with which they are multiplied."""
+    """Weights (out, in) as int8, and the scales (out,) to multiply them with."""
     weight = weight.detach().float()
     scales = weight.abs().amax(1).clamp(min=1e-12) / 127
     return (weight / scales[:, None]).round().to(torch.int8), scales
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with weights in 8 bits and a scale for each output; float32 in and out."""
+    """A linear layer with int8 weights and a scale per output, and inputs and outputs in float32."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight, scales = in_int8(linear.weight)
-        # PyTorch's kernel reads whole vectors, beyond the end of a row that is not so many: zeros change nothing.
+        # PyTorch's kernel reads whole vectors, and so past the end of shorter rows. Zeros there change nothing.
         self.missing = -linear.in_features % 32
         self.weight = F.pad(weight, (0, self.missing))
         self.scales = scales.bfloat16()
