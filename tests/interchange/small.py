@@ -1,4 +1,4 @@
-"""What the tests of interchange have in common."""
+"""Helpers for the interchange tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from groundling.model.gpt import GPT
 from groundling.model.weights_file import load_weights
 from groundling.run.run import Run
 
-MODERN: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu"}
+QWEN3_PARTS: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu"}
 _SETTINGS: dict[str, Any] = {
     "preset": "nano", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "steps": 8,
     "eval_every": 4, "eval_tokens": 512, "checkpoint_every": 4, "sample_every": 0, "learning_rate": 3e-3,
@@ -23,7 +23,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 def trained(folder: Path, text: str, **settings: Any) -> Run:
-    """A run of eight steps on `text`, which stands in text.txt."""
+    """A run of eight steps on `text`, saved as text.txt."""
     (folder / "text.txt").write_text(text, encoding="utf-8", newline="")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROUNDLING_CACHE", str(folder / "cache"))
@@ -37,7 +37,7 @@ def text_of(run: Run) -> Path:
 
 
 def logits_of(run: Run, tokens: Any) -> torch.Tensor:
-    """Of the run's best checkpoint, on the CPU."""
+    """Logits of the run's best checkpoint, on the CPU."""
     model = GPT(run.config.model, run.tokenizer.vocab_size).eval()
     load_weights(run.checkpoint, model)
     with torch.inference_mode():

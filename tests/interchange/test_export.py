@@ -1,4 +1,4 @@
-"""What all exports share: what is asked for, averaged weights, the command."""
+"""What all exports share: options, averaged checkpoints, the command."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from groundling.run.run import Run
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"to": "pytorch"}, "--to pytorch is not known; there are huggingface, gguf, onnx."),
-        ({"to": "onnx", "quantize": "q8_0"}, "--quantize q8_0 is not for onnx, which takes int8."),
-        ({"to": "gguf", "average": 0}, "--average must be 1 or more"),
-        ({"to": "gguf", "average": 9}, "keeps 2 checkpoint"),
+        ({"to": "pytorch"}, "--to pytorch is unknown. Use one of huggingface, gguf, onnx."),
+        ({"to": "onnx", "quantize": "q8_0"}, "--quantize q8_0 does not work with --to onnx. Use int8."),
+        ({"to": "gguf", "average": 0}, "--average must be 1 or more, not 0."),
+        ({"to": "gguf", "average": 9}, "--average 9: run tiny has only 2 checkpoint"),
     ],
 )
 def test_what_cannot_be_made_is_said(pieces: Run, settings: dict[str, Any], sentence: str) -> None:
@@ -34,7 +34,7 @@ def test_what_cannot_be_made_is_said(pieces: Run, settings: dict[str, Any], sent
 
 def test_a_folder_that_exists_is_left_alone(pieces: Run, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         groundling.export(pieces, to="gguf", out=tmp_path / "mine")
 
 
@@ -42,7 +42,7 @@ def test_a_mixture_of_the_families_is_refused(pieces: Run) -> None:
     mixed = Run(pieces.folder)
     model = dataclasses.replace(pieces.config.model, norm="rmsnorm")
     mixed.record = pieces.record.with_(settings=dataclasses.replace(pieces.config, model=model))
-    with pytest.raises(ValueError, match="No other engine knows this mixture"):
+    with pytest.raises(ValueError, match="No other engine supports this mixture"):
         groundling.export(mixed, to="huggingface")
 
 
@@ -58,7 +58,7 @@ def test_the_mean_of_checkpoints(pieces: Run, tmp_path: Path) -> None:
     text = text_of(pieces)
     assert run.evaluate(text)["loss"] != pieces.evaluate(text)["loss"]
     card = (tmp_path / "mean" / "README.md").read_text(encoding="utf-8")
-    assert "the mean of the checkpoints at steps 4, 8" in card
+    assert "average of the checkpoints at steps 4, 8" in card
 
 
 def test_the_command(characters: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,7 @@ def test_the_command(characters: Run, tmp_path: Path, capfd: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as exit:
         main(words)
     assert exit.value.code == 1
-    assert "exists already: delete it" in capfd.readouterr().err
+    assert "already exists. Delete it" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_a_missing_package_is_asked_for(
 
 
 def test_the_mean_is_of_one_model(tmp_path: Path, prose: str) -> None:
-    """The checkpoints of two generations are of models that have nothing in common."""
+    """Checkpoints of two generations are models that have nothing in common."""
     run = trained(tmp_path, prose, generations=2, keep_checkpoints=0)
-    with pytest.raises(ValueError, match=r"--average 3: .* are of different generations or texts"):
+    with pytest.raises(ValueError, match=r"--average 3: .* are from different generations or texts"):
         groundling.export(run, to="huggingface", average=3, out=tmp_path / "mean")
     assert not (tmp_path / "mean").exists()

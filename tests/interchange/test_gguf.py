@@ -1,4 +1,4 @@
-"""Exports to GGUF, opened by llama.cpp where it is installed, and read back in any case."""
+"""GGUF exports, opened in llama.cpp if it is installed, and always read back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import MODERN
+from small import QWEN3_PARTS
 
 import groundling
 from groundling.config import ModelSettings
@@ -19,7 +19,7 @@ from groundling.model.gpt import GPT
 from groundling.run.run import Run
 
 GPT2 = ModelSettings(block_size=48, n_layer=2, n_head=2, n_embd=32)
-QWEN3 = ModelSettings(block_size=48, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_size=12, **MODERN)
+QWEN3 = ModelSettings(block_size=48, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_size=12, **QWEN3_PARTS)
 TEXT = "It's “12 345”:  \n\n\t don't — 語😀, ’tis x² = 4…\r\n  (end) "
 
 
@@ -58,7 +58,7 @@ def test_llama_cpp_leaves_out_what_a_model_of_characters_does_not_know(tmp_path:
     model = random_model(GPT2, tokenizer)
     gguf.write(tmp_path, model, tokenizer, None)
     engine = gguf.engine(tmp_path, model, tokenizer)
-    text = "誤語 “é” – Ω ’😀🙂"  # some share their first bytes with what is known
+    text = "誤語 “é” – Ω ’😀🙂"  # some share their first bytes with known characters
     assert engine.encode(text) == tokenizer.encode(text, "skip")
     assert engine.encode("<|endoftext|>") == tokenizer.encode("<|endoftext|>", "skip")  # as text
 
@@ -110,11 +110,11 @@ def test_a_wrong_tensor_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_an_untrained_model_of_characters_is_refused(tmp_path: Path) -> None:
     tokenizer = CharTokenizer(list("abc"))
-    with pytest.raises(ValueError, match="train it further"):
+    with pytest.raises(ValueError, match=r"biases are still almost 0\. Train it further"):
         gguf.write(tmp_path, GPT(GPT2, tokenizer.vocab_size), tokenizer, None)
 
 
 def test_numbers_that_cannot_be_rounded_together_are_refused(tmp_path: Path) -> None:
     settings = ModelSettings(block_size=16, n_layer=1, n_head=2, n_embd=20)
-    with pytest.raises(ValueError, match=r"q8_0 rounds 32 numbers together, and --n-embd 20"):
+    with pytest.raises(ValueError, match=r"q8_0 rounds blocks of 32 numbers, and --n-embd 20 is no multiple of 32"):
         gguf.write(tmp_path, random_model(settings, ByteTokenizer()), ByteTokenizer(), "q8_0")

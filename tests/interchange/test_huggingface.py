@@ -1,4 +1,4 @@
-"""Exports to transformers, opened by it."""
+"""Hugging Face exports, opened in transformers."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_the_card_tells_how_it_was_trained_and_what_was_compared(characters: Run
     made = groundling.export(characters, to="huggingface", quantize="bf16", out=tmp_path / "export")
     card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
     loss = min(line["validation_loss"] for line in characters.metrics() if line["event"] == "evaluation")
-    assert f"| validation loss | {loss:.4f} nats a token |" in card
+    assert f"| validation loss | {loss:.4f} nats per token |" in card
     assert characters.record.corpus.fingerprint in card
-    assert f"at most {made['proof']['largest_difference']:.2g} (weights were rounded)" in card
+    assert f"at most {made['proof']['largest_difference']:.2g} (weights are quantized)" in card
     assert '"learning_rate": 0.003' in card
     assert load_file(tmp_path / "export" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
 

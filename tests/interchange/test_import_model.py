@@ -1,8 +1,9 @@
-"""Models in Hugging Face's format as runs: GPT-2 and Qwen3, made by transformers itself with random weights."""
+"""Import of GPT-2 and Qwen3 models that transformers itself made with random weights."""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ TINY_QWEN3: dict[str, Any] = {
 
 
 def saved(folder: Path, run: Run, kind: str, shard: str = "1GB", **settings: Any) -> Any:
-    """A model of transformers with the tokenizer of `run`, in `folder`."""
+    """Save a transformers model with the tokenizer of `run` to `folder`."""
     import transformers
 
     torch.manual_seed(0)
@@ -64,13 +65,13 @@ def test_an_imported_model_computes_the_same(kind: str, settings: dict[str, Any]
 def test_a_context_can_be_shortened_and_unused_rows_are_left_out(pieces: Run, tmp_path: Path) -> None:
     sizes = TINY_GPT2 | {"vocab_size": pieces.tokenizer.vocab_size + 7}
     theirs = saved(tmp_path / "theirs", pieces, "GPT2", **sizes)
-    told: list[str] = []
-    run = groundling.import_model(tmp_path / "theirs", name="mine", block_size=16, notice=told.append)
+    notices: list[str] = []
+    run = groundling.import_model(tmp_path / "theirs", name="mine", block_size=16, notice=notices.append)
     tokens = torch.arange(16)[None]
     with torch.no_grad():
         there = theirs(tokens).logits[..., : pieces.tokenizer.vocab_size]
     torch.testing.assert_close(logits_of(run, tokens), there, atol=1e-4, rtol=1e-4)
-    assert told == ["7 rows of the vocabulary, which no token uses, are left out."]
+    assert notices == ["Dropped 7 vocabulary rows that no token uses."]
 
 
 def test_there_and_back_again(characters: Run, tmp_path: Path) -> None:
@@ -119,8 +120,8 @@ def test_an_imported_model_is_trained_further(
     ("kind", "settings", "reason"),
     [
         ("Llama", {"hidden_size": 32, "intermediate_size": 50, "num_hidden_layers": 1, "num_attention_heads": 2},
-         "LlamaForCausalLM; those that can be imported are GPT2LMHeadModel and Qwen3ForCausalLM"),
-        ("GPT2", TINY_GPT2 | {"activation_function": "relu"}, 'cannot compute activation_function "relu"'),
+         r"a LlamaForCausalLM\. Only GPT2LMHeadModel and Qwen3ForCausalLM can be imported"),
+        ("GPT2", TINY_GPT2 | {"activation_function": "relu"}, 'does not support activation_function "relu"'),
         ("GPT2", TINY_GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx true"),
         ("Qwen3", TINY_QWEN3 | {"attention_bias": True}, "attention_bias true"),
         ("Qwen3", TINY_QWEN3 | {"use_sliding_window": True, "max_window_layers": 1}, "use_sliding_window true"),
@@ -139,32 +140,32 @@ def test_what_cannot_be_computed_is_refused(
 
 def test_what_is_missing_or_damaged_is_said(pieces: Run, tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
-    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"contains no config\.json"):
         groundling.import_model(folder)
     saved(folder, pieces, "GPT2", **TINY_GPT2)
     weights = folder / "model.safetensors"
-    with pytest.raises(ValueError, match="this model's context has 32 tokens at most"):
+    with pytest.raises(ValueError, match="--block-size 64 is too large: this model's context has at most 32 tokens"):
         groundling.import_model(folder, block_size=64)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": 3}))
     with pytest.raises(ValueError, match=r"Weights are missing: transformer\.h\.2\."):
         groundling.import_model(folder)
     (folder / "config.json").write_text(json.dumps(config | {"n_inner": 64}))
-    with pytest.raises(ValueError, match=r"has the shape .* where its settings ask for"):
+    with pytest.raises(ValueError, match=r"has shape .*, but the settings require"):
         groundling.import_model(folder)
     (folder / "config.json").write_text(json.dumps(config))
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(ValueError, match="cannot be read"):
         groundling.import_model(folder)
     weights.rename(folder / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match="weights are read from safetensors, and from nothing else"):
+    with pytest.raises(FileNotFoundError, match="Weights can only be imported from safetensors files"):
         groundling.import_model(folder)
     assert not Path("runs").exists()
 
 
 @pytest.mark.slow
 def test_gpt2_as_its_authors_published_it(pieces: Run, tmp_path: Path) -> None:
-    """Without the first word of each name, with masks among the weights, with vocab.json and merges.txt."""
+    """Names without "transformer.", attention masks among the weights, and vocab.json with merges.txt."""
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "gpt2"
@@ -199,7 +200,7 @@ def test_weights_that_are_not_finite_are_refused(pieces: Run, tmp_path: Path) ->
     tensors = load_file(tmp_path / "theirs" / "model.safetensors")
     tensors["transformer.wte.weight"][3, 1] = torch.nan
     save_file(tensors, tmp_path / "theirs" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"transformer\.wte\.weight hold NaN or infinity"):
+    with pytest.raises(ValueError, match=r"transformer\.wte\.weight contain NaN or infinity"):
         groundling.import_model(tmp_path / "theirs", name="mine")
     assert not Path("runs").exists()
 
@@ -216,5 +217,31 @@ def test_an_import_that_was_interrupted_can_be_repeated(
             groundling.import_model(tmp_path / "theirs", name="mine")
     run = groundling.import_model(tmp_path / "theirs", name="mine")
     assert run.generate("The ", max_new_tokens=3, seed=1)
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         groundling.import_model(tmp_path / "theirs", name="mine")
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("GPT2", TINY_GPT2), ("Qwen3", TINY_QWEN3)])
+def test_an_entry_of_any_wrong_type_is_one_sentence(
+    kind: str, settings: dict[str, Any], pieces: Run, tmp_path: Path
+) -> None:
+    saved(tmp_path / "theirs", pieces, kind, **settings)
+    config = tmp_path / "theirs" / "config.json"
+    whole = json.loads(config.read_text())
+    for i, entry in enumerate(whole):
+        for wrong in ("x", [1], {"rope_type": []}, -1, 1e300, "absent"):
+            changed = {key: value for key, value in whole.items() if key != entry or wrong != "absent"}
+            config.write_text(json.dumps(changed | ({} if wrong == "absent" else {entry: wrong})))
+            with suppress(ValueError):  # and nothing else; many entries decide nothing
+                groundling.import_model(tmp_path / "theirs", name=f"mine-{i}", out=tmp_path / f"runs-{i}-{wrong}"[:99])
+    config.write_text(json.dumps([whole]))
+    with pytest.raises(ValueError, match="does not describe a model"):
+        groundling.import_model(tmp_path / "theirs")
+
+
+def test_an_index_that_lists_no_files_is_said(pieces: Run, tmp_path: Path) -> None:
+    saved(tmp_path / "theirs", pieces, "Qwen3", **TINY_QWEN3)
+    for index in ([], {}, {"weight_map": []}, {"weight_map": {"a": 1}}):
+        (tmp_path / "theirs" / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="does not list the files"):
+            groundling.import_model(tmp_path / "theirs", name="mine")

@@ -1,4 +1,4 @@
-"""Exports to ONNX, opened by ONNX Runtime."""
+"""ONNX exports, opened in ONNX Runtime."""
 
 from __future__ import annotations
 

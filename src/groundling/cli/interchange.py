@@ -1,4 +1,4 @@
-"""Verbs that carry models to other engines and from them: export, import."""
+"""Commands that exchange models with other engines: export, import."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def export(
     average: int = 1,
     json: Json = False,
 ) -> None:
-    """Write a model for transformers, llama.cpp and Ollama, or ONNX Runtime, and prove that it computes the same there.
+    """Export a model to transformers, llama.cpp and Ollama, or ONNX Runtime, and check that it computes the same there.
 
     Parameters
     ----------
     to
         The format.
     out
-        The folder to make; exports/ in the run's own if not given.
+        The folder to create. Default: exports/ and the format's name in the run's folder.
     quantize
         Weights in fewer bits: f16 or bf16 (huggingface); f16, q8_0, q5_0 or q4_0 (gguf); int8 (onnx).
     average
-        Take the mean of so many newest checkpoints, and print its validation loss beside the best one's.
+        Average the weights of this many newest checkpoints, and print the validation loss next to the best one's.
     """
     from groundling.interchange.export import export
 
@@ -43,12 +43,10 @@ def export(
         return print_json(made)
     if "average" in made:
         mean, best = (made["average"][key] for key in ("validation_loss", "best_checkpoint_loss"))
-        print(f"validation loss of the mean {mean:.4f}, of the best checkpoint {best:.4f}")
-    for sentence in made["sentences"]:
-        print(sentence)
-    print()
+        print(f"Validation loss: average {mean:.4f}, best checkpoint {best:.4f}")
+    print(*made["sentences"], "", sep="\n")
     print_lines([(name, f"{size:,} bytes") for name, size in made["files"].items()])
-    print(f"in {made['folder']}")
+    print(f"Saved to {made['folder']}")
     return None
 
 
@@ -62,16 +60,16 @@ def import_(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Make a run of a model of GPT-2's or Qwen3's kind in Hugging Face's format.
+    """Import a GPT-2 or Qwen3 in Hugging Face format as a run.
 
-    It can be sampled, evaluated (eval --text), exported, and trained further (train TEXT --init-from).
+    You can sample it, evaluate it (eval --text), export it, and train it further (train TEXT --init-from RUN).
 
     Parameters
     ----------
     name
-        The run's name; the folder's if not given.
+        The run's name. Default: the folder's name.
     block_size
-        Its context; the model's own, at most 2,048, if not given.
+        The context length. Default: the model's own, at most 2,048.
     """
     from groundling.interchange.import_model import import_model
 
@@ -83,5 +81,5 @@ def import_(
     if json:
         return print_json(facts)
     print_lines(list(facts.items()))
-    print(f"groundling sample {run.reference}; groundling train my.txt --init-from {run.reference}")
+    print(f"Next: groundling sample {run.reference}, or groundling train my.txt --init-from {run.reference}")
     return None

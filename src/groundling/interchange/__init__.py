@@ -1,1 +1,1 @@
-"""Weights <-> the world: the formats of other engines, each way, with proof that they compute the same."""
+"""Export runs to the formats of other engines, check that these compute the same, and import models from them."""

@@ -1,4 +1,4 @@
-"""A run's model in the format of another engine, published once that engine was seen to compute the same."""
+"""Export a run's model to another engine's format. It is published only if that engine computes the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
@@ -24,9 +24,7 @@ from groundling.run.store import load
 from groundling.training.state import read_state
 
 Target = Literal["huggingface", "gguf", "onnx"]
-ROUNDED: dict[str, tuple[str, ...]] = {
-    "huggingface": tuple(huggingface.ROUNDED), "gguf": gguf.ROUNDED, "onnx": onnx.ROUNDED,
-}  # fmt: skip
+_MODULES = {"huggingface": huggingface, "gguf": gguf, "onnx": onnx}
 
 
 def export(
@@ -38,30 +36,34 @@ def export(
     average: int = 1,
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
-    """Write a run's model for another engine, let that engine read it, and compare: see proof.py.
+    """Export a run's model, open it in the other engine, and check that this computes the same (see parity.py).
 
     Args:
-        run: a run (its best checkpoint is taken), or a checkpoint.
+        run: a run (its best checkpoint is used), or a checkpoint.
         to: `huggingface` (transformers), `gguf` (llama.cpp, Ollama) or `onnx` (ONNX Runtime).
-        out: the folder to make; `exports/` and the format's name in the run's folder if None.
+        out: the folder to create. Default: `exports/` and the format's name in the run's folder.
         quantize: weights in fewer bits: f16 or bf16 for huggingface; f16, q8_0, q5_0 or q4_0 for gguf; int8 for onnx.
-        average: the mean of the weights of so many newest checkpoints, in place of one checkpoint's.
+        average: export the average of the weights of this many newest checkpoints instead of one checkpoint.
 
-    Returns what was made, ready for JSON: `folder`, `files` (bytes of each), `step`, `proof` and its `sentences`, and
-    with `average`, `average`: the validation losses of the mean and of the best checkpoint.
+    Returns a dict ready for JSON: `folder`, `files` (bytes of each), `step`, the parity report as `proof` and in words
+    as `sentences`, and if averaged, `average`: the validation losses of the average and of the best checkpoint.
 
-    Raises ValueError if the engine computes something else, or cannot compute this model; nothing is left then.
+    Raises ValueError if the engine computes something else or does not support this model. Nothing is left on disk.
     """
-    if to not in get_args(Target):
-        raise ValueError(f"--to {to} is not known; there are {', '.join(get_args(Target))}.")
-    if quantize is not None and quantize not in ROUNDED[to]:
-        raise ValueError(f"--quantize {quantize} is not for {to}, which takes {' or '.join(ROUNDED[to])}.")
+    if to not in _MODULES:
+        raise ValueError(f"--to {to} is unknown. Use one of {', '.join(_MODULES)}.")
+    if quantize is not None and quantize not in (allowed := _MODULES[to].QUANTIZATIONS):
+        raise ValueError(f"--quantize {quantize} does not work with --to {to}. Use {' or '.join(allowed)}.")
     run = run if isinstance(run, Run) else load(run)
     family_of(run.config.model)
     folder = Path(out) if out else run.folder / "exports" / "-".join([to, *([quantize] if quantize else [])])
     if folder.exists():
-        raise FileExistsError(f"{folder} exists already: delete it, or name another folder with --out.")
-    validation = _validation(run, notice)
+        raise FileExistsError(f"{folder} already exists. Delete it, or choose another folder with --out.")
+    try:
+        validation = run.text.open().validation
+    except ValueError as error:
+        notice(f"{error} Comparing on random tokens instead.")
+        validation = None
     model, averaged = _model(run, average, validation)
     facts = {
         "run": run.name, "step": run.step, "parameters": sum(p.numel() for p in model.parameters()),
@@ -69,60 +71,48 @@ def export(
     }  # fmt: skip
     storage.remove_temporary(folder.parent, folder.name)
     with storage.new_folder(folder, facts) as temporary:
-        notice(f"writing {to}")
-        engine = _written(to, temporary, model, run, quantize)
-        notice(f"comparing with {engine.name}")
-        proof = check_parity(
-            model, run.tokenizer, engine, parity_inputs(model, run.tokenizer, validation), rounded=quantize is not None
-        )
-        del engine  # Windows renames no folder with an open file
-        storage.write_file(temporary / "README.md", card(run, model, to, quantize, averaged, proof))
+        notice(f"Exporting to {to}.")
+        engine = _write(to, temporary, model, run, quantize)
+        notice(f"Comparing with {engine.name}.")
+        inputs = parity_inputs(model, run.tokenizer, validation)
+        report = check_parity(model, run.tokenizer, engine, inputs, rounded=quantize is not None)
+        del engine  # Windows cannot rename a folder with an open file
+        storage.write_file(temporary / "README.md", card(run, model, to, quantize, averaged, report))
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return {
         "folder": str(folder), "to": to, "quantize": quantize, **facts, "files": files,
-        "proof": dataclasses.asdict(proof), "sentences": proof.sentences,
+        "proof": dataclasses.asdict(report), "sentences": report.sentences,
     }  # fmt: skip
 
 
-def _written(to: Target, folder: Path, model: GPT, run: Run, quantize: str | None) -> ExternalEngine:
-    if to == "huggingface":
-        huggingface.write(folder, model, run.tokenizer, quantize)
-        return huggingface.Transformers(folder)
+def _write(to: Target, folder: Path, model: GPT, run: Run, quantize: str | None) -> ExternalEngine:
+    """Write the export, and open it in its engine."""
+    _MODULES[to].write(folder, model, run.tokenizer, quantize)
     if to == "gguf":
-        gguf.write(folder, model, run.tokenizer, quantize)
         return gguf.engine(folder, model, run.tokenizer)
-    onnx.write(folder, model, run.tokenizer, quantize)
-    return onnx.OnnxRuntime(folder)
-
-
-def _validation(run: Run, notice: Callable[[str], None]) -> Tokens | None:
-    try:
-        return run.text.open().validation
-    except ValueError as error:
-        notice(f"{error} The proof is made with random tokens.")
-        return None
+    return huggingface.Transformers(folder) if to == "huggingface" else onnx.OnnxRuntime(folder)
 
 
 def _model(run: Run, average: int, validation: Tokens | None) -> tuple[GPT, dict[str, Any] | None]:
-    """The model on the CPU, and what is known of it if it is a mean: checkpoints and validation losses."""
+    """The model on the CPU. For an average also its steps and validation losses."""
     if average < 1:
-        raise ValueError(f"--average must be 1 or more, and it is {average}.")
+        raise ValueError(f"--average must be 1 or more, not {average}.")
     paths = [run.checkpoint]
     if average > 1:
         paths = [run.checkpoints.path(step) for step in run.checkpoints.steps()[-average:]]
         if len(paths) < average:
             raise ValueError(
-                f"--average {average}: the run {run.name} keeps {len(paths)} checkpoint(s); --keep-checkpoints says "
-                "how many a training run leaves."
+                f"--average {average}: run {run.name} has only {len(paths)} checkpoint(s). Use a smaller --average. "
+                "To keep more checkpoints, train with a larger --keep-checkpoints (0 keeps all)."
             )
         kinds = {(read_state(path).stage, Run(run.folder, path).record.corpus.fingerprint) for path in paths}
         if len(kinds) > 1:
             raise ValueError(
-                f"--average {average}: the newest {average} checkpoints of the run {run.name} are of different "
-                "generations or texts, and their mean would be no model. Use a smaller --average."
+                f"--average {average}: the newest {average} checkpoints of run {run.name} are from different "
+                "generations or texts, so averaging them makes no sense. Use a smaller --average."
             )
         if validation is None:
-            raise ValueError("--average needs the run's text, to measure whether the mean is any better.")
+            raise ValueError("--average needs the run's text, to measure if the average is better.")
     mean: dict[str, torch.Tensor] = {}
     for path in paths:
         storage.verify(path)

@@ -1,6 +1,6 @@
-"""Hugging Face's format: config.json, model.safetensors and tokenizer.json in a folder.
+"""Hugging Face format: config.json, model.safetensors and tokenizer.json in one folder.
 
-The gpt2 family is GPT2LMHeadModel there, the modern one Qwen3ForCausalLM. The names of Hugging Face stay in this file.
+The gpt2 family is GPT2LMHeadModel there, and qwen3 is Qwen3ForCausalLM. All Hugging Face names are in this file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from groundling.interchange.weight_names import Family, Names, family_of, to_external
 from groundling.model.gpt import GPT
 
-ROUNDED = {"f16": torch.float16, "bf16": torch.bfloat16}
+QUANTIZATIONS = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 NAMES: dict[Family, Names] = {
     "gpt2": Names(
@@ -29,28 +29,25 @@ NAMES: dict[Family, Names] = {
         "transformer.h.{}",
         {name: (name,) for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")},
     ),
-    "modern": Names(
+    "qwen3": Names(
         {"wte": "model.embed_tokens", "ln_f": "model.norm", "lm_head": "lm_head"},
         "model.layers.{}",
         {
-            "ln_1": ("input_layernorm",),
+            "ln_1": ("input_layernorm",), "ln_2": ("post_attention_layernorm",),
             "attn.c_attn": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            "attn.rope.q_norm": ("self_attn.q_norm",),
-            "attn.rope.k_norm": ("self_attn.k_norm",),
+            "attn.rope.q_norm": ("self_attn.q_norm",), "attn.rope.k_norm": ("self_attn.k_norm",),
             "attn.c_proj": ("self_attn.o_proj",),
-            "ln_2": ("post_attention_layernorm",),
-            "mlp.c_fc": ("mlp.gate_proj", "mlp.up_proj"),
-            "mlp.c_proj": ("mlp.down_proj",),
+            "mlp.c_fc": ("mlp.gate_proj", "mlp.up_proj"), "mlp.c_proj": ("mlp.down_proj",),
         },
     ),
-}
-ARCHITECTURES: dict[Family, str] = {"gpt2": "GPT2LMHeadModel", "modern": "Qwen3ForCausalLM"}
-MODEL_TYPES: dict[str, Family] = {"gpt2": "gpt2", "qwen3": "modern"}
-"""What a config.json without `architectures` says."""
+}  # fmt: skip
+ARCHITECTURES: dict[Family, str] = {"gpt2": "GPT2LMHeadModel", "qwen3": "Qwen3ForCausalLM"}
+"""A family's name is also its `model_type` in config.json."""
 
 
-def turned(tensors: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
-    """GPT-2's four matrices of a block lie there with inputs as rows, as TensorFlow had them; the same way back."""
+def transposed(tensors: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
+    """Transpose the four matrices of each GPT-2 block: the format stores inputs as rows, as TensorFlow did. Calling it
+    again undoes it."""
     matrices = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     return {
         name: tensor.T.contiguous() if family == "gpt2" and name.endswith(matrices) else tensor
@@ -59,14 +56,14 @@ def turned(tensors: Mapping[str, torch.Tensor], family: Family) -> dict[str, tor
 
 
 def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) -> None:
-    """Write the model and its tokenizer into `folder`, its weights in float32 or as `quantize` says."""
+    """Write the model and its tokenizer to `folder`, with weights in float32 or as `quantize` says."""
     family = family_of(model.config)
-    dtype = ROUNDED[quantize] if quantize else torch.float32
-    tensors = turned(to_external(model, NAMES[family]), family)
-    # What format the tensors are of is asked by older versions of the library.
+    dtype = QUANTIZATIONS[quantize] if quantize else torch.float32
+    tensors = transposed(to_external(model, NAMES[family]), family)
+    # Older versions of transformers require the metadata entry "format".
     save_file({n: t.to(dtype) for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     end = tokenizer.end_of_text_id
-    config = _config(model.config, model.vocab_size, family) | {
+    config = {"model_type": family} | _config(model.config, family) | {
         "architectures": [ARCHITECTURES[family]], "vocab_size": model.vocab_size,
         "tie_word_embeddings": model.config.tie_head, "bos_token_id": end, "eos_token_id": end,
         "dtype": str(dtype).removeprefix("torch."), "torch_dtype": str(dtype).removeprefix("torch."),
@@ -76,73 +73,66 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
-    """Write tokenizer.json, and what AutoTokenizer needs to know beside it."""
+    """Write tokenizer.json, and tokenizer_config.json for AutoTokenizer."""
     definition = tokenizer.to_huggingface()
     storage.write_json(folder / "tokenizer.json", definition)
-    added = {token["id"]: token["content"] for token in definition["added_tokens"]}
-    end = None if tokenizer.end_of_text_id is None else added.get(tokenizer.end_of_text_id, END_OF_TEXT)
-    special = {} if end is None else {"bos_token": end, "eos_token": end}
-    storage.write_json(
-        folder / "tokenizer_config.json",
-        special
-        | {
-            "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is
-            "model_max_length": block_size,
-            "clean_up_tokenization_spaces": False,
-        },
-    )
+    config: dict[str, Any] = {}
+    if tokenizer.end_of_text_id is not None:
+        added = {token["id"]: token["content"] for token in definition["added_tokens"]}
+        config["bos_token"] = config["eos_token"] = added.get(tokenizer.end_of_text_id, END_OF_TEXT)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # uses tokenizer.json as it is
+    config |= {"model_max_length": block_size, "clean_up_tokenization_spaces": False}
+    storage.write_json(folder / "tokenizer_config.json", config)
 
 
-def _config(model: ModelSettings, vocab_size: int, family: Family) -> dict[str, Any]:
+def _config(model: ModelSettings, family: Family) -> dict[str, Any]:
     if family == "gpt2":
         return {
-            "model_type": "gpt2", "n_positions": model.block_size, "n_embd": model.n_embd, "n_layer": model.n_layer,
+            "n_positions": model.block_size, "n_embd": model.n_embd, "n_layer": model.n_layer,
             "n_head": model.n_head, "n_inner": model.n_hidden, "activation_function": "gelu_new",
             "layer_norm_epsilon": 1e-5, "resid_pdrop": model.dropout, "embd_pdrop": model.dropout, "attn_pdrop": 0.0,
         }  # fmt: skip
     return {
-        "model_type": "qwen3", "max_position_embeddings": model.block_size, "hidden_size": model.n_embd,
+        "max_position_embeddings": model.block_size, "hidden_size": model.n_embd,
         "intermediate_size": model.n_hidden, "num_hidden_layers": model.n_layer,
         "num_attention_heads": model.n_head, "num_key_value_heads": model.kv_heads, "head_dim": model.head_dim,
         "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False, "attention_dropout": 0.0,
         "use_sliding_window": False,
-        # Once as versions 4 of the library read it, once as 5 does.
+        # transformers 4 reads the first entry, transformers 5 the second.
         "rope_theta": model.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
     }  # fmt: skip
 
 
 class Transformers:
-    """The library transformers, on a folder that was written here."""
+    """transformers, on a folder that `write` made."""
 
-    # Both compute in float32 by PyTorch, and add up in another order.
-    tolerance = 1e-3
+    tolerance = 1e-3  # both compute in float32 with PyTorch, but sum in another order
 
     def __init__(self, folder: Path) -> None:
         try:
             import transformers
         except ImportError:
             raise ValueError(
-                'To prove that the export computes the same, transformers is needed: pip install "groundling[export]".'
+                'transformers is missing, which checks the export. Install it: pip install "groundling[export]".'
             ) from None
         self.name = f"transformers {transformers.__version__}"
         logging.getLogger("transformers").setLevel(logging.ERROR)
-        transformers.utils.logging.disable_progress_bar()  # for a blink
+        transformers.utils.logging.disable_progress_bar()  # loading takes a moment
         self._config = transformers.GenerationConfig
         self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval()
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def logits(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            found: npt.NDArray[np.float32] = self._model(torch.from_numpy(ids[None])).logits[0].float().numpy()
-        return found
+            return self._model(torch.from_numpy(ids[None])).logits[0].float().numpy()
 
     def greedy(self, ids: list[int], n: int) -> list[int]:
-        settings = self._config(do_sample=False, max_new_tokens=n, eos_token_id=None, pad_token_id=0)
-        self._model.generation_config = settings
-        given = torch.tensor([ids])
-        made = self._model.generate(given, attention_mask=torch.ones_like(given))
-        return list(made[0, len(ids) :].tolist())
+        self._model.generation_config = self._config(
+            do_sample=False, max_new_tokens=n, eos_token_id=None, pad_token_id=0
+        )
+        prompt = torch.tensor([ids])
+        return self._model.generate(prompt, attention_mask=torch.ones_like(prompt))[0, len(ids) :].tolist()
 
     def encode(self, text: str) -> list[int] | None:
         return list(self._tokenizer.encode(text, add_special_tokens=False))

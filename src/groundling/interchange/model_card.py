@@ -1,8 +1,9 @@
-"""The model card: what was trained, on what, how well, and the proof that the export computes the same."""
+"""The model card: what was trained, on what, how good it is, and the report that the export computes the same."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 from groundling import __version__
@@ -12,6 +13,7 @@ from groundling.reporting.console import duration
 from groundling.run.run import Run
 from groundling.training.state import read_state
 
+_LIBRARIES = {"huggingface": "transformers", "gguf": "gguf", "onnx": "onnx"}
 _USE = {
     "huggingface": """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,55 +21,75 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained(".")
 tokenizer = AutoTokenizer.from_pretrained(".")
 ids = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False).input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=200, do_sample=True, temperature=0.7, top_k=50)[0]))
+output = model.generate(ids, max_new_tokens=TOKENS, do_sample=True, temperature=0.7, top_k=50)
+print(tokenizer.decode(output[0]))
 ```""",
-    "gguf": """```sh
-llama-completion -m model.gguf -p PROMPT -n 200 --temp 0.7 --top-k 50 --top-p 1 --min-p 0 -no-cnv
-ollama create NAME -f Modelfile && ollama run NAME
+    "gguf": """With llama.cpp:
+
+```sh
+llama-completion -m model.gguf -p PROMPT -n TOKENS --temp 0.7 --top-k 50 --top-p 1 --min-p 0 -no-cnv
+```
+
+With Ollama:
+
+```sh
+ollama create my-model -f Modelfile
+ollama run my-model PROMPT
 ```""",
     "onnx": """```python
-import numpy, onnxruntime, tokenizers
+import numpy as np
+import onnxruntime
+import tokenizers
 
 session = onnxruntime.InferenceSession("model.onnx")
 tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
-ids = numpy.array([tokenizer.encode(PROMPT, add_special_tokens=False).ids])
+ids = np.array([tokenizer.encode(PROMPT, add_special_tokens=False).ids], dtype=np.int64)
 logits = session.run(["logits"], {"tokens": ids})[0]  # (batch, time, vocabulary)
 ```
 
-The graph has no cache of keys and values: each call reads all its tokens.""",
+The graph has no KV cache: each call reads all its tokens again.""",
 }
 
 
 def card(
-    run: Run, model: GPT, to: str, quantize: str | None, average: dict[str, Any] | None, proof: ParityReport
+    run: Run, model: GPT, to: str, quantize: str | None, average: dict[str, Any] | None, report: ParityReport
 ) -> str:
-    """README.md of an export, in Markdown with the fields that model hubs read."""
-    library = {"huggingface": "transformers", "gguf": "gguf", "onnx": "onnx"}[to]
+    """README.md of an export, in Markdown with the metadata that model hubs read."""
     lines = [
-        "---", f"library_name: {library}", "pipeline_tag: text-generation", "tags: [groundling]", "---", "",
+        "---", f"library_name: {_LIBRARIES[to]}", "pipeline_tag: text-generation", "tags: [groundling]", "---", "",
         f"# {run.name}", "",
-        f"A language model of {sum(p.numel() for p in model.parameters()):,} parameters, "
-        + f"{_origin(run)} groundling, in the form of {to}{f', weights in {quantize}' if quantize else ''}.", "",
+        f"A language model with {sum(p.numel() for p in model.parameters()):,} parameters, {_origin(run)} groundling. "
+        f"Format: {to}{f', quantized to {quantize}' if quantize else ''}.", "",
         "## Training", "",
-        *_table(_facts(run, average)), "",
-        "## Proof", "",
-        *[f"- {_in_a_line(sentence)}" for sentence in proof.sentences], "",
-        "What it writes greedily there:", "",
-        *[f"    {line}" for line in proof.greedy_text.splitlines()], "",
-        "## Use", "", _USE[to].replace("PROMPT", json.dumps("Once upon a time")), "",
-        f"Its context is {model.config.block_size:,} tokens, and its vocabulary {model.vocab_size:,} tokens "
-        f"({run.tokenizer.kind}). It completes text; it was not taught to answer.", "",
+        "| | |", "|---|---|", *(f"| {name} | {_one_line(value)} |" for name, value in _facts(run, average)), "",
+        "## Parity check", "",
+        "Before it was published, this export was compared with groundling:", "",
+        *[f"- {_one_line(sentence)}" for sentence in report.sentences], "",
+        f"Greedy continuation of {report.source}:", "",
+        *[f"    {line}" for line in report.greedy_text.splitlines()], "",
+        "## Use", "", "Run this in the folder of this file.", "", _use(run, model, to, report), "",
+        f"The context is {model.config.block_size:,} tokens, and the vocabulary {model.vocab_size:,} tokens "
+        f"({run.tokenizer.kind}). The model completes text. It is not trained to answer questions.", "",
     ]  # fmt: skip
     if to == "gguf" and run.tokenizer.end_of_text_id is None:
         lines += [
-            "This model never learned how a text ends, and llama.cpp wants a token for it. So the file has one token "
-            "more, with weights that always give it a logit far below all others; other logits are as they were.",
+            "This model never learned how a text ends, but llama.cpp requires an end-of-text token. The file has one "
+            "extra token for this. Its logit is always far below all others, and the other logits are unchanged.",
             "",
         ]
-    settings = {
-        name: value for group in ("text", "model", "training") for name, value in run.config.to_dict()[group].items()
-    }
+    groups = run.config.to_dict()
+    settings = groups["text"] | groups["model"] | groups["training"]
     return "\n".join([*lines, "## Settings", "", "```json", json.dumps(settings, indent=1), "```", ""])
+
+
+def _use(run: Run, model: GPT, to: str, report: ParityReport) -> str:
+    """The example, with a prompt that the tokenizer knows, and no more tokens than fit into the context."""
+    prompt, tokenizer = "Once upon a time", run.tokenizer
+    if tokenizer.decode(tokenizer.encode(prompt, "skip")) != prompt:
+        prompt = report.greedy_text[:16] or prompt
+    room = model.config.block_size - len(tokenizer.encode(prompt, "skip"))
+    quoted = shlex.quote(prompt) if to == "gguf" else json.dumps(prompt, ensure_ascii=False)
+    return _USE[to].replace("TOKENS", str(max(1, min(200, room)))).replace("PROMPT", quoted)
 
 
 def _origin(run: Run) -> str:
@@ -86,26 +108,23 @@ def _facts(run: Run, average: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("SHA-256 of the text", corpus.fingerprint),
     ]
     if run.config.training.init_from:
-        facts.append(("began with", run.config.training.init_from))
+        facts.append(("initialized from", run.config.training.init_from))
     evaluated = [line for line in run.metrics() if line["event"] == "evaluation" and line["step"] == state.step]
     if average:
         steps = ", ".join(f"{step:,}" for step in average["steps"])
         facts += [
-            ("weights", f"the mean of the checkpoints at steps {steps}"),
-            ("validation loss", f"{average['validation_loss']:.4f} nats a token"),
-            ("validation loss of the best checkpoint", f"{average['best_checkpoint_loss']:.4f} nats a token"),
+            ("weights", f"average of the checkpoints at steps {steps}"),
+            ("validation loss", f"{average['validation_loss']:.4f} nats per token"),
+            ("validation loss of the best checkpoint", f"{average['best_checkpoint_loss']:.4f} nats per token"),
         ]
     elif evaluated:
-        line = evaluated[-1]
-        facts.append(("validation loss", f"{line['validation_loss']:.4f} nats a token"))
-        if line["bits_per_byte"] is not None:
-            facts.append(("bits per byte", f"{line['bits_per_byte']:.4f}"))
-        if line["training_loss"] is not None:
-            facts.append(("training loss", f"{line['training_loss']:.4f} nats a token"))
+        units = {"validation_loss": " nats per token", "bits_per_byte": "", "training_loss": " nats per token"}
+        values = {name: evaluated[-1][name] for name in units}
+        facts += [(n.replace("_", " "), f"{v:.4f}{units[n]}") for n, v in values.items() if v is not None]
     facts += [
         ("steps", f"{state.step:,} of {run.config.training.steps:,}"),
         ("tokens trained on", f"{state.tokens:,}"),
-        ("time", duration(state.elapsed)),
+        ("training time", duration(state.elapsed)),
         ("machine", f"{machine.device}, {machine.dtype}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.record.versions.items())),
         ("exported by", f"groundling {__version__}"),
@@ -113,9 +132,5 @@ def _facts(run: Run, average: dict[str, Any] | None) -> list[tuple[str, str]]:
     return facts
 
 
-def _table(rows: list[tuple[str, str]]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| {name} | {_in_a_line(value)} |" for name, value in rows)]
-
-
-def _in_a_line(text: str) -> str:
+def _one_line(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,8 +1,7 @@
-"""Does the other engine compute the same? It opens what was written, and both are asked.
+"""Does the other engine compute the same as groundling? It opens the export, and both get the same inputs.
 
-Three things are compared: the logits of windows of validation text, the text that each writes greedily (always the
-likeliest token), and the ids that each gives a text. Where weights were rounded on purpose, logits cannot be the same;
-there the loss on those windows has to be.
+Three things are compared: the logits of windows of validation text, a greedy generation, and the token ids of a text.
+Quantized weights change the logits, so for them the loss on those windows is compared.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from groundling.model.gpt import GPT
 _WINDOWS, _LONGEST_WINDOW = 4, 1024
 _GREEDY = 64  # tokens
 _ENCODED = 200_000  # tokens of text whose ids are compared
-_LOSS_TOLERANCE = 0.02  # nats a token, for weights that were rounded on purpose
+_LOSS_TOLERANCE = 0.02  # nats per token, for quantized weights
 
 
 class Mismatch(ValueError):
@@ -33,11 +32,11 @@ class Mismatch(ValueError):
 
 
 class ExternalEngine(Protocol):
-    """What an engine that has opened an export can be asked. Shapes: T time, V vocabulary."""
+    """An engine that has opened an export. Shapes: T time, V vocabulary."""
 
     name: str
     tolerance: float
-    """How far its logits may be from ours, in nats, where the weights are the same: see the engines."""
+    """How far its logits may differ from ours, in nats, with unquantized weights. The engines say why."""
 
     def logits(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(T,) -> (T, V)."""
@@ -46,53 +45,53 @@ class ExternalEngine(Protocol):
         """Up to n tokens that continue `ids`, by the engine's own generation."""
 
     def encode(self, text: str) -> list[int] | None:
-        """The ids of a text; None if the engine has no tokenizer of its own."""
+        """The token ids of `text`. None if the engine has no tokenizer of its own."""
 
 
 @dataclass(frozen=True)
 class ParityInputs:
-    """What both engines are asked about."""
+    """What both engines compute on."""
 
     windows: npt.NDArray[np.int64]  # (n, T + 1)
-    text: str  # "" where there is none
+    text: str  # "" if there is none
     source: str
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was compared, and how far apart it was. Losses are in nats a token, differences of logits in nats too."""
+    """What was compared, and the differences. Losses are in nats per token, differences of logits in nats."""
 
     engine: str
     source: str
     windows: int
     tokens: int
     largest_difference: float
-    tolerance: float | None  # None where the weights were rounded: there the losses are compared
+    tolerance: float | None  # None for quantized weights: their losses are compared
     loss: float
     engine_loss: float
     greedy_tokens: int
     greedy_same: int
     greedy_text: str
-    encoded_tokens: int | None  # None if the engine has no tokenizer, or there is no text
+    encoded_tokens: int | None  # None if the engine has no tokenizer, or if there is no text
 
     @property
     def sentences(self) -> list[str]:
-        """The proof in words."""
-        allowed = "weights were rounded" if self.tolerance is None else f"allowed: {self.tolerance:g}"
+        """The report in words."""
+        allowed = "weights are quantized" if self.tolerance is None else f"allowed: {self.tolerance:g}"
         same = "all are" if self.greedy_same == self.greedy_tokens else f"the first {self.greedy_same} are"
-        said = [
-            f"{self.engine} read {self.windows} windows ({self.tokens:,} tokens) of {self.source}.",
+        sentences = [
+            f"{self.engine} computed {self.windows} windows ({self.tokens:,} tokens) of {self.source}.",
             f"Its logits differ from groundling's by at most {self.largest_difference:.2g} ({allowed}). "
-            f"Its loss there: {self.engine_loss:.5f}; groundling's: {self.loss:.5f}.",
-            f"Of {self.greedy_tokens} tokens written greedily, {same} the same.",
+            f"Its loss is {self.engine_loss:.5f}, and groundling's is {self.loss:.5f}.",
+            f"Of {self.greedy_tokens} greedily generated tokens, {same} the same.",
         ]
         if self.encoded_tokens is not None:
-            said.append(f"Its tokenizer gave {self.encoded_tokens:,} tokens of text the same ids.")
-        return said
+            sentences.append(f"Its tokenizer gives the same ids for {self.encoded_tokens:,} tokens of text.")
+        return sentences
 
 
 def parity_inputs(model: GPT, tokenizer: Tokenizer, validation: Tokens | None) -> ParityInputs:
-    """Windows of the validation part, evenly spread; random tokens where the text is not here any more."""
+    """Evenly spread windows of the validation part, or random tokens if the text is gone."""
     T = min(model.config.block_size, _LONGEST_WINDOW)
     if validation is None or len(validation) < 8:
         rng = np.random.default_rng(0)
@@ -107,7 +106,7 @@ def parity_inputs(model: GPT, tokenizer: Tokenizer, validation: Tokens | None) -
 def check_parity(
     model: GPT, tokenizer: Tokenizer, engine: ExternalEngine, about: ParityInputs, *, rounded: bool
 ) -> ParityReport:
-    """Compare `model` with `engine`. Raises Mismatch, in a sentence, beyond the tolerance."""
+    """Compare `model` with `engine`, whose weights are quantized if `rounded`. Raises Mismatch beyond the tolerance."""
     difference, losses = 0.0, np.zeros(2)
     for window in about.windows:
         ours = model(torch.from_numpy(window[None, :-1]))[0].float()
@@ -121,47 +120,50 @@ def check_parity(
     n = min(_GREEDY, T * 3 // 4)
     prompt = about.windows[0, : T - n].tolist()
     own = list(generate(model, prompt, n, Sampling(temperature=0)))
-    same = _agreeing(model, prompt, own, engine.greedy(prompt, n), 2 * engine.tolerance)
+    same = _count_same(model, prompt, own, engine.greedy(prompt, n), 2 * engine.tolerance)
     ids = engine.encode(about.text) if about.text else None
-    proof = ParityReport(
+    report = ParityReport(
         engine.name, about.source, len(about.windows), about.windows[:, :-1].size, difference,
         None if rounded else engine.tolerance, float(losses[0]), float(losses[1]), n, same, tokenizer.decode(own),
         None if ids is None else len(ids),
     )  # fmt: skip
-    _judge(proof, ids, about.text, tokenizer)
-    return proof
+    problem = _problem(report) or _tokenizer_problem(ids, about.text, tokenizer)
+    if problem:
+        raise Mismatch(f"{engine.name} does not compute the same: {problem}. Nothing was exported.")
+    return report
 
 
-def _judge(proof: ParityReport, ids: list[int] | None, text: str, tokenizer: Tokenizer) -> None:
-    wrong = ""
-    if not math.isfinite(proof.largest_difference):
-        wrong = "its logits are not finite"
-    elif proof.tolerance is None and abs(proof.engine_loss - proof.loss) > _LOSS_TOLERANCE:
-        wrong = (
-            f"its loss is {proof.engine_loss:.4f} where ours is {proof.loss:.4f}; rounded weights may cost "
-            f"{_LOSS_TOLERANCE} nats at most"
-        )
-    elif proof.tolerance is not None and proof.largest_difference > proof.tolerance:
-        wrong = f"its logits differ by {proof.largest_difference:.2g}, and {proof.tolerance:.2g} is allowed"
-    elif proof.tolerance is not None and proof.greedy_same < proof.greedy_tokens:
-        wrong = f"of its greedy text only the first {proof.greedy_same} tokens are ours"
-    elif ids is not None and ids != (own := tokenizer.encode(text, "skip")):
-        place = next((i for i, (a, b) in enumerate(zip(ids, own, strict=False)) if a != b), min(len(ids), len(own)))
-        wrong = (
-            f"its tokenizer gives other ids from token {place:,} on, near {tokenizer.decode(own[place : place + 8])!r}"
-        )
-    if wrong:
-        raise Mismatch(f"{proof.engine} does not compute the same: {wrong}. Nothing was exported.")
+def _problem(report: ParityReport) -> str:
+    if not math.isfinite(report.largest_difference):
+        return "its logits are not finite"
+    if report.tolerance is None:
+        if abs(report.engine_loss - report.loss) > _LOSS_TOLERANCE:
+            return (
+                f"its loss is {report.engine_loss:.4f}, and groundling's is {report.loss:.4f}. Quantized weights may "
+                f"change it by {_LOSS_TOLERANCE} nats at most"
+            )
+    elif report.largest_difference > report.tolerance:
+        return f"its logits differ by {report.largest_difference:.2g}, and at most {report.tolerance:.2g} is allowed"
+    elif report.greedy_same < report.greedy_tokens:
+        return f"only the first {report.greedy_same} of {report.greedy_tokens} greedily generated tokens are the same"
+    return ""
 
 
-def _agreeing(model: GPT, prompt: list[int], own: list[int], theirs: list[int], tie: float) -> int:
-    """How many tokens of two greedy texts are the same; all, if they part where two tokens are equally likely."""
+def _tokenizer_problem(ids: list[int] | None, text: str, tokenizer: Tokenizer) -> str:
+    if ids is None or ids == (own := tokenizer.encode(text, "skip")):
+        return ""
+    place = next((i for i, (a, b) in enumerate(zip(ids, own, strict=False)) if a != b), min(len(ids), len(own)))
+    return f"its tokenizer gives other ids from token {place:,} on, near {tokenizer.decode(own[place : place + 8])!r}"
+
+
+def _count_same(model: GPT, prompt: list[int], own: list[int], theirs: list[int], tie: float) -> int:
+    """How many tokens two greedy generations share. All, if they diverge where two tokens are equally likely."""
     for i, token in enumerate(own):
         if i < len(theirs) and theirs[i] == token:
             continue
         if i < len(theirs):
             logits = model(torch.tensor([prompt + own[:i]]))[0, -1]
             if float(logits[token] - logits[theirs[i]]) <= tie:
-                return len(own)  # what follows has another beginning, and says nothing
+                return len(own)  # from here on the two have different prefixes and cannot be compared
         return i
     return len(own)

@@ -1,7 +1,7 @@
-"""Our tensors under the names that others give them, and back.
+"""The names of our tensors in other formats, in both directions.
 
-Where we keep several matrices stacked in one (query, key and value; gate and value of SwiGLU), some others keep them
-apart: a tensor of ours then has several names, in the order of its rows.
+We stack some matrices in one tensor (query, key and value; gate and up of SwiGLU). Other formats may store them
+separately. Such a tensor has several names, in the order of its rows.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import torch
 from groundling.config import ModelSettings
 from groundling.model.gpt import GPT
 
-Family = Literal["gpt2", "modern"]
+Family = Literal["gpt2", "qwen3"]
 
 
 @dataclass(frozen=True)
 class Names:
-    """What somebody calls our modules: those `outside` of the blocks, and those `inside` of block number {}."""
+    """A format's names for our modules: `outside` the blocks, and `inside` block number {}."""
 
     outside: Mapping[str, str]
     block: str
     inside: Mapping[str, tuple[str, ...]]
 
     def of(self, own: str) -> tuple[str, ...]:
-        """`h.3.attn.c_attn.weight` -> their names for it, more than one where they keep its parts apart."""
+        """`h.3.attn.c_attn.weight` -> the format's names for it. Several if it stores the parts separately."""
         module, _, kind = own.rpartition(".")
         if not module.startswith("h."):
             return (f"{self.outside[module]}.{kind}",)
@@ -36,20 +36,20 @@ class Names:
 
 
 def family_of(model: ModelSettings) -> Family:
-    """Raises ValueError for a mixture, which other engines do not know."""
+    """Raises ValueError if the model is neither a GPT-2 nor a Qwen3. Other engines know no mixture."""
     parts = (model.norm, model.position, model.mlp)
     if parts == ("layernorm", "learned", "gelu") and model.n_kv_head in (0, model.n_head) and not model.head_size:
         return "gpt2"
     if parts == ("rmsnorm", "rope", "swiglu"):
-        return "modern"
+        return "qwen3"
     raise ValueError(
-        "No other engine knows this mixture of --norm, --position, --mlp, --n-kv-head and --head-size: only models "
-        "that are all GPT-2's (layernorm, learned, gelu) or all Qwen3's (rmsnorm, rope, swiglu) can be exported."
+        "No other engine supports this mixture of --norm, --position, --mlp, --n-kv-head and --head-size. Only models "
+        "that are entirely GPT-2 (layernorm, learned, gelu) or Qwen3 (rmsnorm, rope, swiglu) can be exported."
     )
 
 
 def to_external(model: GPT, names: Names) -> dict[str, torch.Tensor]:
-    """All tensors of `model`, under their names and apart where they keep them apart."""
+    """All tensors of `model` under the format's names, split where the format stores parts separately."""
     return {
         name: part.contiguous()
         for own, tensor in model.state_dict().items()
@@ -58,26 +58,22 @@ def to_external(model: GPT, names: Names) -> dict[str, torch.Tensor]:
 
 
 def from_external(model: GPT, names: Names, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Fill `model` from their tensors. Raises ValueError, with their names, for one that is missing, left over or of
-    another shape."""
+    """Fill `model` from a format's tensors. Raises ValueError, with names, if some are missing, unknown or of another
+    shape."""
     own = model.state_dict()
-    theirs = [name for mine in own for name in names.of(mine)]
-    for problem, found in (
-        ("are missing", set(theirs) - tensors.keys()),
-        ("are not known", tensors.keys() - set(theirs)),
-    ):
-        if found:
-            raise ValueError(f"Weights {problem}: {', '.join(sorted(found)[:3])} ({len(found)} in all).")
-    for mine, place in own.items():
-        parts = [tensors[name] for name in names.of(mine)]
-        shapes = [tuple(part.shape) for part in _parts(place, model.config, len(parts))]
-        for name, part, shape in zip(names.of(mine), parts, shapes, strict=True):
-            if tuple(part.shape) != shape:
-                raise ValueError(f"{name} has the shape {tuple(part.shape)} where its settings ask for {shape}.")
-        place.copy_(torch.cat([part.float() for part in parts]))
+    expected = {name for mine in own for name in names.of(mine)}
+    for problem, wrong in (("missing", expected - tensors.keys()), ("unknown", tensors.keys() - expected)):
+        if wrong:
+            raise ValueError(f"Weights are {problem}: {', '.join(sorted(wrong)[:3])} ({len(wrong)} in total).")
+    for mine, target in own.items():
+        for name, place in zip(names.of(mine), _parts(target, model.config, len(names.of(mine))), strict=True):
+            found, required = tuple(tensors[name].shape), tuple(place.shape)
+            if found != required:
+                raise ValueError(f"{name} has shape {found}, but the settings require {required}.")
+            place.copy_(tensors[name])  # a view of `target`
 
 
 def _parts(tensor: torch.Tensor, model: ModelSettings, n: int) -> tuple[torch.Tensor, ...]:
-    """The rows of `tensor` as the one, two (of SwiGLU) or three (of attention) that it is stacked from."""
+    """The rows of `tensor` as its one, two (SwiGLU) or three (attention) stacked matrices."""
     heads = [model.n_head * model.head_dim, *[model.kv_heads * model.head_dim] * 2]
     return tensor.split(heads) if n == 3 else tensor.chunk(n)
