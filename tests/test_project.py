@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 import shlex
@@ -15,6 +16,7 @@ from graphlib import TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -26,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "groundling"
 FILES = sorted(SRC.rglob("*.py"))
 README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "ARCHITECTURE.md"
 
 READING_ORDER = [
     "config", "escape", "storage", "machine", "data", "model", "inference", "evaluation", "analysis", "training",
@@ -95,6 +98,29 @@ def test_imports_point_upward(path: Path) -> None:
         assert not there or READING_ORDER.index(there) <= READING_ORDER.index(here), (
             f"{path.name}:{line} imports {module}, which stands below {here} in the reading order."
         )
+
+
+def test_the_architecture_page_shows_every_folder() -> None:
+    folders = [name for name in READING_ORDER if name != "__main__"]
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)[: len(folders)] == folders
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ARCHITECTURE.parent / link).exists(), link
+    for owner in re.findall(r"`([A-Z]\w+[a-z])`", text):
+        assert any(re.search(rf"\bclass {owner}\b", path.read_text(encoding="utf-8")) for path in FILES), owner
+
+
+def test_the_architecture_picture_shows_every_folder_and_real_classes() -> None:
+    picture = ElementTree.parse(ARCHITECTURE.parent / "images" / "architecture.svg")
+    boxes = [element.get("id") for element in picture.iterfind(".//{*}g[@class='room']")]
+    assert sorted(boxes) == sorted(name for name in READING_ORDER if name != "__main__")
+    flows = [element for element in picture.iterfind(".//{*}text[@class='flow']") if element.get("data-class")]
+    for flow in flows:
+        names = flow.get("data-class").split()
+        assert flow.text == ", ".join(name.rpartition(".")[2] for name in names)
+        for module, _, name in (name.rpartition(".") for name in names):
+            assert hasattr(importlib.import_module(module), name)
+    assert flows
 
 
 def test_no_two_modules_import_each_other() -> None:
