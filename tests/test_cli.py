@@ -81,7 +81,7 @@ def test_train_shows_what_it_does_and_what_to_try_next(call: Any, text_file: Pat
     out = " ".join(done.out.split())
     for words in (
         "parameters", "token embedding", "corpus prose: 30,000 characters", "step 10 validation loss", "bits/byte",
-        "It writes:", "groundling sample first", "groundling eval first", "groundling resume first --steps 80",
+        "Sample:", "groundling sample first", "groundling eval first", "groundling resume first --steps 80",
     ):  # fmt: skip
         assert words in out, words
     assert "tok/s" in out
@@ -123,7 +123,7 @@ def test_a_prompt_from_a_file_longer_than_the_context(call: Any, first: None, pr
     Path("prompt.txt").write_text(prose[:500], encoding="utf-8", newline="")
     done = call("sample", "first", "--prompt-file", "prompt.txt", "--seed", "1", "--max-new-tokens", "5")
     assert done.status == 0
-    assert "500 tokens and the context 32: the newest 20 are read" in done.err
+    assert "500 tokens, but the context is 32: only the newest 20 are used" in done.err
     assert done.out.startswith(prose[:500])
 
 
@@ -138,7 +138,7 @@ def test_eval_json_has_every_figure(call: Any, first: None) -> None:
         "loss", "perplexity", "bits_per_character", "bits_per_byte", "tokens", "characters", "step", "checkpoint",
     } <= result.keys()  # fmt: skip
     assert result["step"] == 12
-    assert "nats a token" in call("eval", "first").out
+    assert "nats per token" in call("eval", "first").out
 
 
 def test_eval_sliding_and_its_page(call: Any, first: None) -> None:
@@ -200,33 +200,33 @@ def test_runs_and_plot_and_doctor(call: Any, first: None) -> None:
     [
         ("train nowhere.txt", "There is no corpus 'nowhere.txt'"),
         ("train shakespear", "did you mean 'shakespeare'"),
-        ("train prose.txt --n-embd 100 --n-head 3", "--n-embd 100 cannot be divided among --n-head 3"),
+        ("train prose.txt --n-embd 100 --n-head 3", "--n-embd 100 is not divisible by --n-head 3"),
         ("train prose.txt --n-layer 0", "--n-layer must be at least 1"),
         ("train prose.txt --steps -5", "--steps must be at least 1"),
         ("train prose.txt --steps many", 'Invalid value for --steps: unable to convert "many" into int'),
-        ("train prose.txt --steps 10 --warmup-steps 10", "--warmup-steps 10 leaves nothing of --steps 10"),
+        ("train prose.txt --steps 10 --warmup-steps 10", "--warmup-steps 10 must be fewer than --steps 10"),
         ("train prose.txt --learning-rate nan", "--learning-rate must be above 0"),
-        ("train prose.txt --dropout 1", "--dropout must lie in [0, 1)"),
+        ("train prose.txt --dropout 1", "--dropout must be in [0, 1)"),
         ("train prose.txt --preset huge", 'Invalid value "huge" for --preset'),
         ("train prose.txt --device cuda:99", "--device cuda:99"),
-        ("train prose.txt --device toaster", "is no device"),
+        ("train prose.txt --device toaster", "is not a device"),
         ("train prose.txt --n-layers 3", "Did you mean --n-layer?"),
         ("train prose.txt --name ../evil", "--name '../evil' is not a valid name"),
         ("train prose.txt --glob *.txt", "--glob chooses files of a folder"),
         ("trian", 'Did you mean "train"?'),
-        ("sample nobody", "There is no run 'nobody'"),
+        ("sample nobody", "No run 'nobody'"),
         ("sample first --temperature -1", "--temperature must be 0 (greedy) or above"),
         ("sample first --temperature nan", "--temperature must be 0 (greedy) or above"),
         ("sample first --top-k -1", "--top-k must be 1 or more"),
         ("sample first --num-samples 0", "--num-samples must be 1 or more"),
         ("sample first --max-new-tokens -1", "--max-new-tokens must be 0 or more"),
         ("sample first --prompt ☃", "'☃' (U+2603) at position 0"),
-        ("sample first --prompt a --prompt-file prose.txt", "exclude each other"),
+        ("sample first --prompt a --prompt-file prose.txt", "not both"),
         ("sample first --prompt-file nowhere.txt", "nowhere.txt"),
         ("eval first --text nowhere.txt", "There is no corpus 'nowhere.txt'"),
         ("resume first", "is finished. To train it further"),
-        ("resume first --steps 5", "has made 12 steps already"),
-        ("plot nobody", "There is no run 'nobody'"),
+        ("resume first --steps 5", "is already at step 12"),
+        ("plot nobody", "No run 'nobody'"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(arguments: str, words: str, call: Any, first: None) -> None:
@@ -270,17 +270,17 @@ def test_tokenizers_side_by_side(call: Any, text_file: Path) -> None:
     ("arguments", "words"),
     [
         ("tokenizer train nowhere.txt --out t.json", "There is no corpus 'nowhere.txt'"),
-        ("tokenizer train prose.txt --out t.json --vocab-size 3", "--vocab-size must be at least 257, and it is 3."),
+        ("tokenizer train prose.txt --out t.json --vocab-size 3", "--vocab-size must be at least 257, not 3."),
         ("tokenizer train prose.txt --out t.json --kind words", 'Invalid value "words" for --kind'),
-        ("tokenizer show nowhere --text a", "There is no run 'nowhere'"),
-        ("tokenizer show prose.txt --text a", "prose.txt is damaged: it is not readable as JSON"),
+        ("tokenizer show nowhere --text a", "No run 'nowhere'"),
+        ("tokenizer show prose.txt --text a", "prose.txt is damaged: it is not valid JSON"),
         ("tokenizer show . --text a", "holds no tokenizer.json"),
         ("tokenizer export prose.txt --out t.json", "prose.txt is damaged"),
         ("tokenizer compare nowhere.txt", "There is no corpus 'nowhere.txt'"),
-        ("tokenizer compare prose.txt --minutes 0.01 --vocab-sizes 300", "--minutes must lie between"),
-        ("train prose.txt --tokenizer bype", "--tokenizer 'bype': input should be char, byte, bpe, or a tokenizer's"),
-        ("train prose.txt --tokenizer prose.txt", "prose.txt is damaged: it is not readable as JSON"),
-        ("train prose.txt --tokenizer bpe --vocab-size 0", "--vocab-size must be at least 257, and it is 0."),
+        ("tokenizer compare prose.txt --minutes 0.01 --vocab-sizes 300", "--minutes must be between"),
+        ("train prose.txt --tokenizer bype", "--tokenizer 'bype': input should be char, byte, bpe, or the path of"),
+        ("train prose.txt --tokenizer prose.txt", "prose.txt is damaged: it is not valid JSON"),
+        ("train prose.txt --tokenizer bpe --vocab-size 0", "--vocab-size must be at least 257, not 0."),
     ],
 )
 @pytest.mark.usefixtures("text_file")

@@ -196,7 +196,7 @@ def test_absurd_settings_are_refused_before_a_model_is_made(
     assert said.keys() == {"generate", "checkpoint", "resume"}
     assert all(len(sentence) < 400 for sentence in said.values())
     if kind == "context":
-        assert "GB of memory, and this machine has" in said["generate"]
+        assert "GB of memory, but this machine has" in said["generate"]
 
 
 def headed(header: Any, n_bytes: int = 8, length: int | None = None) -> bytes:
@@ -236,7 +236,7 @@ def test_numbers_that_are_none_are_named(folder: Path, number: float, name: str)
     tensors[key].view(-1)[-1] = number
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, file)
     sealed(folder)
-    assert f"{name}.safetensors holds NaN or infinity, in {key}" in refusals("resume")["resume"]
+    assert f"{name}.safetensors contains NaN or infinity, in {key}" in refusals("resume")["resume"]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_names_that_are_none_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is not a valid name"):
         groundling.train(__file__, preset="nano", steps=1, name=name, on_event=lambda _: None)
     if name not in ("", ".", ".."):
-        with pytest.raises(FileNotFoundError, match="There is no run"):
+        with pytest.raises(FileNotFoundError, match="No run "):
             groundling.load(name)
 
 
@@ -347,7 +347,7 @@ def test_a_terminal_obeys_no_stranger(folder: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_config_of_the_first_format_is_still_read(folder: Path) -> None:
-    """A setting that is new needs `before=`, what runs did without it: every config.json ever written must load."""
+    """A new setting needs `legacy_default=`, what runs did without it: every config.json ever written must load."""
     from groundling.run.record import RunRecord
 
     first = json.loads((Path(__file__).parent / "run" / "config-format-1.json").read_text("utf-8"))
@@ -360,7 +360,7 @@ def test_what_came_later_has_its_value_of_before(monkeypatch: pytest.MonkeyPatch
     from groundling.config import Config, config
 
     fields = config.ModelSettings.__dataclass_fields__
-    older = {**fields["dropout"].metadata, "before": 0.25}
+    older = {**fields["dropout"].metadata, "legacy_default": 0.25}
     monkeypatch.setattr(fields["dropout"], "metadata", older)
     values = Config.build("x").to_dict()
     del values["model"]["dropout"]

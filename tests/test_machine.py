@@ -32,7 +32,7 @@ def _core_file(monkeypatch: pytest.MonkeyPatch, path: Path, meaning: str, conten
 
 @pytest.mark.usefixtures("sixteen_cores")
 def test_a_thread_for_each_core() -> None:
-    assert usable_threads() == (16, "16 physical cores are here")
+    assert usable_threads() == (16, "16 physical cores")
 
 
 @pytest.mark.usefixtures("sixteen_cores")
@@ -63,7 +63,7 @@ def test_hyper_threads_are_no_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 @pytest.mark.usefixtures("sixteen_cores")
 def test_a_process_keeps_to_the_cores_it_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
-    assert usable_threads() == (3, "3 cores are granted to this process")
+    assert usable_threads() == (3, "3 cores available to this process")
 
 
 def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,6 @@ ALLOWED = {  # file and code: names come from tables of ours
     ("__init__.py", "importlib.import_module(_HOMES[name])"),
     ("__init__.py", "getattr(importlib.import_module(_HOMES[name]), name)"),
     ("__init__.py", "globals"),
-    ("data/tokenizers/base.py", "importlib.import_module(module)"),
-    ("data/tokenizers/base.py", "getattr(importlib.import_module(module), name)"),
     ("training/signals.py", "getattr(signal, name)"),
     ("machine.py", "import ctypes"),  # the C library that this process has already, to tell it to keep freed memory
     ("machine.py", "ctypes.CDLL"),

@@ -1,4 +1,4 @@
-"""groundling: train a language model from scratch, on the machine you have.
+"""groundling: train a language model from scratch, on your own machine.
 
     import groundling
 
@@ -6,7 +6,7 @@
     print(run.generate("ROMEO:", max_new_tokens=200, temperature=0.7, top_k=50, seed=1))
     print(run.evaluate())
 
-The names below are the public API; everything else may change.
+The names below are the public API. Everything else may change.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use (PEP 562): `import groundling` must not wait for torch."""
+    """Import on first use (PEP 562), because `import groundling` must not wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'groundling' has no attribute {name!r}")
     import importlib

@@ -1,4 +1,4 @@
-"""The command `groundling` (and `python -m groundling`): runs a verb, and turns what fails into one sentence."""
+"""The command `groundling` (and `python -m groundling`): runs a command and turns errors into one-line messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from groundling.training.signals import ended_by_signals
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0, or else with one sentence on standard error."""
+    """Run a command and exit. The status is 0, or an error is printed to standard error."""
     with ended_by_signals():
         from cyclopts import CycloptsError
 
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if debug:
         arguments.remove("--debug")
     for stream in (sys.stdout, sys.stderr):
-        # A pipe on Windows would otherwise take the legacy code page, which lacks most of Unicode.
+        # Otherwise a pipe on Windows uses the legacy code page, which lacks most of Unicode.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
@@ -39,22 +39,24 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         from groundling.training.out_of_memory import ADVICE, OutOfMemoryError, is_out_of_memory
 
-        expected = isinstance(error, ValueError | OSError | FloatingPointError | OutOfMemoryError)
-        told = _told(error)
-        if is_out_of_memory(error) and not isinstance(error, OutOfMemoryError):
-            told, expected = f"Memory ran out. {ADVICE}", True
-        status = _fail(told if expected else f"Unexpected {type(error).__name__}: {told} (--debug shows where)", 1)
+        if isinstance(error, ValueError | OSError | FloatingPointError | OutOfMemoryError):
+            message = _message(error)
+        elif is_out_of_memory(error):
+            message = f"Memory ran out. {ADVICE}"
+        else:
+            message = f"Unexpected {type(error).__name__}: {_message(error)} (--debug shows the traceback)"
+        status = _fail(message, 1)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _told(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:  # the system's own, not one of our sentences
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:  # from the system, not one of our messages
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error) or type(error).__name__
 
 
-def _fail(sentence: str, status: int) -> int:
-    print(f"groundling: {printable(' '.join(sentence.split()))}", file=sys.stderr)
+def _fail(message: str, status: int) -> int:
+    print(f"groundling: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 

@@ -1,11 +1,12 @@
-"""What this machine offers, measured or looked up, and what groundling will use of it.
+"""What this machine offers, measured or looked up, and what groundling uses of it.
 
-Nothing happens at import. `choose` turns the `auto` settings into facts; `survey` tells them all.
+Nothing happens at import. `choose` resolves the `auto` settings, `survey` lists everything.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import shutil
@@ -19,9 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy
 import psutil
 import torch
 
+from groundling import __version__
 from groundling.config import MachineSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,7 +33,7 @@ _CPU_DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a model runs. `reasons` says, a sentence each, why these were chosen."""
+    """Where a model runs. `reasons` explains each automatic choice."""
 
     device: torch.device
     dtype: torch.dtype
@@ -38,10 +41,10 @@ class Machine:
     threads: int
     reasons: tuple[str, ...] = ()
     evaluation_batch: int | None = None
-    """Windows of an evaluation that fit into memory at once, if fewer than usual were found to."""
+    """Windows per forward pass of an evaluation, if memory was too small for the usual number."""
 
     def describe(self) -> dict[str, Any]:
-        """The same in plain values, for JSON."""
+        """The same as plain values, for JSON."""
         return {
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -56,22 +59,22 @@ class Machine:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether training starts several steps before it looks at the results of the first: a look makes a GPU wait
-        for Python. float16 looks at each step, to set its loss scale."""
+        """Whether training starts several steps before it reads the results of the first. Reading makes a GPU wait for
+        Python. float16 has to read the result of each step, to set its loss scale."""
         return self.device.type == "cuda" and self.dtype != torch.float16
 
     def own_randomness(self) -> AbstractContextManager[Any]:
-        """Whatever is drawn inside leaves PyTorch's random numbers outside as they were."""
+        """A context whose random numbers do not change PyTorch's random state outside."""
         return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
 
 def choose(settings: MachineSettings, decided: dict[str, Any] | None = None) -> Machine:
     """Turn `auto` into this machine's device, dtype and threads.
 
-    `decided` is what `describe` gave when a run began: where the device is still of that kind, the run goes on with
-    the same dtype, compiler choice and threads, to the bit.
+    `decided` is the result of `describe` when a run began. If the kind of device is still the same, the run continues
+    with the same dtype, compiler choice and threads, to the bit.
 
-    Raises ValueError if a device was named that is not here.
+    Raises ValueError if this machine does not have the device.
     """
     reasons = []
     decided = decided or {}
@@ -98,11 +101,11 @@ def choose(settings: MachineSettings, decided: dict[str, Any] | None = None) -> 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed for the next who asks, and return whether it does.
+    """Make the C library keep freed memory instead of returning it to the system. Returns whether that worked.
 
-    Each training step asks for the memory that the last one freed. If the system had it in between, it comes back page
-    by page, each of them cleared first: a third of the time of a step (docs/LOG.md). Only glibc gives it back and can
-    be told not to; for allocations from a GiB on it goes on to do so, or from 32 MiB on if it is an old one.
+    Each training step allocates the memory that the last one freed. From the system, it comes back page by page, each
+    cleared first, which takes a third of a step's time (docs/LOG.md). Only glibc returns memory and can be stopped; it
+    still returns allocations of 1 GiB or more, or of 32 MiB or more if it is old.
     """
     if sys.platform != "linux":
         return False
@@ -116,9 +119,9 @@ def keep_freed_memory() -> bool:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 _DEVICE_REASONS = {
-    "cuda": "an NVIDIA or AMD GPU is here",
-    "mps": "an Apple GPU is here",
-    "cpu": "no GPU is here that PyTorch can use",
+    "cuda": "PyTorch found an NVIDIA or AMD GPU",
+    "mps": "PyTorch found an Apple GPU",
+    "cpu": "PyTorch found no GPU that it can use",
 }
 
 
@@ -129,10 +132,10 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device {name!r} is no device; use auto, cpu, cuda, cuda:N or mps.") from None
+        raise ValueError(f"--device {name!r} is not a device. Use auto, cpu, cuda, cuda:N or mps.") from None
     if not has.get(device.type, False):
-        here = ", ".join(kind for kind, is_here in has.items() if is_here)
-        raise ValueError(f"--device {name}: PyTorch finds no such device on this machine; it has {here}.")
+        available = ", ".join(kind for kind in has if has[kind])
+        raise ValueError(f"--device {name}: PyTorch finds no such device on this machine. Available: {available}.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s).")
     return device
@@ -140,14 +143,14 @@ def _device(name: str) -> torch.device:
 
 def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cuda":
-        # Older GPUs emulate bfloat16, slower than float32, and PyTorch says yes to that unless asked so.
+        # Older GPUs emulate bfloat16, slower than float32. By default, PyTorch counts that as support.
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "the GPU computes it natively"
-        return torch.float16, "the GPU has no bfloat16 of its own; the loss is scaled to stay in its range"
+            return torch.bfloat16, "the GPU supports it natively"
+        return torch.float16, "the GPU does not support bfloat16 natively (float16 uses loss scaling)"
     if device.type == "mps":
         return torch.float32, "the safe choice on Apple GPUs"
     if not _cpu_has_bfloat16():
-        # Without the instructions PyTorch emulates bfloat16, up to 500 times slower.
+        # Without these instructions, PyTorch emulates bfloat16, up to 500 times slower.
         return torch.float32, "the CPU has no bfloat16 instructions"
     speed = {name: matmul_gflops(name) for name in _CPU_DTYPES}
     dtype = "bfloat16" if speed["bfloat16"] > 1.2 * speed["float32"] else "float32"
@@ -161,7 +164,7 @@ def _cpu_has_bfloat16() -> bool:
 
 @cache
 def matmul_gflops(dtype: str, size: int = 1024, device: str = "cpu") -> float:
-    """Matrix products of `size` squared, in 10^9 floating-point operations a second: the median of five."""
+    """Speed of the product of two `size` × `size` matrices, in GFLOP/s: the median of five measurements."""
     return _product_gflops(dtype, size, size, size, device)
 
 
@@ -175,7 +178,7 @@ def _median_seconds(work: Callable[[], object], device: str, times: int = 5) -> 
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize()
 
-    work()  # the first one pays for setting the library up
+    work()  # the first call also initializes the library
     finish()
     seconds = []
     for _ in range(times):
@@ -188,14 +191,14 @@ def _median_seconds(work: Callable[[], object], device: str, times: int = 5) -> 
 
 @dataclass(frozen=True)
 class Speed:
-    """What bounds a training step: `gflops` of matrix products of a model's shapes, `gbytes` copied a second."""
+    """What limits a training step: GFLOP/s of matrix products in a model's shapes, and GB/s of memory copies."""
 
     gflops: float
     gbytes: float
 
 
 def measure_speed(machine: Machine, n_embd: int, tokens: int) -> Speed:
-    """The speed of matrix products as a block of this width makes them for so many tokens, and of copying."""
+    """Measure the matrix products of a transformer block of width `n_embd` on `tokens` tokens, and memory copies."""
     dtype = str(machine.dtype).removeprefix("torch.")
     device, tokens = str(machine.device), min(tokens, 8192)
     shapes = [(tokens, n_embd, 4 * n_embd), (tokens, 4 * n_embd, n_embd), (n_embd, tokens, 4 * n_embd)]
@@ -207,32 +210,32 @@ def measure_speed(machine: Machine, n_embd: int, tokens: int) -> Speed:
 
 
 def usable_threads() -> tuple[int, str]:
-    """How many threads are worth having, and why: one a fast core, and none beyond what this process is granted."""
+    """How many threads to use, and why: one per fast core, as far as this process may use them."""
     if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(asked) > 0:
-        return int(asked), "OMP_NUM_THREADS says so"
-    counts = {"physical cores are here": psutil.cpu_count(logical=False) or os.cpu_count() or 1}
+        return int(asked), "set by OMP_NUM_THREADS"
+    counts = {"physical cores": psutil.cpu_count(logical=False) or os.cpu_count() or 1}
     if hasattr(os, "sched_getaffinity"):
-        counts["cores are granted to this process"] = len(os.sched_getaffinity(0))
+        counts["cores available to this process"] = len(os.sched_getaffinity(0))
     for path, meaning in _CORE_FILES.items():
         try:
             counts[meaning] = _count_cores(Path(path).read_text(encoding="ascii"))
         except (OSError, ValueError):
             continue  # not this kind of machine
-    fast = "fast cores are here, and the slow ones would hold them up"  # on Macs PyTorch itself counts only those
-    if fast in counts and (os.cpu_count() or 1) > counts["physical cores are here"]:
-        counts[fast] //= 2  # each was listed with its hyper-thread
+    if _FAST_CORES in counts and (os.cpu_count() or 1) > counts["physical cores"]:
+        counts[_FAST_CORES] //= 2  # each is listed with its hyper-thread
     meaning = min(counts, key=lambda key: counts[key])
     return max(1, counts[meaning]), f"{counts[meaning]} {meaning}"
 
 
+_FAST_CORES = "fast cores (the slow ones would delay them)"  # on Macs, PyTorch itself counts only the fast ones
 _CORE_FILES = {
-    "/sys/fs/cgroup/cpu.max": "cores' worth of time is what this container may use",
-    "/sys/devices/cpu_core/cpus": "fast cores are here, and the slow ones would hold them up",
+    "/sys/fs/cgroup/cpu.max": "cores allowed by the container's CPU quota",
+    "/sys/devices/cpu_core/cpus": _FAST_CORES,
 }
 
 
 def _count_cores(text: str) -> int:
-    """Cores in `200000 100000` (a quota and a period, both in microseconds) or in `0-7,16` (a list of them)."""
+    """Cores in `200000 100000` (quota and period in microseconds) or in `0-7,16` (a list of cores)."""
     if len(words := text.split()) == 2:
         return -(-int(words[0]) // int(words[1]))
     ends = [[int(end) for end in part.split("-")] for part in text.strip().split(",")]
@@ -240,24 +243,20 @@ def _count_cores(text: str) -> int:
 
 
 def has_compiler() -> bool:
-    """Whether torch.compile finds what it needs: a C++ compiler for CPUs, Triton for GPUs."""
+    """Whether torch.compile has what it needs: a C++ compiler for CPUs, Triton for GPUs."""
     if torch.cuda.is_available():
-        import importlib.util
-
         return importlib.util.find_spec("triton") is not None
     return compiler_path() is not None
 
 
 def compiler_path() -> str | None:
-    """The C++ compiler that torch.compile uses, if there is one."""
+    """The path of the C++ compiler that torch.compile uses, or None."""
     usual = {"nt": "cl", "darwin": "clang++"}.get(os.name if os.name == "nt" else sys.platform, "g++")
     return shutil.which(os.environ.get("CXX") or usual)
 
 
 def survey() -> dict[str, Any]:
-    """All that `groundling doctor` tells, ready for JSON. Memory is in bytes, speed in GFLOP/s and GB/s."""
-    from groundling import __version__
-
+    """Everything that `groundling doctor` shows, ready for JSON. Memory in bytes, speed in GFLOP/s and GB/s."""
     machine = choose(MachineSettings())
     memory = psutil.virtual_memory()
     speed = measure_speed(machine, 192, 4096)
@@ -284,17 +283,15 @@ def survey() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What decides whether a run can be repeated to the bit."""
-    import numpy
-
+    """Versions that decide whether a run can be repeated to the bit."""
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
 
 
 def bits(machine: Machine) -> dict[str, str]:
-    """What decides the last bits of all results: where it is the same, so are they.
+    """What decides the last bits of all results: if it is the same, so are they.
 
-    Each changes them in some model, or may by PyTorch's own word; docs/reliability.md tells what was tried. Python and
-    NumPy do not: the latter only orders the text, by integers, and makes seeds as it promises to make them for good.
+    Each of these changes them in some model, or may according to PyTorch's docs; docs/reliability.md lists what was
+    tried. Python and NumPy do not: NumPy only orders the text, by integers, and promises not to change its seeding.
     """
     on_gpu = machine.device.type == "cuda"
     return {
@@ -309,7 +306,7 @@ def bits(machine: Machine) -> dict[str, str]:
 
 
 def process_age() -> float:
-    """Seconds since this process began: importing takes some, and a budget counts them."""
+    """Seconds since this process started. A time budget includes the imports."""
     return max(0.0, time.time() - psutil.Process().create_time())
 
 
@@ -323,7 +320,7 @@ def processor() -> str:
 
 
 def peak_memory() -> int:
-    """The most memory in bytes that this process has held so far: on the GPU if there is one, else resident."""
+    """Peak memory of this process so far, in bytes: GPU memory if there is a GPU, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     info = psutil.Process().memory_info()

@@ -167,7 +167,7 @@ def test_a_text_that_is_exhausted_is_named() -> None:
     validation = [2.6, 2.0, 1.7, 1.6, 1.551, 1.55, 1.549, 1.549, 1.55, 1.549]
     found = diagnose(history(FALLING, validation, [None, 2.2, 1.8, 1.65, 1.5, 1.45, 1.4, 1.35, 1.31, 1.27]))
     assert [finding.kind for finding in found] == ["exhausted text"]
-    assert "10 passes" in found[0].evidence
+    assert "10 epochs" in found[0].evidence
 
 
 def test_a_spike_is_named_with_its_step() -> None:
@@ -200,10 +200,10 @@ def test_an_evaluation_right_after_another_does_not_make_it_level() -> None:
 
 def test_words_for_where_a_loss_stands() -> None:
     known = (4.2, 3.3, 2.5, 2.0, 1.8, 1.7, 1.75)
-    assert standing(4.5, known) == "it knows nothing yet"
-    assert standing(2.2, known) == "beyond pairs of tokens; not yet at what a 3-gram model knows"
-    assert standing(1.75, known) == "beyond a 4-gram; not yet at what a 5-gram model knows"
-    assert standing(1.4, known) == "beyond all that counting reaches (a 5-gram model)"
+    assert standing(4.5, known) == "no better than random guessing"
+    assert standing(2.2, known) == "better than the 2-gram model (token pairs), not yet as good as the 3-gram model"
+    assert standing(1.75, known) == "better than the 4-gram model, not yet as good as the 5-gram model"
+    assert standing(1.4, known) == "better than every n-gram model of this text (best: 5-gram)"
     assert standing(1.4, ()) == ""
 
 

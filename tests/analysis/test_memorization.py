@@ -145,7 +145,7 @@ def test_nothing_to_compare() -> None:
 def test_a_text_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
     monkeypatch.setattr(originality, "MAX_BYTES", 1000)
     for make in (lambda: TrainingText(["a" * 1001]), lambda: TrainingText.of(Corpus.open(str(text_file)))):
-        with pytest.raises(ValueError, match="copies are searched for in texts of up to"):
+        with pytest.raises(ValueError, match="more than 100 MB: too much to search for copies"):
             make()
     assert TrainingText(["a" * 1000]).report("a" * 1000).share == 1.0
 

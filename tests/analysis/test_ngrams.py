@@ -1,4 +1,4 @@
-"""Milestones: against counting with dictionaries, at the edges, and within their bounds."""
+"""N-gram losses: against counting with dictionaries, at the edges, and within their bounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from groundling.analysis.ngrams import bits_per_byte, milestones, spread
+from groundling.analysis.ngrams import bits_per_byte, ngram_losses, spread
 from groundling.data.corpus import Tokens
 
 Store = Callable[[list[int]], Tokens]
@@ -51,29 +51,29 @@ def slowly(train: list[int], validation: list[int], vocab_size: int, order: int)
 def test_the_same_as_counting_with_dictionaries(prose: str, store: Store) -> None:
     ids = [ord(c) % 97 for c in prose[:8000]]
     train, validation = ids[:7000], ids[7000:]
-    losses = milestones(store(train), store(validation), 97)
+    losses = ngram_losses(store(train), store(validation), 97)
     assert len(losses) > 4
     assert losses == pytest.approx([slowly(train, validation, 97, n) for n in range(len(losses))], abs=1e-12)
 
 
 def test_tokens_that_the_training_part_lacks_and_large_vocabularies(store: Store) -> None:
     train, validation = [7, 60_000, 7, 60_000, 7, 3] * 5, [7, 60_000, 123_456, 123_456, 7, 3]
-    losses = milestones(store(train), store(validation), 200_000, max_order=3)
+    losses = ngram_losses(store(train), store(validation), 200_000, max_order=3)
     assert losses == pytest.approx([slowly(train, validation, 200_000, n) for n in range(4)], abs=1e-12)
 
 
 def test_it_ends_two_orders_behind_the_best(prose: str, store: Store) -> None:
     ids = [ord(c) for c in prose]
-    losses = milestones(store(ids[:27_000]), store(ids[27_000:]), 128, max_order=20)
+    losses = ngram_losses(store(ids[:27_000]), store(ids[27_000:]), 128, max_order=20)
     assert int(np.argmin(losses)) == len(losses) - 3
-    assert losses[:3] == milestones(store(ids[:27_000]), store(ids[27_000:]), 128, max_order=2)
+    assert losses[:3] == ngram_losses(store(ids[:27_000]), store(ids[27_000:]), 128, max_order=2)
 
 
 def test_short_texts(store: Store) -> None:
-    assert milestones(store([0]), store([0]), 1) == [0.0, 0.0]
-    assert len(milestones(store([0, 1]), store([1]), 2)) == 2
+    assert ngram_losses(store([0]), store([0]), 1) == [0.0, 0.0]
+    assert len(ngram_losses(store([0, 1]), store([1]), 2)) == 2
     with pytest.raises(ValueError, match="too short"):
-        milestones(store([0, 1]), store([]), 2)
+        ngram_losses(store([0, 1]), store([]), 2)
 
 
 def test_long_texts_are_sampled_from_all_over(store: Store) -> None:
@@ -84,7 +84,7 @@ def test_long_texts_are_sampled_from_all_over(store: Store) -> None:
     assert 7_700 < len(sample) <= 8_000
     assert 0.4 < (sample < 4).mean() < 0.6
     # Both halves are known, so that neither surprises: near ln 8 for single tokens, ln 4 for those in their half.
-    losses = milestones(tokens, store(halves[30_000:50_000].tolist()), 8, max_order=2, training_tokens=8_000)
+    losses = ngram_losses(tokens, store(halves[30_000:50_000].tolist()), 8, max_order=2, training_tokens=8_000)
     assert losses[1] == pytest.approx(math.log(8), abs=0.02)
     assert losses[2] == pytest.approx(math.log(4), abs=0.05)
 

@@ -50,10 +50,10 @@ def test_memorising_begins_sooner_in_larger_models_and_later_with_dropout() -> N
 def test_who_has_time_for_two_generations_is_told_what_they_are_for(text_file: Path) -> None:
     report = groundling.inspect(text_file, minutes=60, on_event=lambda event: None)
     assert report.recommendation is not None
-    assert "in 2 generations: a model that another one teaches" in report.recommendation.reasons[-1]
+    assert "in 2 generations: a model with a teacher memorizes" in report.recommendation.reasons[-1]
     hasty = groundling.inspect(text_file, minutes=60, generations=1, on_event=lambda event: None)
     assert hasty.recommendation is not None
-    assert hasty.recommendation.reasons[-1].endswith("more text would help, more time hardly.")
+    assert hasty.recommendation.reasons[-1].endswith("more text would help more than more time.")
 
 
 def test_one_default_of_minutes() -> None:

@@ -51,7 +51,7 @@ def chat(run: groundling.Run, capsys: pytest.CaptureFixture[str], monkeypatch: p
 @pytest.mark.filterwarnings("ignore:The prompt has")
 def test_it_goes_on_with_the_text_and_says_that_it_was_not_tuned(chat: Chat, run: groundling.Run) -> None:
     out, err = chat("The class", "", "def ", "/quit", "never read")
-    assert err.count("not tuned for chat") == 1
+    assert err.count("not a chat model") == 1
     first = run.generate("The class", max_new_tokens=30, seed=1)
     text = "The class" + first
     second = run.generate(text + "\n" * (not text.endswith("\n")), max_new_tokens=30, seed=2)
@@ -81,8 +81,8 @@ def test_help_tells_all_that_can_be_set(chat: Chat) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("/nonsense 3", "There is no /nonsense; /help tells"),
-        ("/temperature hot", "/temperature takes a number, and 'hot' is none."),
+        ("/nonsense 3", "There is no /nonsense. /help lists"),
+        ("/temperature hot", "/temperature takes a number, not 'hot'."),
         ("/temperature -1", "--temperature must be 0 (greedy) or above"),
         ("/max-new-tokens 0", "/max-new-tokens must be 1 or more"),
         ("§", "is not among the"),
@@ -123,7 +123,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(run: groundling.Run) -> Non
         shown = ""
 
     try:
-        until(lambda text: "tuned for chat" in text and READY in text)
+        until(lambda text: "not a chat model" in text and READY in text)
         os.write(terminal, b"The class\r")
         until(lambda text: len(text) > 400)
         os.write(terminal, b"\x03")

@@ -56,9 +56,9 @@ def test_the_verb_tells_what_the_function_found(call: Call, text_file: Path, mon
     assert (status, err) == (0, "")
     for words in (
         "30,000 characters", f"{report.text.lines:,} lines", "Latin", "en 100%",
-        f"{report.tokens.bigrams_present:,} of the {report.tokens.bigrams_possible:,} possible ones",
+        f"{report.tokens.bigrams_present:,} of {report.tokens.bigrams_possible:,} possible ones",
         f"{report.milestones.best:8} {min(m.loss for m in report.milestones.models):7.3f}",
-        "What stands out:", "For 1 minutes on this machine", f"groundling train {text_file} --minutes 1",
+        "Findings:", "Recommended for 1 minutes on this machine", f"groundling train {text_file} --minutes 1",
         "report.html",
     ):  # fmt: skip
         assert words in out, words
@@ -99,7 +99,7 @@ def test_a_text_shorter_than_a_context_gets_no_recommendation(call: Call) -> Non
         (["prose.txt", "--minutes", "0"], "--minutes must be above 0"),
         (["prose.txt", "--minutes", "-1"], "--minutes"),
         (["prose.txt", "--glob", "*.txt"], "--glob chooses files of a folder"),
-        (["prose.txt", "--val-fraction", "2"], "--val-fraction must lie above 0"),
+        (["prose.txt", "--val-fraction", "2"], "--val-fraction must be above 0"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(arguments: list[str], words: str, call: Call, text_file: Path) -> None:

@@ -78,7 +78,7 @@ def test_gpt2_presets_have_the_published_shapes(name: str, shape: tuple[int, int
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"There is no preset 'huge'; the presets are nano, laptop, workshop, gpt2"):
+    with pytest.raises(ValueError, match=r"There is no preset 'huge'\. Choose one of: nano, laptop, workshop, gpt2"):
         Config.build("x", "huge")
 
 
@@ -127,14 +127,14 @@ def test_a_wrong_type_is_refused_by_flag(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"n_layer": 0}, "--n-layer must be at least 1, and it is 0."),
+        ({"n_layer": 0}, "--n-layer must be at least 1, not 0."),
         ({"n_head": 0}, "--n-head must be at least 1"),
         ({"n_embd": -384}, "--n-embd must be at least 1"),
         ({"block_size": 0}, "--block-size must be at least 1"),
-        ({"n_embd": 130, "n_head": 4}, "--n-embd 130 cannot be divided among --n-head 4 heads"),
-        ({"dropout": 1.0}, "--dropout must lie in"),
-        ({"dropout": -0.1}, "--dropout must lie in"),
-        ({"dropout": math.nan}, "--dropout must lie in"),
+        ({"n_embd": 130, "n_head": 4}, "--n-embd 130 is not divisible by --n-head 4"),
+        ({"dropout": 1.0}, "--dropout must be in"),
+        ({"dropout": -0.1}, "--dropout must be in"),
+        ({"dropout": math.nan}, "--dropout must be in"),
         ({"steps": 0}, "--steps must be at least 1"),
         ({"steps": -5}, "--steps must be at least 1"),
         ({"batch_size": 0}, "--batch-size must be at least 1"),
@@ -147,19 +147,19 @@ def test_a_wrong_type_is_refused_by_flag(name: str, value: Any) -> None:
         ({"learning_rate": 0.0}, "--learning-rate must be above 0"),
         ({"learning_rate": math.nan}, "--learning-rate must be above 0"),
         ({"learning_rate": math.inf}, "--learning-rate must be above 0"),
-        ({"final_lr_fraction": 1.5}, "--final-lr-fraction must lie in"),
+        ({"final_lr_fraction": 1.5}, "--final-lr-fraction must be in"),
         ({"weight_decay": math.nan}, "--weight-decay must be at least 0"),
         ({"weight_decay": -0.1}, "--weight-decay must be at least 0"),
-        ({"grad_clip": math.inf}, "--grad-clip must be at most 1,000,000,000,000, and it is inf."),
-        ({"beta1": 1.0}, "--beta1 must lie in"),
-        ({"beta2": math.nan}, "--beta2 must lie in"),
+        ({"grad_clip": math.inf}, "--grad-clip must be at most 1,000,000,000,000, not inf."),
+        ({"beta1": 1.0}, "--beta1 must be in"),
+        ({"beta2": math.nan}, "--beta2 must be in"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"seed": 2**63}, "--seed must be at most 9,223,372,036,854,775,807"),
         ({"threads": -1}, "--threads must be at least 0"),
-        ({"val_fraction": 0.0}, "--val-fraction must lie above 0"),
-        ({"val_fraction": 0.6}, "--val-fraction must lie above 0"),
-        ({"val_fraction": math.nan}, "--val-fraction must lie above 0"),
-        ({"steps": 50, "warmup_steps": 50}, "--warmup-steps 50 leaves nothing of --steps 50"),
+        ({"val_fraction": 0.0}, "--val-fraction must be above 0"),
+        ({"val_fraction": 0.6}, "--val-fraction must be above 0"),
+        ({"val_fraction": math.nan}, "--val-fraction must be above 0"),
+        ({"steps": 50, "warmup_steps": 50}, "--warmup-steps 50 must be fewer than --steps 50"),
     ],
 )
 def test_what_cannot_be_is_refused_by_flag(settings: dict[str, Any], sentence: str) -> None:
@@ -236,14 +236,14 @@ def test_settings_come_back_from_json_as_they_were(config: Config) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"n_layer": 10**9}, "--n-layer must be at most 1,000, and it is 1000000000."),
+        ({"n_layer": 10**9}, "--n-layer must be at most 1,000, not 1000000000."),
         ({"n_head": 10**9}, "--n-head must be at most 1,000"),
-        ({"n_embd": 10**400}, "--n-embd must be at most 1,048,576, and it is 10000000000000000000."),
+        ({"n_embd": 10**400}, "--n-embd must be at most 1,048,576, not 10000000000000000000."),
         ({"block_size": 2**31}, "--block-size must be at most 16,777,216"),
-        ({"rope_theta": 1e309}, "--rope-theta must be at most 1,000,000,000,000, and it is inf."),
+        ({"rope_theta": 1e309}, "--rope-theta must be at most 1,000,000,000,000, not inf."),
         ({"batch_size": 10**15}, "--batch-size must be at most"),
         ({"vocab_size": 10**9}, "--vocab-size must be at most 4,194,304"),
-        ({"sample_prompt": "a" * 100_001}, "--sample-prompt must have at most 100,000 characters, and it has 100,001."),
+        ({"sample_prompt": "a" * 100_001}, "--sample-prompt must have at most 100,000 characters, not 100,001."),
         ({"device": "cpu" * 2000}, "--device must have at most 4,096 characters"),
     ],
 )
@@ -267,9 +267,9 @@ def test_a_missing_setting_is_refused_not_guessed(saved: dict[str, Any], group: 
 
 
 def test_heads_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="--n-head 6 heads cannot share --n-kv-head 4 key and value heads evenly"):
+    with pytest.raises(ValueError, match="--n-head 6 is not divisible by --n-kv-head 4"):
         Config.build("x", "workshop", n_kv_head=4)
-    with pytest.raises(ValueError, match="--position rope needs heads of even size"):
+    with pytest.raises(ValueError, match="--position rope needs an even head size"):
         Config.build("x", n_embd=9, n_head=3)
 
 

@@ -18,7 +18,8 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from groundling.data.tokenizers import bpe
 from groundling.data.tokenizers.base import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
-from groundling.data.tokenizers.bpe import BpeTokenizer, HuggingFaceTokenizer
+from groundling.data.tokenizers.bpe import BpeTokenizer
+from groundling.data.tokenizers.huggingface import HuggingFaceTokenizer
 
 # Words, spaces of all kinds, scripts in both directions, marks, emoji of several code points, digits, contractions.
 CURIOUS = ["the", " the", "'s", "'", "x", "7", "42", " ", "  ", "\n", "\r\n", "\t", "\0", "\u00a0", "\u2028", "é",
@@ -266,7 +267,7 @@ def test_gpt2s_files_are_read(tmp_path: Path) -> None:
         ({"vocab": "{}"}, "does not hold a tokenizer"),
         ({"vocab": '{"a": "b"}'}, "does not hold a tokenizer"),
         ({"vocab": '{"a": 0, "☃": 1}'}, "GPT-2's letters for bytes"),
-        ({"merges": "a b c\n"}, r"The merge \['a', 'b', 'c'\] is not of two tokens"),
+        ({"merges": "a b c\n"}, r"The merge \['a', 'b', 'c'\] must be two tokens that join to a third in the"),
         ({"merges": "a ☃\n"}, r"merges.txt are damaged: The merge"),
     ],
 )
@@ -331,7 +332,7 @@ def test_a_text_that_a_tokenizer_would_change_is_refused() -> None:
     tokenizer = HuggingFaceTokenizer(composing)
     assert tokenizer.decode(tokenizer.encode("é the")) == "é the"
     with pytest.raises(
-        ValueError, match=r"^This tokenizer changes the text: 'e\u0301' at position 14 would not come back"
+        ValueError, match=r"^This tokenizer changes the text: 'e\u0301' at position 14 would not decode"
     ):
         tokenizer.encode_array("the e\u0301", offset=10)
     assert tokenizer.decode(tokenizer.encode("the e\u0301", "skip")) == "the é"

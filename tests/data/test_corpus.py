@@ -335,7 +335,7 @@ def test_unknown_characters_are_left_out_if_asked(write: Callable[..., Path]) ->
 
 
 def test_a_text_of_unknown_characters_only_is_refused(write: Callable[..., Path]) -> None:
-    with pytest.raises(ValueError, match="a has no character that this model knows"):
+    with pytest.raises(ValueError, match="a has no character that is in the vocabulary"):
         prepare(find_source(write("a.txt", "xyz")), DEFAULT, tokenizer=CharTokenizer("ab"), unknown="skip")
 
 

@@ -77,7 +77,7 @@ def test_shakespeare_is_downloaded_once(server: SimpleNamespace) -> None:
 @pytest.mark.parametrize("content", [TEXT.upper().encode(), b"", b"<html>Please log in to the wireless network</html>"])
 def test_tampered_shakespeare_is_refused_and_not_kept(server: SimpleNamespace, content: bytes) -> None:
     server.content = content
-    with pytest.raises(ValueError, match=r"is not Tiny Shakespeare \(its SHA-256 differs\), and was thrown away\.$"):
+    with pytest.raises(ValueError, match=r"is not Tiny Shakespeare \(its SHA-256 differs\), and was deleted\.$"):
         find_source("shakespeare")
     assert cached() == []
 
@@ -171,7 +171,7 @@ def test_a_damaged_gzip_file_is_refused(write: Callable[..., Path], damage: str)
     flipped[9000] ^= 0xFF
     content = {"truncated": whole[:-2000], "flipped": flipped, "no gzip at all": TEXT.encode()}[damage]
     path = write("a.txt.gz", content)
-    with pytest.raises(OSError, match=r"a\.txt\.gz is damaged: it is not a whole gzip file\.$"):
+    with pytest.raises(OSError, match=r"a\.txt\.gz is damaged: it is not a complete gzip file\.$"):
         b"".join(read_bytes(find_source(path).documents[0]))
 
 
@@ -190,8 +190,8 @@ def test_line_ends_and_odd_characters_stay_as_they_are(write: Callable[..., Path
     [
         ("shakespear", r" \(did you mean 'shakespeare'\?\)"),
         ("Python-doc", r" \(did you mean 'python-docs'\?\)"),
-        ("my.txt", "; the corpora with names are shakespeare, python-docs"),
-        ("x" * 5000, "; the corpora with names are shakespeare, python-docs"),
+        ("my.txt", "; built-in corpora: shakespeare, python-docs"),
+        ("x" * 5000, "; built-in corpora: shakespeare, python-docs"),
     ],
 )
 def test_what_does_not_exist_suggests_what_does(name: str, hint: str) -> None:
@@ -201,7 +201,7 @@ def test_what_does_not_exist_suggests_what_does(name: str, hint: str) -> None:
 
 def test_an_empty_name_is_not_the_working_folder(write: Callable[..., Path]) -> None:
     write("private.txt", TEXT)
-    with pytest.raises(ValueError, match="name of the corpus is empty"):
+    with pytest.raises(ValueError, match="corpus name is empty"):
         find_source("")
 
 
@@ -232,7 +232,7 @@ def test_a_refused_permission_is_a_sentence(write: Callable[..., Path], monkeypa
 @pytest.mark.parametrize("corpus", ["a.txt", "-", "shakespeare", "python-docs"])
 def test_a_glob_is_for_folders_only(write: Callable[..., Path], corpus: str) -> None:
     write("a.txt", TEXT)
-    with pytest.raises(ValueError, match=rf"--glob chooses files of a folder, and {corpus} is not a folder\.$"):
+    with pytest.raises(ValueError, match=rf"--glob chooses files of a folder, but {corpus} is not a folder\.$"):
         find_source(corpus, "*.txt")
 
 
@@ -278,7 +278,7 @@ def test_binary_and_empty_files_of_a_folder_are_left_out_and_said(library: Path)
     (library / "empty.txt").write_bytes(b"")
     (library / "utf16.txt").write_text("UTF-16 has zero bytes and is text", encoding="utf-16")
     source = find_source(library)
-    assert source.notices == ("2 empty or binary file(s) of the folder are left out: empty.txt, logo.png.",)
+    assert source.notices == ("Skipped 2 empty or binary file(s) in the folder: empty.txt, logo.png.",)
     assert [n for n in names(source, library) if "." in n and n.split(".")[0] in ("logo", "empty", "utf16")] == [
         "utf16.txt"
     ]
@@ -287,9 +287,7 @@ def test_binary_and_empty_files_of_a_folder_are_left_out_and_said(library: Path)
 def test_many_files_left_out_are_counted_and_some_named(library: Path) -> None:
     for i in range(5):
         (library / f"e{i}").touch()
-    assert find_source(library).notices == (
-        "5 empty or binary file(s) of the folder are left out: e0, e1, e2 and others.",
-    )
+    assert find_source(library).notices == ("Skipped 5 empty or binary file(s) in the folder: e0, e1, e2 and others.",)
 
 
 def test_a_binary_file_that_a_glob_asks_for_is_refused_not_skipped(library: Path) -> None:
@@ -396,7 +394,7 @@ def test_the_first_byte_that_is_not_utf8_is_named(
         text_of(find_source(path))
     assert str(refused.value) == (
         f"{path} is not valid UTF-8: byte 0x{bad[0]:02X} in line {line}, at offset {offset}. "
-        "Convert the file to UTF-8, or repair that place."
+        "Convert the file to UTF-8, or fix that byte."
     )
 
 
@@ -426,7 +424,7 @@ def test_chunks_give_the_same_text_wherever_they_cut(
 @pytest.mark.parametrize(
     ("bom", "encoding", "said"),
     [
-        (codecs.BOM_UTF8, "utf-8", "begins with a UTF-8 byte-order mark, which is left out."),
+        (codecs.BOM_UTF8, "utf-8", "begins with a UTF-8 byte-order mark, which is dropped."),
         (codecs.BOM_UTF16_LE, "utf-16-le", "is UTF-16 text."),
         (codecs.BOM_UTF16_BE, "utf-16-be", "is UTF-16 text."),
         (codecs.BOM_UTF32_LE, "utf-32-le", "is UTF-32 text."),
@@ -451,7 +449,7 @@ def test_a_bad_place_in_utf16_is_named_as_well(write: Callable[..., Path]) -> No
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf16_without_a_byte_order_mark_is_refused_by_name(write: Callable[..., Path], encoding: str) -> None:
-    with pytest.raises(ValueError, match="looks like UTF-16 text without a byte-order mark; convert it to UTF-8"):
+    with pytest.raises(ValueError, match=r"looks like UTF-16 text without a byte-order mark\. Convert it to UTF-8"):
         text_of(find_source(write("a.txt", TEXT.encode(encoding))))
 
 

@@ -61,8 +61,8 @@ def test_an_unknown_character_is_named_with_its_place(
     with pytest.raises(ValueError) as refused:
         tokenizer.encode(text)
     assert str(refused.value) == (
-        f"The character {character} at position {position} is not among the {len(set(TEXT))} that this model knows; "
-        "remove it. sample, chat, eval and serve can leave it out, with --unknown skip."
+        f"The character {character} at position {position} is not among the {len(set(TEXT))} in the vocabulary. "
+        "Remove it, or drop unknown characters with --unknown skip (sample, chat, eval, serve)."
     )
 
 

@@ -53,7 +53,7 @@ def test_a_long_text_is_sampled_evenly_and_that_is_said(
     assert fit(write("a.txt", prose), said) == learn(read, 400)
     assert 9_000 <= sum(map(len, read)) <= 10_000
     assert len(read) >= 27  # a part of every chunk, to the end of the training part
-    assert said == ["The tokenizer learns from 0 million characters, spread evenly over the text."]
+    assert said == ["Training the tokenizer on 0 million characters, spread evenly over the text."]
 
 
 def test_a_text_that_gives_fewer_tokens_says_so(write: Callable[..., Path]) -> None:
@@ -61,8 +61,8 @@ def test_a_text_that_gives_fewer_tokens_says_so(write: Callable[..., Path]) -> N
     tokenizer = fit(write("a.txt", "to be or not to be " * 3), said, vocab_size=4096)
     assert 257 < tokenizer.vocab_size < 300
     assert said == [
-        f"The text gives a vocabulary of {tokenizer.vocab_size} tokens and not 4,096: no other pair of tokens occurs "
-        "twice in its training part."
+        f"The vocabulary has {tokenizer.vocab_size} tokens instead of 4,096: no other pair of tokens occurs twice in "
+        "the training part."
     ]
 
 
@@ -80,5 +80,5 @@ def test_progress_comes_to_the_whole(write: Callable[..., Path], prose: str) -> 
     last: dict[str, tuple[int, int]] = {}
     path = write("a.txt", prose)
     groundling.train_tokenizer(path, vocab_size=300, progress=lambda what, *done: last.update({what: done}))
-    assert list(last) == ["reading", "learning tokens from"]
+    assert list(last) == ["reading", "training a tokenizer on"]
     assert all(done == whole == path.stat().st_size for done, whole in last.values())

@@ -13,13 +13,13 @@ import pytest
 
 import groundling
 from groundling.experiments import selftest
-from groundling.experiments.selftest import PHASES, Found
+from groundling.experiments.selftest import PHASES, SelftestResult
 
 
-def assert_nothing_lost(found: Found, kills: int) -> None:
+def assert_nothing_lost(found: SelftestResult, kills: int) -> None:
     assert found.difference is None
-    assert found.kills == kills == sum(found.struck.values())
-    assert found.struck.keys() == set(PHASES)
+    assert found.kills == kills == sum(found.by_phase.values())
+    assert found.by_phase.keys() == set(PHASES)
     assert abs(2 * found.at_operations - kills) <= 1
     assert kills - found.runs <= found.resumes <= kills
     assert found.tensors > 30
@@ -32,9 +32,9 @@ def test_20_kills_lose_nothing() -> None:
     found = groundling.selftest(kills=20, seed=5, progress=lambda done, total: told.append((done, total)))
     assert_nothing_lost(found, 20)
     assert told == [(n, 20) for n in range(1, 21)]
-    assert found.fresh >= 1
-    assert sum(kills > 0 for kills in found.struck.values()) >= 4  # of six: on a busy machine some strike late
-    assert found.struck["saving"] >= 2
+    assert found.new_interpreters >= 1
+    assert sum(kills > 0 for kills in found.by_phase.values()) >= 4  # of six: on a busy machine some strike late
+    assert found.by_phase["saving"] >= 2
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_20_kills_lose_nothing() -> None:
 def test_200_kills_lose_nothing() -> None:
     found = groundling.selftest(kills=200, seed=6)
     assert_nothing_lost(found, 200)
-    assert min(found.struck.values()) >= 5
+    assert min(found.by_phase.values()) >= 5
     assert found.half_written >= 5
 
 
@@ -51,10 +51,10 @@ def test_without_forks_all_are_new_interpreters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(selftest, "_FORKS", False)
-    selftest.conduct(str(tmp_path), "6", "7")
-    found = Found(**json.loads(capsys.readouterr().out.splitlines()[-1]))
+    selftest.supervise(str(tmp_path), "6", "7")
+    found = SelftestResult(**json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert_nothing_lost(found, 6)
-    assert found.fresh == 6
+    assert found.new_interpreters == 6
 
 
 PLANTED = {  # a file, a line of it, what stands there instead, and what the test must say
@@ -86,7 +86,7 @@ def test_what_is_lost_is_found(fault: str, tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(source.parent), "TMPDIR": str(tmp_path)},
         capture_output=True, encoding="utf-8",
     )  # fmt: skip
-    found = Found(**json.loads(done.stdout))
+    found = SelftestResult(**json.loads(done.stdout))
     assert done.returncode == 1
     assert found.difference is not None
     assert said in found.difference
@@ -95,5 +95,5 @@ def test_what_is_lost_is_found(fault: str, tmp_path: Path) -> None:
 
 
 def test_no_kills_are_no_test() -> None:
-    with pytest.raises(ValueError, match="--kills must be 1 or more, and it is 0"):
+    with pytest.raises(ValueError, match="--kills must be 1 or more, but it is 0"):
         groundling.selftest(kills=0)

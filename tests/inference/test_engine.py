@@ -219,7 +219,7 @@ def test_no_token_waits_for_the_window_to_roll() -> None:
     ("wrong", "sentence"),
     [
         ({"prompt": []}, "at least one token"),
-        ({"max_new_tokens": 0}, "at least 1 token"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"logprobs": -1}, "logprobs must be 0"),
     ],
 )
@@ -239,9 +239,9 @@ def test_slots_are_counted() -> None:
     with pytest.raises(ValueError, match="All 2 slots are taken"):
         engine.add(Request([1], 5, GREEDY))
     engine.free(slots[0])
-    with pytest.raises(ValueError, match=f"Nothing is written in slot {slots[0]}"):
+    with pytest.raises(ValueError, match=f"Slot {slots[0]} has no text"):
         engine.free(slots[0])
-    with pytest.raises(ValueError, match="at least 1 slot"):
+    with pytest.raises(ValueError, match="slots must be at least 1"):
         Engine(model_of(GPT2), 0)
 
 

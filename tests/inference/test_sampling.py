@@ -96,8 +96,9 @@ def test_knobs_together_do_what_they_do_in_transformers(
         kept = processor(torch.zeros(2, 0), kept)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     mine = torch.from_numpy(probabilities(logits, [sampling] * 2))
-    # At a limit the two may round to different sides, by one token at the edge.
-    assert ((mine > 0) != (kept > -math.inf)).sum() <= 1
+    # At a limit the two may round to different sides: by one token at the edge, or by what float32's sums do not feel.
+    felt = torch.from_numpy(logits / temperature).softmax(-1) > 1e-6
+    assert (felt & ((mine > 0) != (kept > -math.inf))).sum() <= 1
     torch.testing.assert_close(mine, kept.double().softmax(-1), atol=0.02, rtol=0)
 
 
@@ -169,8 +170,8 @@ def test_log_probabilities_are_those_of_torch() -> None:
         ({"repetition_penalty": 0.0}, "--repetition-penalty must be above 0"),
         ({"presence_penalty": math.inf}, "--presence-penalty must be a finite number"),
         ({"frequency_penalty": math.nan}, "--frequency-penalty must be a finite number"),
-        ({"logit_bias": {3: 101.0}}, "for token 3 it is 101"),
-        ({"logit_bias": {-3: 1.0}}, "by token id"),
+        ({"logit_bias": {3: 101.0}}, "Token 3 has 101"),
+        ({"logit_bias": {-3: 1.0}}, "a token id of 0 or more"),
         ({"seed": -1}, "--seed"),
         ({"seed": 2**63}, "--seed"),
     ],

@@ -61,7 +61,7 @@ def test_it_ends_at_the_end_of_a_document(model: GPT) -> None:
 
 def test_a_prompt_longer_than_the_context_says_so_and_is_read_from_where_its_window_begins(model: GPT) -> None:
     prompt = "the quick brown fox jumps over the lazy dog"
-    with pytest.warns(PromptTruncated, match="43 tokens and the context 16: the newest 11 are read"):
+    with pytest.warns(PromptTruncated, match="43 tokens, but the context is 16: only the newest 11 are used"):
         long = text_of(model, prompt, 20)
     assert long == text_of(model, prompt[-11:], 20)
 

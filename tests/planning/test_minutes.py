@@ -49,7 +49,7 @@ def test_a_run_ends_on_time_with_its_rate_at_the_floor(text_file: Path) -> None:
     assert lines(folder, "evaluation")[-1]["step"] == steps[-1]["step"]
     result = json.loads((folder / "result.json").read_text())
     assert result["forecast"] in done.stdout
-    assert f"it became {result['elapsed'] / 60:.2f} min" in result["forecast"]
+    assert f"Actual: {result['elapsed'] / 60:.2f} min" in result["forecast"]
 
 
 def test_a_stopped_run_keeps_its_plan_and_its_clock(text_file: Path) -> None:
@@ -81,18 +81,18 @@ def test_a_finished_run_can_be_given_more_minutes(
     assert longer.result["step"] > tiny["steps"]
     assert longer.result["elapsed"] == pytest.approx(12, abs=5)
     monkeypatch.setattr(start, "read_state", lambda _: TrainState(step=400, elapsed=600.0))
-    with pytest.raises(ValueError, match=r"--minutes 5: the run prose has taken 10\.0 already"):
+    with pytest.raises(ValueError, match=r"--minutes 5: the run prose has already trained for 10\.0 minutes"):
         groundling.resume(longer, minutes=5, on_event=lambda _: None)
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="Use --minutes or --steps, not both"):
         groundling.resume(longer, minutes=50, steps=1000)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--minutes", "5", "--steps", "7"], "--minutes and --steps exclude each other"),
-        (["--minutes", "0.01"], "--minutes must lie between 0.2 and"),
-        (["--minutes", "-3"], "--minutes must lie between 0.2 and"),
+        (["--minutes", "5", "--steps", "7"], "Use --minutes or --steps, not both"),
+        (["--minutes", "0.01"], "--minutes must be between 0.2 and"),
+        (["--minutes", "-3"], "--minutes must be between 0.2 and"),
         (["--minutes", "soon"], "--minutes"),
     ],
 )

@@ -93,7 +93,7 @@ def test_checkpoints_under_each_others_names_are_found(trained: Path, tmp_path: 
     checkpoints.path(STEPS - 1).rename(checkpoints.path(STEPS))
     (folder / "other").rename(checkpoints.path(STEPS - 1))
     assert checkpoints.newest(said.append) is None
-    assert len(said) == 3 and "is not what its name says" in said[0] and "starts again at step 0" in said[2]
+    assert len(said) == 3 and "does not match its name" in said[0] and "starts again at step 0" in said[2]
 
 
 def test_a_damaged_pointer_points_nowhere(trained: Path) -> None:
@@ -125,7 +125,7 @@ def test_any_damage_to_prepared_tokens_is_found_and_they_are_prepared_anew(sourc
             file.unlink() if content is None else file.write_bytes(content)
             again = prepare(source, CorpusSettings(), notice=said.append)
             assert tokens_of(again) == expected and again.tokenizer == corpus.tokenizer
-            assert len(said) == 1 and said[0].endswith("They are prepared anew from the text."), (file, said)
+            assert len(said) == 1 and said[0].endswith("Tokenizing the text again."), (file, said)
 
 
 def test_damaged_tokens_of_a_text_that_is_gone_are_refused(source: Source) -> None:
@@ -196,7 +196,7 @@ def test_a_record_that_was_changed_is_refused(once_trained: Path, tmp_path: Path
     shutil.copytree(once_trained, folder)
     record = (folder / "config.json").read_text()
     (folder / "config.json").write_text(record.replace('"learning_rate": 0.003', '"learning_rate": 0.007'))
-    with pytest.raises(ValueError, match=r"config.json has another --learning-rate than the checkpoint step-000010"):
+    with pytest.raises(ValueError, match=r"config.json and the checkpoint step-000010 differ in --learning-rate"):
         groundling.resume("once", steps=11, on_event=lambda event: None)
 
 

@@ -52,8 +52,8 @@ def stays(error: int, at: int, expected: str, folder: Path, monkeypatch: pytest.
     if refused is None:
         assert set(disk.failed) == {"delete"}  # all was saved, and something could not be pruned
     elif refused.strerror is None:  # a sentence of ours; the system's own has no more than its reason and a path
-        assert os.strerror(error).lower() in str(refused) and "as it was" in str(refused)
-        assert ("It takes" in str(refused)) == ("Make room" in str(refused)) == (error in FAULTS[:2])
+        assert os.strerror(error).lower() in str(refused) and "What was saved before is intact" in str(refused)
+        assert ("It needs" in str(refused)) == ("Free some space" in str(refused)) == (error in FAULTS[:2])
     assert refused is None or refused.errno == error
     whole(folder / "run")
     monkeypatch.setattr(storage, "disk", storage.Disk())
@@ -107,7 +107,7 @@ def test_a_save_is_tried_four_times_and_no_more(tmp_path: Path, monkeypatch: pyt
         tried.append(1)
         raise OSError(errno.EIO, "Input/output error")
 
-    with pytest.raises(OSError, match=r"cannot be written: input/output error\. See whether the disk of"):
+    with pytest.raises(OSError, match=r"cannot be written: input/output error\. Check that the disk of"):
         storage.retry_io(tmp_path / "x", 10, fail)
     assert len(tried) == 4
 
@@ -159,7 +159,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(small_disk: Path, undisturbed: tuple[str, int]) -> None:
     """A real one: it fills up, training says so and ends, and with room again it goes on to the same bits."""
     (small_disk / "filler").write_bytes(bytes(190_000))
-    with pytest.raises(OSError, match=r"no space left on device. It takes .* are free. Make room on the disk of"):
+    with pytest.raises(OSError, match=r"no space left on device. It needs .* are free. Free some space on the disk of"):
         train(small_disk)
     assert (whole(small_disk / "run")) >= 1
     (small_disk / "filler").unlink()
@@ -183,4 +183,4 @@ train(Path(sys.argv[2]))
 def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     here = str(Path(__file__).parent)
     run = subprocess.run([sys.executable, "-c", LIMITED, here, str(tmp_path)], capture_output=True, text=True)
-    assert run.returncode == 1 and "cannot be written: file too large. It takes" in run.stderr
+    assert run.returncode == 1 and "cannot be written: file too large. It needs" in run.stderr

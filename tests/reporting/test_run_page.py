@@ -124,12 +124,12 @@ def test_with_and_without_milestones(written: Written) -> None:
     page = page_of(written)
     assert "ladder" not in page.ids
     assert "gram" not in page.words("loss")
-    assert "Where its best loss stands" not in page.words("diagnosis")
+    assert "Best loss" not in page.words("diagnosis")
     page = page_of(written.checked())
     for words in ("chance 4.10", "1-gram 3.30", "2-gram 2.40", "3-gram 2.00"):
         assert words in page.words("loss")
     assert "4-gram" not in page.words("loss")  # beyond the best of them
-    said = "2.250 nats a token: beyond pairs of tokens; not yet at what a 3-gram model knows."
+    said = "2.250 nats per token: better than the 2-gram model (token pairs), not yet as good as the 3-gram model."
     assert said in page.words("diagnosis")
     assert page.words("ladder").split("2-gram 2.400 ")[1] == "this model 2.250 3-gram 2.000"
     assert "12.5 %" in page.words("corpus")
@@ -177,19 +177,19 @@ def test_plan_and_outcome_stand_side_by_side(written: Written) -> None:
         "low": 1.9, "high": 2.3,
     }  # fmt: skip
     written.lines.insert(0, plan)
-    assert "The loss came out" not in page_of(written).words("plan")
+    assert "The loss is" not in page_of(written).words("plan")
     written.result = {"elapsed": 118.0, "peak_memory": 900_000_000}
     page = page_of(written)
     for words in (
         "time 2 min 00 s 1 min 58 s", "steps 300 200", "validation loss 2.00 (1.90 to 2.30) 2.25",
-        "memory 0.7 GB 0.9 GB", "The loss came out within the range that was forecast.",
+        "memory 0.7 GB 0.9 GB", "The loss is within the forecast range.",
     ):  # fmt: skip
         assert words in page.words("plan")
     plan["low"] = 2.26
-    assert "below the range" in page_of(written).words("plan")
+    assert "below the forecast range" in page_of(written).words("plan")
     plan |= {"loss": None, "low": None, "high": None}  # of a preset nothing was forecast
     words = page_of(written).words("plan")
-    assert "validation loss – 2.25" in words and "The loss came out" not in words
+    assert "validation loss – 2.25" in words and "The loss is" not in words
 
 
 def test_settings_machine_and_versions_are_there(written: Written) -> None:
@@ -230,11 +230,11 @@ def test_copies_that_training_did_not_look_for_are_looked_for(written: Written) 
     written.sample(200, "New words. " + COPIED + "!")
     page = page_of(written)
     assert page.marks == []
-    assert "groundling report my-run looks for them" in page.words("writing")
+    assert "groundling report my-run searches them" in page.words("writing")
     assert "copied" not in page.data["charts"]
     page = page_of(written, TrainingText(["Once: " + COPIED + "."]))
     assert page.marks[0].strip() == COPIED
-    assert "Copies were not looked for" not in page.words("writing")
+    assert "not searched for copied text" not in page.words("writing")
 
 
 def test_a_run_of_hundred_thousand_steps_is_a_small_page() -> None:
@@ -256,7 +256,7 @@ def test_a_text_that_is_gone_does_not_stop_the_page(text_file: Path, tiny: dict[
     path = run.folder / "samples.jsonl"
     samples = [{key: line[key] for key in ("event", "step", "prompt", "text")} for line in run.samples()]
     path.write_text("".join(json.dumps(sample) + "\n" for sample in samples), "utf-8")
-    assert "Copies were not looked for" not in run.report().read_text("utf-8")  # it is at hand, so they were now
-    assert "Copies were not looked for" in run.report(originality=False).read_text("utf-8")
+    assert "not searched for copied text" not in run.report().read_text("utf-8")  # it is at hand, so they were now
+    assert "not searched for copied text" in run.report(originality=False).read_text("utf-8")
     text_file.write_text("another text " * 3000, "utf-8")
-    assert "Copies were not looked for" in run.report().read_text("utf-8")
+    assert "not searched for copied text" in run.report().read_text("utf-8")

@@ -120,28 +120,28 @@ def test_no_run_is_lost_for_a_tracker(text_file: Path, tiny: dict[str, Any], mon
     assert run.finished
     assert Faulty.calls == 3
     notices = [event.sentence for event in events if isinstance(event, Notice)]
-    assert notices == ["wandb failed and is left out from here on: no space left"]
+    assert notices == ["Training continues without wandb, which failed: no space left"]
     assert "no space left" in str(run.metrics())
 
 
 def test_a_tracker_that_is_not_there_is_one_sentence(
     text_file: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"no tracker 'mlflow'; there are tensorboard, wandb, trackio"):
+    with pytest.raises(ValueError, match=r"--track mlflow is unknown. Use one of tensorboard, wandb, trackio"):
         groundling.train(text_file, track=["mlflow"], **tiny)  # type: ignore[list-item]
     settings = tiny | SHORT
     monkeypatch.setitem(trackers._TRACKERS, "trackio", lambda run: 1 / 0)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "trackio" else find_spec(name))
-    with pytest.raises(ValueError, match="--track trackio could not begin: division by zero"):
+    with pytest.raises(ValueError, match="--track trackio could not start: division by zero"):
         groundling.train(text_file, name="first", track=["trackio"], on_event=silent, **settings)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trackio" else find_spec(name))
-    missing = r'--track trackio needs a library that is not installed: pip install "groundling\[trackio\]"'
+    missing = r'--track trackio: its library is not installed. Run: pip install "groundling\[trackio\]"'
     with pytest.raises(ValueError, match=missing):
         groundling.train(text_file, name="second", track=["trackio"], on_event=silent, **settings)
     assert not Path("runs/second").exists()
     events: list[Event] = []
     run = groundling.resume("first", on_event=events.append)  # it is not asked for by name, so the run goes on
     assert run.finished
-    assert "trackio could not begin, and the run goes on without it" in str(events)
+    assert "Training continues without trackio, which could not start" in str(events)

@@ -95,7 +95,7 @@ def test_every_file_is_on_the_disk_before_the_name_is_there(tmp_path: Path, monk
 def test_a_truncated_file_is_found_even_without_hashing(folder: Path) -> None:
     (folder / "weights.bin").write_bytes(CONTENT["weights.bin"][:-1])
     for check in (storage.read_manifest, storage.verify):
-        with pytest.raises(ValueError, match=r"weights\.bin is damaged: 9999 bytes where 10000 were saved"):
+        with pytest.raises(ValueError, match=r"weights\.bin is damaged: it has 9999 bytes instead of 10000"):
             check(folder)
 
 
@@ -103,7 +103,7 @@ def test_a_flipped_bit_is_found(folder: Path) -> None:
     content = bytearray(CONTENT["weights.bin"])
     content[1234] ^= 1
     (folder / "weights.bin").write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights\.bin is damaged: its content is not what was saved"):
+    with pytest.raises(ValueError, match=r"weights\.bin is damaged: its content differs from what was saved"):
         storage.verify(folder)
 
 
@@ -111,12 +111,12 @@ def test_a_flipped_bit_is_found(folder: Path) -> None:
 def test_a_missing_file_is_found(folder: Path, name: str) -> None:
     (folder / name).unlink()
     for check in (storage.read_manifest, storage.verify):
-        with pytest.raises(ValueError, match=f"is not whole: .*{name}"):
+        with pytest.raises(ValueError, match=f"is incomplete: .*{name}"):
             check(folder)
 
 
 def test_a_folder_that_does_not_exist_is_not_whole(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not whole"):
+    with pytest.raises(ValueError, match="is incomplete"):
         storage.verify(tmp_path / "nothing")
 
 
@@ -127,7 +127,7 @@ def test_a_manifest_cannot_point_outside_its_folder(folder: Path, name: str) -> 
     manifest = storage.read_checksummed(folder / storage.MANIFEST)
     manifest["files"][name] = {"bytes": 6, "sha256": storage.sha256(outside)}
     storage.write_checksummed(folder / storage.MANIFEST, manifest)
-    with pytest.raises(ValueError, match="is not whole"):
+    with pytest.raises(ValueError, match="is incomplete"):
         storage.verify(folder)
 
 
@@ -172,7 +172,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(storage, "disk", Full())
     monkeypatch.setattr(storage.retry, "WAITS", (0.0,))
-    with pytest.raises(OSError, match=r"cannot be written: no space left on device\. It takes 0\.0 kB, and .* free"):
+    with pytest.raises(OSError, match=r"cannot be written: no space left on device\. It needs 0\.0 kB, and .* free"):
         storage.write_file(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 

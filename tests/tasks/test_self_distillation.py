@@ -131,7 +131,7 @@ def test_the_page_shows_all_of_them_also_when_one_has_just_begun(run: Run) -> No
     begun = [i for i, line in enumerate(lines) if line["event"] == "generation"]
     for some in (lines[: begun[1] + 1], lines):
         facts = Facts("three", run.record.to_dict(), run.config, some, [], None)
-        assert "After step 7 generation 2 begins, a new model" in str(facts.charts["loss"])
+        assert "Generation 2 starts after step 7: a new model" in str(facts.charts["loss"])
         assert facts.findings == diagnose(History.read(some, run.config))
         assert facts.verdict
         assert facts.whole.n_steps == (20 if some is not lines else 40)
@@ -198,8 +198,8 @@ def test_the_first_weights_of_each_are_its_own() -> None:
     ("settings", "said"),
     [
         ({"generations": 0}, "--generations must be at least 1"),
-        ({"generations": 2, "patience": 3}, "--patience and --generations exclude each other"),
-        ({"generations": 5, "steps": 4, "warmup_steps": 0}, "--generations 5 need a step each at least"),
+        ({"generations": 2, "patience": 3}, "Use --patience or --generations, not both"),
+        ({"generations": 5, "steps": 4, "warmup_steps": 0}, "--generations 5 needs at least as many --steps"),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], said: str) -> None:

@@ -126,7 +126,7 @@ def check_once(phase: str, number: signal.Signals, text: Path) -> None:
     if phase in BEFORE:
         assert status == 128 + number
         assert err.strip().count("\n") == 0
-        assert "the same command goes on" in err
+        assert "run the same command again" in err
     elif phase in AMID:
         assert status == 128 + number
         assert "To continue:  groundling resume run" in out

@@ -1,8 +1,7 @@
-"""What the curves of a run say, in plain words: what is wrong, how one sees it, and what to do.
+"""Diagnosis: what is wrong with a run, how you can tell, and what to do.
 
-Each rule looks at figures that the run has logged, and names them. A rule that is not sure says nothing: tests plant
-each fault in small runs, and hold that healthy ones are told nothing. Where a threshold is a judgement, it is a named
-constant here.
+Each rule reads figures that the run has logged, and quotes them. A rule that is not sure reports nothing. Tests plant
+each fault in a small run, and check that healthy runs have no findings. Thresholds that are a judgement have names.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ Kind = Literal[
     "rate too high", "rate too low", "decayed too early", "overfitting", "exhausted text", "too large for its time",
 ]  # fmt: skip
 
-_CLEAR = 0.01  # nats: a rise of the validation loss beyond this is not taken for noise
-_SLOPE = 0.005  # a fall of less than this share of the loss since the evaluation before is called level
-_ENOUGH = 60  # steps, before which nothing is said about learning
-_SPIKE = 0.6  # nats above what the steps before had: far beyond what batches differ by
-_MARGIN = 0.05  # nats: a milestone is reached where the loss is lower than it by no less
-_GAP = 0.35  # nats between what is read for the first time in training and in validation: another kind of text
-_LEAKED = 0.2  # share of the validation part that also stands in the training part; manuals have a tenth by nature
-_PER_CHARACTER_SPREAD = 1.8  # nats: about the standard deviation of a token's loss, for the validation part's noise
+_CLEAR = 0.01  # nats: a smaller rise of the validation loss counts as noise
+_SLOPE = 0.005  # a fall by less than this share of the loss counts as level
+_ENOUGH = 60  # steps: before, it is too early to judge learning
+_SPIKE = 0.6  # nats above the mean of the steps before: far more than batches differ by
+_MARGIN = 0.05  # nats: a baseline is beaten if the loss is lower by this
+_GAP = 0.35  # nats between validation and training loss on unseen text: more means another kind of text
+_LEAKED = 0.2  # share of the validation part that is also in the training part; manuals have a tenth by nature
+_TOKEN_SPREAD = 1.8  # nats: about the standard deviation of a token's loss
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong. `evidence` gives the figures, `advice` what to do."""
+    """One problem. `evidence` quotes the figures, and `advice` says what to do."""
 
     kind: Kind
     evidence: str
@@ -45,20 +44,19 @@ class Finding:
 
 
 def diagnose(history: History) -> list[Finding]:
-    """Everything that is wrong with a run, the gravest first; nothing if it is healthy or too young to say."""
+    """All problems of a run, the worst first. Empty if the run is healthy or too young to tell."""
     return [finding for rule in _RULES for finding in rule(history)]
 
 
 def verdict(history: History, findings: Sequence[Finding] | None = None) -> str:
-    """How a run went, in a few sentences: what `diagnose` finds (or has found: `findings`), or else whether more steps
-    would help."""
+    """How a run went, in a few sentences: its `findings` (default: those of `diagnose`), or whether more steps help."""
     findings = diagnose(history) if findings is None else findings
     if findings:
         return " ".join(str(finding) for finding in findings)
     losses, evaluated = history.validation, history.evaluated
     if len(losses) < 2:
         return "Too few evaluations to say how it went."
-    # A run that ends by the clock may be evaluated twice within a step, and nothing changes in so short a time.
+    # A run that ends by the clock may have two evaluations a few steps apart, with no change between them.
     earlier = evaluated <= evaluated[-1] - np.diff(evaluated).max() / 2
     if losses[earlier][-1] - losses[-1] > _SLOPE * losses[-1]:
         return "Still learning when it ended: more steps would lower the loss further."
@@ -66,23 +64,21 @@ def verdict(history: History, findings: Sequence[Finding] | None = None) -> str:
 
 
 def standing(loss: float, milestones: Sequence[float]) -> str:
-    """Where a loss stands among what models that only count reach, such as `beyond letter pairs`; empty if unknown."""
+    """Which n-gram models a loss beats, in words. `milestones[n]` is the n-gram model's loss. Empty if unknown."""
     if len(milestones) < 3:
         return ""
     best = int(np.argmin(milestones))
-    passed = [n for n in range(best + 1) if loss < milestones[n]]
-    if not passed:
-        return "it knows nothing yet"
-    if passed[-1] == best:
-        return f"beyond all that counting reaches (a {best}-gram model)"
-    return f"beyond {_KNOWN.get(passed[-1], f'a {passed[-1]}-gram')}; not yet at what {_goal(passed[-1] + 1)} knows"
+    beaten = [n for n in range(best + 1) if loss < milestones[n]]
+    if not beaten:
+        return "no better than random guessing"
+    if beaten[-1] == best:
+        return "better than every n-gram model of this text" + (f" (best: {best}-gram)" if best else "")
+    return f"better than {_baseline(beaten[-1])}, not yet as good as {_baseline(beaten[-1] + 1)}"
 
 
-_KNOWN = {0: "chance", 1: "how common each token is", 2: "pairs of tokens"}
-
-
-def _goal(n: int) -> str:
-    return {1: "a table of how common each token is", 2: "a table of token pairs"}.get(n, f"a {n}-gram model")
+def _baseline(n: int) -> str:
+    names = {0: "random guessing", 1: "the 1-gram model (token frequencies)", 2: "the 2-gram model (token pairs)"}
+    return names.get(n, f"the {n}-gram model")
 
 
 def _diverged(h: History) -> Iterator[Finding]:
@@ -90,10 +86,10 @@ def _diverged(h: History) -> Iterator[Finding]:
         cause = h.diverged_by or "the loss or the gradient stopped being a finite number"
         yield Finding(
             "diverged",
-            f"at step {h.diverged:,} {cause}, at a learning rate of {h.rate_at(h.diverged):.2g}"
-            + (f", though it went back {len(h.rolled_back)} times" if h.rolled_back else "")
-            + f"; the training loss before was {h.loss_before(h.diverged):.3f}.",
-            "Start again with a tenth of the learning rate or a longer warm-up; in float16, with --dtype float32.",
+            f"at step {h.diverged:,}, {cause}. Learning rate {h.rate_at(h.diverged):.2g}, training loss before "
+            f"{h.loss_before(h.diverged):.3f}"
+            + (f"; {len(h.rolled_back)} rollbacks did not help." if h.rolled_back else "."),
+            "Start again with a tenth of the learning rate or a longer warm-up. In float16, try --dtype float32.",
         )
 
 
@@ -101,8 +97,8 @@ def _seeing_the_future(h: History) -> Iterator[Finding]:
     if h.sees_future:
         yield Finding(
             "seeing the future",
-            "a change of a later token changes what the model predicts before it.",
-            "Its losses mean nothing, and it cannot write: the causal mask is broken.",
+            "changing a token changes the model's predictions for the positions before it.",
+            "Its losses mean nothing, and it cannot generate text: the causal mask is broken.",
         )
 
 
@@ -110,28 +106,28 @@ def _leaking_validation(h: History) -> Iterator[Finding]:
     if h.leakage is not None and h.leakage >= _LEAKED:
         yield Finding(
             "leaking validation",
-            f"{h.leakage:.0%} of the validation part stands word for word in the training part.",
-            "Its loss measures memory: `groundling inspect` shows the passages; remove what is there twice.",
+            f"{h.leakage:.0%} of the validation part is also in the training part, word for word.",
+            "So the validation loss measures memorization. `groundling inspect` shows the passages: remove duplicates.",
         )
 
 
 def _too_good(h: History) -> Iterator[Finding]:
-    """Less than a third of the best n-gram model's loss, before anything was read twice."""
+    """Less than a third of the best n-gram model's loss in the first epoch."""
     if not h.milestones or h.n_steps < _ENOUGH or h.sees_future:
         return
-    best, first_reading = min(h.milestones), h.mean_loss_until_epoch(1.0)
-    if first_reading is not None and first_reading < best / 3:
+    best, first_epoch = min(h.milestones), h.mean_loss_until_epoch(1.0)
+    if first_epoch is not None and first_epoch < best / 3:
         yield Finding(
             "too good to be true",
-            f"text that it read for the first time cost {first_reading:.2f} nats a token, where the best n-gram model "
-            f"of this text needs {best:.2f}.",
-            "Either the text repeats itself (see `groundling inspect`), or the answer can be seen: a broken causal "
-            "mask, or targets that are not shifted by one.",
+            f"in the first epoch the training loss was {first_epoch:.2f} nats per token, far below the best n-gram "
+            f"model's {best:.2f}.",
+            "Either the text repeats itself (see `groundling inspect`), or the model can see the answers: a broken "
+            "causal mask, or targets that are not shifted by one.",
         )
 
 
 def _unlike_validation(h: History) -> Iterator[Finding]:
-    """In the first pass over the text everything is new, in training as in validation: the losses should agree."""
+    """In the first epoch all text is new, in training as in validation: the losses should agree."""
     gaps = [
         (step, validation, training)
         for step, validation in zip(h.evaluated.tolist(), h.validation.tolist(), strict=True)
@@ -141,116 +137,112 @@ def _unlike_validation(h: History) -> Iterator[Finding]:
         step, validation, training = gaps[-1]
         yield Finding(
             "unlike validation",
-            f"at step {step:,}, before anything was read twice, the validation loss was {validation:.2f} and the "
-            f"training loss {training:.2f}: the end of the text, which validates, is of another kind than the rest.",
-            "Mix the documents, or choose --val-fraction so that both parts hold the same kinds of text.",
+            f"at step {step:,}, in the first epoch, the validation loss was {validation:.2f} and the training loss "
+            f"{training:.2f}: the validation part (the end of the text) is a different kind of text.",
+            "Shuffle the documents, or choose a --val-fraction that gives both parts the same kinds of text.",
         )
 
 
 def _small_validation(h: History) -> Iterator[Finding]:
-    noise = _PER_CHARACTER_SPREAD / math.sqrt(max(h.validation_tokens, 1))
+    noise = _TOKEN_SPREAD / math.sqrt(max(h.validation_tokens, 1))
     if noise > 0.04:
         yield Finding(
             "small validation",
-            f"the validation part has {h.validation_tokens:,} tokens, so that its loss is only known to about "
-            f"±{noise:.2f}.",
-            "Compare runs by more than that, or use a longer text or a larger --val-fraction.",
+            f"the validation part has {h.validation_tokens:,} tokens: its loss is uncertain by about ±{noise:.2f}.",
+            "Ignore smaller differences between runs, or use a longer text or a larger --val-fraction.",
         )
 
 
 def _not_learning(h: History) -> Iterator[Finding]:
-    """Not better than how common each token is, though it had the time for it. The learning rate says why."""
+    """No better than a 1-gram model, after enough steps. The learning rate may say why."""
     if not _is_stuck(h):
         return
     evidence = (
-        f"after {h.n_steps:,} steps the training loss is {h.final_loss:.2f}; knowing how common each token is gives "
+        f"after {h.n_steps:,} steps the training loss is {h.final_loss:.2f}; a 1-gram model (token frequencies) has "
         f"{h.one_gram:.2f}"
     )
     ratio = h.peak_rate / h.usual_rate
-    if ratio >= 4:
+    if ratio >= 4 or ratio <= 1 / 8:
         yield Finding(
-            "rate too high",
-            f"{evidence}; {_against_usual(h)}.",
-            f"Try --learning-rate {h.usual_rate:.1g}.",
-        )
-    elif ratio <= 1 / 8:
-        yield Finding(
-            "rate too low",
+            "rate too high" if ratio >= 4 else "rate too low",
             f"{evidence}; {_against_usual(h)}.",
             f"Try --learning-rate {h.usual_rate:.1g}.",
         )
     else:
         yield Finding(
             "not learning",
-            f"{evidence}, though the learning rate of {h.peak_rate:.2g} is a usual one.",
-            "Look at the text with `groundling inspect`: noise cannot be learned. If it is text, the model or its "
-            "targets are broken: a single batch must be learnable by heart.",
+            f"{evidence}. The learning rate of {h.peak_rate:.2g} is a usual one.",
+            "Check the text with `groundling inspect`: noise cannot be learned. If the text is fine, the model or its "
+            "targets are broken: check that the model can memorize a single batch.",
         )
 
 
 def _against_usual(h: History) -> str:
     ratio = h.peak_rate / h.usual_rate
-    times = f"{ratio:.0f} times" if ratio >= 1 else f"a {1 / ratio:.0f}th of"
-    return f"the learning rate of {h.peak_rate:.2g} is {times} what a model of this width usually takes"
+    if not ratio:
+        return "the learning rate is 0"
+    times = f"{ratio:.0f} times" if ratio >= 1 else f"1/{1 / ratio:.0f} of"
+    return f"the learning rate of {h.peak_rate:.2g} is {times} the usual one for this model width"
 
 
 def _is_stuck(h: History) -> bool:
-    """Whether less than a tenth of the way from single tokens to pairs was made."""
+    """Whether it is less than a tenth of the way from the 1-gram to the 2-gram model."""
     if len(h.milestones) < 3 or h.n_steps < _ENOUGH:
         return False
     return h.final_loss > h.one_gram - 0.1 * max(h.milestones[1] - h.milestones[2], 0) - 0.01
 
 
 def _rate_too_high(h: History) -> Iterator[Finding]:
-    """It had to go back; or spikes, or a training loss that rises again while the rate is up."""
-    if h.rolled_back and h.diverged is None and not _is_stuck(h):
+    """A rollback that helped; or spikes; or a training loss that rose; or a rate five times the usual one."""
+    if h.diverged is not None or _is_stuck(h):
+        return
+    if h.rolled_back:
         last = h.rolled_back[-1]
         yield Finding(
             "rate too high",
-            f"at step {last['step']:,} {last['cause']}: it went back to step {last['to']:,}, and on at "
-            f"{last['rate_share']:.3g} of the learning rates that were set.",
-            "It got over that; a new run does better at such rates from the start, or with a longer warm-up.",
+            f"at step {last['step']:,}, {last['cause']}. Training rolled back to step {last['to']:,} and continued at "
+            f"{last['rate_share']:.3g} times the learning rates you set.",
+            "It recovered. In a new run, start with such a learning rate or use a longer warm-up.",
         )
-    if h.n_steps < _ENOUGH or h.diverged is not None or h.rolled_back or _is_stuck(h):
+    elif h.n_steps < _ENOUGH:
         return
-    spikes = h.spikes(_SPIKE)
-    if spikes:
+    elif spikes := h.spikes(_SPIKE):
         step, before, after = max(spikes, key=lambda spike: spike[2] - spike[1])
+        rank = f" (the largest of {len(spikes)} jumps)" if len(spikes) > 1 else ""
         yield Finding(
             "rate too high",
-            f"the training loss jumped from {before:.2f} to {after:.2f} at step {step:,}"
-            + (f", and {len(spikes) - 1} more times" if len(spikes) > 1 else "")
-            + f", at a learning rate of {h.rate_at(step):.2g}.",
+            f"the training loss jumped from {before:.2f} to {after:.2f} at step {step:,}{rank}, at a learning rate of "
+            f"{h.rate_at(step):.2g}.",
             f"Try --learning-rate {h.peak_rate / 3:.1g}, or a longer warm-up.",
         )
     elif h.final_loss > h.lowest_loss + 0.15 + h.noise and not list(_overfitting(h)):
         yield Finding(
             "rate too high",
-            f"the training loss rose from {h.lowest_loss:.2f} to {h.final_loss:.2f} and did not come back.",
+            f"the training loss rose from {h.lowest_loss:.2f} to {h.final_loss:.2f} and stayed there.",
             f"Try --learning-rate {h.peak_rate / 3:.1g}.",
         )
     elif h.peak_rate >= 5 * h.usual_rate and not list(_overfitting(h)):
         yield Finding(
             "rate too high",
-            f"{_against_usual(h)}, and the training loss, at {h.final_loss:.2f}, is likely to be the worse for it.",
-            f"Try --learning-rate {h.usual_rate:.1g}, and with Muon a --matrix-learning-rate of 0.02.",
+            f"{_against_usual(h)}, and probably the reason why the training loss is as high as {h.final_loss:.2f}.",
+            f"Try --learning-rate {h.usual_rate:.1g}; with Muon, also --matrix-learning-rate 0.02.",
         )
 
 
 def _rate_too_low(h: History) -> Iterator[Finding]:
-    """Behind letter pairs after hundreds of steps, falling ever on, at a rate far below the usual."""
+    """Worse than the 2-gram model after many steps, at a rate far below the usual one."""
     if h.n_steps < 2 * _ENOUGH or _is_stuck(h) or len(h.milestones) < 3 or h.final_loss < h.milestones[2] - _MARGIN:
         return
     if h.peak_rate <= h.usual_rate / 8:
         yield Finding(
             "rate too low",
-            f"after {h.n_steps:,} steps the training loss is {h.final_loss:.2f}, and falling; {_against_usual(h)}.",
+            f"after {h.n_steps:,} steps the training loss is {h.final_loss:.2f}, still falling; {_against_usual(h)}.",
             f"Try --learning-rate {h.usual_rate:.1g}.",
         )
 
 
 def _decayed_too_early(h: History) -> Iterator[Finding]:
-    """A good part of the steps at next to no rate, though the loss was falling when it went."""
+    """Many steps at almost no learning rate, although the loss was still falling before them."""
     if h.n_steps < 2 * _ENOUGH:
         return
     low = h.rates < 0.05 * h.peak_rate
@@ -264,8 +256,8 @@ def _decayed_too_early(h: History) -> Iterator[Finding]:
         yield Finding(
             "decayed too early",
             f"from step {h.steps[first]:,} on, for {low.mean():.0%} of the run, the learning rate was below a "
-            f"twentieth of its peak, while the training loss was still falling by {fell:.2f} in {n:,} steps.",
-            "Let the schedule end with the run: train anew with the number of steps that you want, or with --minutes.",
+            f"twentieth of its peak, although the training loss was still falling by {fell:.2f} in {n:,} steps.",
+            "The schedule should end with the run: train again with the --steps you want, or with --minutes.",
         )
 
 
@@ -278,15 +270,15 @@ def _overfitting(h: History) -> Iterator[Finding]:
     if rise > _CLEAR and h.evaluated[best] > 0 and training is not None and training < h.validation[best]:
         yield Finding(
             "overfitting",
-            f"since step {h.evaluated[best]:,} it goes on learning its training text by heart ({training:.3f}) while "
-            f"the validation loss rose by {rise:.3f}, after {h.epochs(h.evaluated[best]):.1f} passes over the text.",
-            f"The checkpoint of step {h.evaluated[best]:,} is kept as best; more text, more --dropout or a smaller "
-            "model would carry it further.",
+            f"since step {h.evaluated[best]:,} ({h.epochs(h.evaluated[best]):.1f} epochs) the validation loss rose by "
+            f"{rise:.3f}, while the training loss is down at {training:.3f}.",
+            f"Step {h.evaluated[best]:,} is kept as the best checkpoint. More text, more --dropout or a smaller model "
+            "would help.",
         )
 
 
 def _exhausted(h: History) -> Iterator[Finding]:
-    """The text has nothing more to give: read many times, training goes on falling, validation does not."""
+    """After several epochs, the training loss still falls but the validation loss does not."""
     late = h.evaluated >= 0.6 * h.steps[-1] if h.n_steps else np.array([], dtype=bool)
     if late.sum() < 3 or list(_overfitting(h)):
         return
@@ -297,23 +289,23 @@ def _exhausted(h: History) -> Iterator[Finding]:
     if level and epochs > 3 and len(trained) > 1 and trained[0] - trained[-1] > 2 * _SLOPE * trained[-1]:
         yield Finding(
             "exhausted text",
-            f"after {epochs:.0f} passes over the text the validation loss has stood at {losses[-1]:.3f} since step "
-            f"{h.evaluated[late][0]:,}, while the training loss fell on to {trained[-1]:.3f}.",
-            "What this model can learn from this text it has learned: more text helps, more steps do not.",
+            f"after {epochs:.0f} epochs, the validation loss has been level at {losses[-1]:.3f} since step "
+            f"{h.evaluated[late][0]:,}, while the training loss kept falling to {trained[-1]:.3f}.",
+            "The model has learned what it can from this text: more text helps, more steps do not.",
         )
 
 
 def _too_large(h: History) -> Iterator[Finding]:
-    """Fewer tokens than a fifth of its parameters, and not even at the best n-gram model."""
+    """Fewer tokens seen than a fifth of its parameters, and worse than the best n-gram model."""
     seen = h.n_steps_done * h.tokens_per_step
     if not h.milestones or h.n_steps < _ENOUGH or _is_stuck(h) or list(_rate_too_low(h)) or list(_rate_too_high(h)):
         return
     if seen < h.parameters / 5 and h.final_loss > min(h.milestones):
         yield Finding(
             "too large for its time",
-            f"its {h.parameters / 1e6:.1f} million parameters saw {seen / 1e6:.1f} million tokens, and its loss of "
-            f"{h.final_loss:.2f} is above the {min(h.milestones):.2f} that counting reaches.",
-            "In the same time a smaller model gets further: `groundling train --minutes` plans one.",
+            f"its {h.parameters / 1e6:.1f} million parameters saw only {seen / 1e6:.1f} million tokens, and its loss "
+            f"of {h.final_loss:.2f} is worse than the best n-gram model's {min(h.milestones):.2f}.",
+            "A smaller model gets further in the same time: `groundling train --minutes` picks one.",
         )
 
 

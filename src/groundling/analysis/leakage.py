@@ -1,4 +1,4 @@
-"""Leakage: how much of the validation part also occurs verbatim in the training part."""
+"""Leakage: how much of the validation part is also in the training part, word for word."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ from groundling.analysis.ngrams import spread
 from groundling.data.corpus import Tokens
 from groundling.data.hashing import U64, window_hashes
 
-WINDOW = 50
-"""Characters of a window that is looked up."""
-_ASKED, _SAMPLED = 1_000_000, 8_000_000  # tokens of the two parts
+WINDOW = 50  # characters
+_VALIDATION_TOKENS, _TRAINING_TOKENS = 1_000_000, 8_000_000  # longer parts are sampled
 _FILTER_BITS = 27
 
 
 def shared(train: Tokens, validation: Tokens, window: int = WINDOW) -> float:
-    """The share of the validation part's windows, of so many tokens, that the training part has too; by hashes alone.
+    """The share of the validation part's windows of `window` tokens that are also in the training part.
 
-    It is quick, and works for tokens of any kind. Of long parts a sample is read: it is then a lower bound.
+    Fast: it compares only hashes. Works for all kinds of tokens. Long parts are sampled: then it is a lower bound.
     """
-    asked = window_hashes(spread(validation, _ASKED), window)
-    if not len(asked):
+    wanted = window_hashes(spread(validation, _VALIDATION_TOKENS), window)
+    if not len(wanted):
         return 0.0
-    seen = filter_of(asked)
-    hashes = window_hashes(spread(train, _SAMPLED), window)
-    return float(np.isin(asked, hashes[seen[slots(hashes, seen)]]).mean())
+    table = filter_of(wanted)
+    hashes = window_hashes(spread(train, _TRAINING_TOKENS), window)
+    return float(np.isin(wanted, hashes[table[slots(hashes, table)]]).mean())
 
 
 def filter_of(hashes: U64) -> npt.NDArray[np.bool_]:
-    """A table that tells most of those hashes apart that are not among these."""
-    seen = np.zeros(1 << min(len(hashes).bit_length() + 4, _FILTER_BITS), dtype=bool)
-    seen[slots(hashes, seen)] = True
-    return seen
+    """A table that rules out most hashes that are not among these: see `slots`."""
+    table = np.zeros(1 << min(len(hashes).bit_length() + 4, _FILTER_BITS), dtype=bool)
+    table[slots(hashes, table)] = True
+    return table
 
 
-def slots(hashes: U64, seen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Where each hash has its mark."""
-    return (hashes >> np.uint64(65 - len(seen).bit_length())).astype(np.int64)
+def slots(hashes: U64, table: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """The place of each hash in the table of `filter_of`."""
+    return (hashes >> np.uint64(65 - len(table).bit_length())).astype(np.int64)

@@ -1,9 +1,8 @@
-"""Did it copy? What of a sample stands verbatim in the training text, and where.
+"""Memorization: which parts of a sample are copied from the training text, and from where.
 
-The training part is read back from its tokens and indexed by a suffix array: all its suffixes in sorted order, so that
-a binary search finds any piece of text in it. It is searched as UTF-8, in which no character is found inside of
-another; what is told is in characters. Documents are kept apart by a byte that UTF-8 does not have, so that no span
-crosses from one into the next.
+The training part is decoded and indexed by a suffix array: all its suffixes in sorted order, so that a binary search
+finds any piece of text. The search runs on UTF-8 bytes, where no character occurs inside another; results are in
+characters. A byte that UTF-8 does not use separates documents, so no span crosses from one into the next.
 """
 
 from __future__ import annotations
@@ -12,29 +11,27 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from groundling.data.corpus import Corpus
 from groundling.data.progress import Progress, silent
 
-COPIED = 30
-"""Characters from which on a span that stands in the training text counts as copied. Shorter ones are the language."""
-MAX_BYTES = 100_000_000
-"""The longest training text that is indexed, in bytes of UTF-8. The index takes four times as much memory again."""
-
-_BORDER = b"\xff"  # between documents: occurs nowhere in UTF-8
-_PIECE = 1 << 20  # tokens that are read back at a time
+COPIED = 30  # characters from which a span of the training text counts as copied; shorter ones are normal language
+MAX_BYTES = 100_000_000  # the longest text to index, in UTF-8; the index takes another four times as much memory
+_TOO_LONG = f"The training text has more than {MAX_BYTES // 1_000_000} MB: too much to search for copies."
+_BORDER = b"\xff"  # between documents; never occurs in UTF-8
+_PIECE = 1 << 20  # tokens decoded at a time
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a sample that stands verbatim in the training text, and where it stands there first.
+    """A part of a sample that occurs verbatim in the training text, and its first place there.
 
-    `start` and `stop` are in characters of the sample. `position` is in characters from the document's beginning, and
-    `line` its line there, from 1 on. `document` is None where the text is a single one, else its name, or its number
-    where names are not known. `times` is how often the text holds the span.
+    `start` and `stop` count characters of the sample. `position` counts characters from the start of the document, and
+    `line` counts its lines from 1. `document` is its name, or number if names are unknown; None if the text is a single
+    document. `times` is how often the span occurs.
     """
 
     start: int
@@ -50,9 +47,9 @@ class Span:
 class Originality:
     """What a sample copied.
 
-    `longest` is the length in characters of the longest span that stands verbatim in the training text, and `where`
-    that span (None if not even one character does). `spans` are the copied ones, of 30 characters or more, none inside
-    of another, in their order. `share` is the share of the sample's `characters` that stand in at least one of them.
+    `where` is the longest span that occurs verbatim in the training text (None if no character does), and `longest` its
+    length in characters. `spans` are the copied spans in order: 30 characters or more, none inside another. `share` is
+    the share of the sample's `characters` in at least one of them.
     """
 
     characters: int
@@ -63,13 +60,12 @@ class Originality:
 
 
 class TrainingText:
-    """A training text, indexed once and asked many times."""
+    """A training text, indexed once for many searches."""
 
     def __init__(self, documents: Iterable[str | bytes], names: Sequence[str] = ()) -> None:
-        """Index `documents`; bytes are UTF-8. `names` are theirs, if they have any.
+        """Index `documents`, given as text or UTF-8, with optional `names`. 10 MB take about a second.
 
-        10 MB take about a second. Raises ValueError if they have more than 100 MB: a figure for a part of a text would
-        be taken for one for all of it.
+        Raises ValueError above 100 MB: a result for a part of the text could be mistaken for one for all of it.
         """
         from pydivsufsort import divsufsort
 
@@ -78,18 +74,18 @@ class TrainingText:
         self._names = names
         self._text = _BORDER.join(encoded)
         if len(self._text) > MAX_BYTES:
-            raise _too_long()
+            raise ValueError(_TOO_LONG)
         self._order = divsufsort(self._text)
 
     @classmethod
     def of(cls, corpus: Corpus, names: Sequence[str] = (), progress: Progress = silent) -> TrainingText:
-        """The training part of `corpus`. Raises ValueError if it has more than 100 MB."""
+        """Index the training part of `corpus`. Raises ValueError if it has more than 100 MB."""
         documents, unfinished, size = list[bytes](), list[bytes](), 0
         for piece, ends, share in _pieces(corpus):
             unfinished.append(piece)
             size += len(piece)
             if size > MAX_BYTES:
-                raise _too_long()
+                raise ValueError(_TOO_LONG)
             if ends:
                 documents.append(b"".join(unfinished))
                 unfinished = []
@@ -98,17 +94,17 @@ class TrainingText:
         return cls([*documents, b"".join(unfinished)] if unfinished else documents, names)
 
     def report(self, sample: str) -> Originality:
-        """What of `sample` (without its prompt, which the model did not write) stands in the text."""
+        """What `sample` copied from the text. Leave out the prompt, which the model did not generate."""
         longest, copied = (0, 0), list[tuple[int, int]]()
         stop = 0
         for start in range(len(sample)):
-            # Whatever is shorter lies inside of the span before, or is neither copied nor the longest.
+            # A shorter span is inside the one before, or is neither copied nor the longest.
             least = max(stop + 1 - start, min(COPIED, longest[1] - longest[0] + 1))
             if start + least > len(sample):
                 break
             if not self._find(sample[start : start + least])[0]:
                 continue
-            # What stands there, stands there without its end too: the first length that does not is searched for.
+            # If a span occurs in the text, so do its beginnings. So bisect for the first end that does not.
             more = range(start + least + 1, len(sample) + 1)
             stop = start + least + bisect_left(more, True, key=lambda end: not self._find(sample[start:end])[0])
             longest = max(longest, (start, stop), key=lambda span: span[1] - span[0])
@@ -126,7 +122,7 @@ class TrainingText:
         )
 
     def _find(self, piece: str) -> tuple[int, int]:
-        """How often `piece` stands in the text, and where in the order of the suffixes its places begin."""
+        """How often `piece` occurs in the text, and where its places begin in the suffix array."""
         from pydivsufsort import sa_search
 
         times, first = sa_search(self._text, self._order, piece.encode("utf-8", "surrogatepass"))
@@ -144,28 +140,19 @@ class TrainingText:
             stop=stop,
             text=sample[start:stop],
             document=name if len(self._starts) > 1 else None,
-            position=int(np.count_nonzero(before >= -64)),  # all bytes but those that continue a character
+            position=int(np.count_nonzero(before >= -64)),  # all bytes that start a character
             line=self._text.count(b"\n", begin, place) + 1,
             times=times,
         )
 
 
-class Extent(Protocol):
-    """A part of a sample, such as a `Span` or a `slice`."""
-
-    @property
-    def start(self) -> int: ...
-    @property
-    def stop(self) -> int: ...
-
-
-S = TypeVar("S", bound=Extent)
+S = TypeVar("S", Span, slice)
 
 
 def parts(sample: str, spans: Sequence[S]) -> Iterator[tuple[str, S | None]]:
-    """`sample` in order, piece by piece, each with the copied span that it belongs to: to colour it.
+    """Split `sample` into pieces, each with its copied span or None: for coloring.
 
-    Where two spans overlap, the first one ends where the next begins.
+    If two spans overlap, the first one ends where the next begins.
     """
     done = 0
     for span, following in zip(spans, [*spans[1:], None], strict=False):  # no spans, no pairs
@@ -178,7 +165,7 @@ def parts(sample: str, spans: Sequence[S]) -> Iterator[tuple[str, S | None]]:
 
 
 def _pieces(corpus: Corpus) -> Iterator[tuple[bytes, bool, float]]:
-    """The training part in UTF-8, in pieces, each with whether a document ends there and the share that is done."""
+    """Yield the training part in pieces of UTF-8, each with whether a document ends there, and the share done."""
     tokens, bytes_of, ends, ended = corpus.train, corpus.tokenizer.decode_bytes, corpus.document_ends, 0
     for start in range(0, len(tokens), _PIECE):
         stop = min(start + _PIECE, len(tokens))
@@ -189,10 +176,3 @@ def _pieces(corpus: Corpus) -> Iterator[tuple[bytes, bool, float]]:
             yield bytes_of(document), True, stop / len(tokens)
         if len(rest):
             yield bytes_of(rest), False, stop / len(tokens)
-
-
-def _too_long() -> ValueError:
-    return ValueError(
-        f"The training text has more than {MAX_BYTES // 1_000_000} MB, and copies are searched for in texts of up to "
-        "that size only."
-    )

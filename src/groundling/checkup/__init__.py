@@ -1,1 +1,1 @@
-"""TEXT -> WHAT IT IS"""
+"""Text -> report: contents, duplicates, leakage, n-gram baselines, and a recommended model."""

@@ -1,13 +1,12 @@
-"""Lines and paragraphs that stand in a text more than once, and documents or paragraphs that nearly do.
+"""Repeated lines, paragraphs and documents, and near-duplicate paragraphs or documents.
 
-What is repeated is learned by heart first. Equal ones are found by 64-bit hashes; those that resemble each other by
+Models memorize repeated text first. Equal units are found by 64-bit hashes. Candidates for near-duplicates are found by
 MinHash (Broder, "On the resemblance and containment of documents", 1997) over windows of characters, which suits every
-script, and candidates are then compared exactly.
+script, and are then compared exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,24 +15,22 @@ import numpy.typing as npt
 from groundling.checkup.text import I64, PIECE, Place, Text
 from groundling.data.hashing import U64, mix, window_hashes
 
-LINE_CHARACTERS = 20
-"""Shorter lines repeat by nature: names, numbers, brackets."""
-UNIT_CHARACTERS = 80
-"""Shorter paragraphs and documents are not compared."""
-RESEMBLANCE = 0.8
-"""Share of windows in common (Jaccard) from which on two are near-duplicates."""
-CHARACTERS = 100_000_000
-"""In a longer text, duplicates are looked for in its first so many characters only."""
+LINE_CHARACTERS = 20  # shorter lines are ignored, since names, numbers and brackets repeat naturally
+UNIT_CHARACTERS = 80  # shorter paragraphs and documents are not compared
+RESEMBLANCE = 0.8  # the share of windows in common (Jaccard) from which two units are near-duplicates
+CHARACTERS = 100_000_000  # of a longer text, only this many at the start are searched
 _SHINGLE = 8  # characters in a window
-_PERMUTATIONS, _BANDS, _SEED = 64, 16, 1  # finds 99.9 % of those that resemble each other by 0.8
+_PERMUTATIONS, _BANDS, _SEED = 64, 16, 1  # finds 99.9 % of the pairs with a resemblance of 0.8
 _COMPARED = 10_000  # pairs at most
-_LONG_PARAGRAPH = 20_000  # mean length from which on blank lines are not what divides the text
+_LONG_PARAGRAPH = 20_000  # mean length from which blank lines do not separate paragraphs
 _WORST, _QUOTED, _PLACES = 5, 80, 3
+
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """One line or paragraph that stands in several places."""
+    """One line, paragraph or document that occurs several times."""
 
     count: int
     quote: str
@@ -42,19 +39,18 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Repeats:
-    """`units` (lines, paragraphs, documents) were compared, and `repeated` of them equal an earlier one."""
+    """Of `units` lines, paragraphs or documents, `repeated` equal an earlier one."""
 
     unit: str
     units: int
     repeated: int
-    share: float
-    """Of the units' characters, those in repeated ones."""
+    share: float  # of the characters of all units, those in repeated ones
     worst: tuple[Repeated, ...]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two that resemble each other."""
+    """Two near-duplicates."""
 
     resemblance: float
     first: Place
@@ -64,37 +60,35 @@ class Pair:
 
 @dataclass(frozen=True)
 class NearRepeats:
-    """`repeated` units resemble an earlier one without being equal to it."""
+    """Of `units` units, `repeated` resemble an earlier one without being equal to it."""
 
     unit: str
     units: int
     repeated: int
     share: float
     worst: tuple[Pair, ...]
-    complete: bool
-    """Whether all candidates were compared; if not, there are more than `repeated`."""
+    complete: bool  # whether all candidates were compared; if not, there are more than `repeated`
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What is repeated in a text."""
+    """The repeats of a text."""
 
     exact: tuple[Repeats, ...]
     near: NearRepeats
-    sampled: bool
-    """Whether only a part of the text was looked at."""
+    sampled: bool  # whether only a part of the text was searched
 
 
 @dataclass(frozen=True)
 class _Units:
-    """Stretches of the text by position, each with a hash of what stands in it."""
+    """Stretches of the text: start and stop positions, and hashes of the content."""
 
     name: str
     starts: I64
     stops: I64
     hashes: I64
 
-    def chosen(self, which: npt.NDArray[np.bool_]) -> _Units:
+    def chosen(self, which: Bools) -> _Units:
         return _Units(self.name, self.starts[which], self.stops[which], self.hashes[which])
 
     @property
@@ -103,13 +97,12 @@ class _Units:
 
 
 def duplicates(text: Text) -> Duplicates:
-    """Compare the text's lines, its paragraphs, and its documents if it has several."""
+    """Compare the lines of the text, its paragraphs, and its documents if there are several."""
     lines, blank = _lines(text)
     begins = np.isin(lines.starts, np.append(0, text.ends))  # of documents
+    unit = lines.chosen(lines.lengths >= LINE_CHARACTERS)
+    exact = [_repeats(text, unit)]
     paragraphs = _joined(lines, ~blank, np.append(True, blank[:-1]) | begins, "paragraph")
-    long_lines = lines.chosen(lines.lengths >= LINE_CHARACTERS)
-    exact = [_repeats(text, long_lines)]
-    unit = long_lines
     if len(paragraphs.starts) and paragraphs.lengths.mean() < _LONG_PARAGRAPH:
         unit = paragraphs.chosen(paragraphs.lengths >= UNIT_CHARACTERS)
         exact.append(_repeats(text, unit))
@@ -120,10 +113,10 @@ def duplicates(text: Text) -> Duplicates:
     return Duplicates(tuple(exact), _near(text, unit), text.length > CHARACTERS)
 
 
-def _lines(text: Text) -> tuple[_Units, npt.NDArray[np.bool_]]:
+def _lines(text: Text) -> tuple[_Units, Bools]:
     """All lines, without white space at their ends, and which of them are empty."""
     starts, lengths, hashes = list[I64](), list[I64](), list[I64]()
-    rest, begin = "", 0  # of the line that the piece before did not end
+    rest, begin = "", 0  # of the last line of the piece before
     for position, ids in text.pieces("looking for repeats in"):
         if position >= CHARACTERS:
             break
@@ -141,30 +134,29 @@ def _lines(text: Text) -> tuple[_Units, npt.NDArray[np.bool_]]:
     return _Units("line", start, start + length, np.concatenate(hashes)), length == 0
 
 
-def _joined(lines: _Units, kept: npt.NDArray[np.bool_], begins: npt.NDArray[np.bool_], name: str) -> _Units:
-    """Units of the kept lines; a new one begins where `begins` says so."""
+def _joined(lines: _Units, kept: Bools, begins: Bools, name: str) -> _Units:
+    """Units made of the kept lines. A new one starts where `begins` is True."""
     groups = np.cumsum(begins)[kept]
-    firsts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1])) if len(groups) else np.empty(0, np.int64)
-    lasts = np.append(firsts[1:], len(groups))[: len(firsts)] - 1
-    within = np.arange(len(groups)) - np.repeat(firsts, np.diff(np.append(firsts, len(groups))))
-    hashes = mix(lines.hashes[kept].astype(np.uint64) + mix(within.astype(np.uint64)))  # in their order
+    firsts = np.flatnonzero(np.diff(groups, prepend=-1))
+    ends = np.append(firsts[1:], len(groups))[: len(firsts)]
+    within = np.arange(len(groups)) - np.repeat(firsts, ends - firsts)
+    hashes = mix(lines.hashes[kept].astype(np.uint64) + mix(within.astype(np.uint64)))  # order matters
     sums = np.add.reduceat(hashes, firsts) if len(firsts) else hashes
-    return _Units(name, lines.starts[kept][firsts], lines.stops[kept][lasts], sums.astype(np.int64))
+    return _Units(name, lines.starts[kept][firsts], lines.stops[kept][ends - 1], sums.astype(np.int64))
 
 
 def _repeats(text: Text, units: _Units) -> Repeats:
-    total = int(units.lengths.sum())
     kinds, firsts, counts = np.unique(units.hashes, return_index=True, return_counts=True)
     repeated = np.ones(len(units.starts), dtype=bool)
     repeated[firsts] = False
     worst = []
-    cost = (counts - 1) * units.lengths[firsts]  # characters that would be saved
+    cost = (counts - 1) * units.lengths[firsts]  # characters that removing them would save
     for i in np.lexsort((firsts, -cost))[:_WORST]:
         if counts[i] < 2:
             break
         places = units.starts[units.hashes == kinds[i]][:_PLACES].tolist()
         worst.append(Repeated(int(counts[i]), _quote(text, units, int(firsts[i])), tuple(text.places(places))))
-    share = float(units.lengths[repeated].sum()) / max(total, 1)
+    share = float(units.lengths[repeated].sum()) / max(int(units.lengths.sum()), 1)
     return Repeats(units.name, len(units.starts), int(repeated.sum()), share, tuple(worst))
 
 
@@ -174,22 +166,18 @@ def _quote(text: Text, units: _Units, i: int) -> str:
 
 
 def _near(text: Text, units: _Units) -> NearRepeats:
-    _, firsts = np.unique(units.hashes, return_index=True)
     distinct = np.zeros(len(units.starts), dtype=bool)
-    distinct[firsts] = True
+    distinct[np.unique(units.hashes, return_index=True)[1]] = True
     kept = units.chosen(distinct)
-    pairs = []
     candidates = _candidates(_sketches(text, kept))
-    for i, j in candidates[:_COMPARED]:
-        resemblance = _resemblance(text, kept, i, j)
-        if resemblance >= RESEMBLANCE:
-            pairs.append((resemblance, i, j))
-    later = sorted({j for _, _, j in pairs})
+    compared = [(_resemblance(text, kept, i, j), i, j) for i, j in candidates[:_COMPARED]]
+    pairs = [pair for pair in compared if pair[0] >= RESEMBLANCE]
     pairs.sort(key=lambda pair: (-int(kept.lengths[pair[2]] * pair[0]), pair[1], pair[2]))
     worst = []
     for resemblance, i, j in pairs[:_WORST]:
         first, second = text.places([int(kept.starts[i]), int(kept.starts[j])])
         worst.append(Pair(resemblance, first, second, _quote(text, kept, j)))
+    later = sorted({j for _, _, j in pairs})
     share = float(kept.lengths[later].sum()) / max(int(units.lengths.sum()), 1)
     return NearRepeats(units.name, len(units.starts), len(later), share, tuple(worst), len(candidates) <= _COMPARED)
 
@@ -199,9 +187,11 @@ def _sketches(text: Text, units: _Units) -> npt.NDArray[np.uint32]:
     from rensa import RMinHash
 
     signatures = [np.empty((0, _PERMUTATIONS), dtype=np.uint32)]
-    for begin, end in _batches(units):
-        text.progress("comparing the parts of", int(units.starts[begin]), text.length)
+    begin = 0
+    while begin < len(units.starts):  # for as many units as lie within PIECE characters, or a single longer one
+        end = max(int(np.searchsorted(units.stops, units.starts[begin] + PIECE, side="right")), begin + 1)
         base, stop = int(units.starts[begin]), int(units.stops[end - 1])
+        text.progress("comparing the parts of", base, text.length)
         if stop - base > PIECE:
             hashes = np.concatenate([_thinned(text, at, min(at + PIECE, stop)) for at in range(base, stop, PIECE)])
             offsets = np.array([0, len(hashes)])
@@ -210,27 +200,18 @@ def _sketches(text: Text, units: _Units) -> npt.NDArray[np.uint32]:
             offsets = np.append(0, np.cumsum(lengths))
             places = np.repeat(units.starts[begin:end] - base - offsets[:-1], lengths) + np.arange(offsets[-1])
             hashes = window_hashes(text.read(base, stop), _SHINGLE)[places]
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-            mix(hashes), offsets.astype(np.uint64), _PERMUTATIONS, _SEED
-        )
+        digest = RMinHash.digest_matrix_from_flat_token_hashes
+        matrix = digest(mix(hashes), offsets.astype(np.uint64), _PERMUTATIONS, _SEED)
         signatures.append(np.array(matrix.to_rows(), dtype=np.uint32).reshape(-1, _PERMUTATIONS))
+        begin = end
     text.progress("comparing the parts of", text.length, text.length)
     return np.concatenate(signatures)
 
 
 def _thinned(text: Text, start: int, stop: int) -> U64:
-    """Every sixteenth window of a part of a long unit, the same ones wherever the same text stands."""
+    """A sixteenth of the windows in part of a long unit, chosen by hash: the same ones wherever the text repeats."""
     hashes = window_hashes(text.read(start, stop), _SHINGLE)
     return hashes[hashes & np.uint64(15) == 0]
-
-
-def _batches(units: _Units) -> Iterator[tuple[int, int]]:
-    """Ranges of units that lie within PIECE characters, or a single longer one."""
-    begin = 0
-    while begin < len(units.starts):
-        end = int(np.searchsorted(units.stops, units.starts[begin] + PIECE, side="right"))
-        yield begin, max(end, begin + 1)
-        begin = max(end, begin + 1)
 
 
 def _candidates(signatures: npt.NDArray[np.uint32]) -> list[tuple[int, int]]:
@@ -246,16 +227,14 @@ def _candidates(signatures: npt.NDArray[np.uint32]) -> list[tuple[int, int]]:
         found.append(order[same] * n + order[same + 1])
     pairs, bands = np.unique(np.concatenate(found), return_counts=True)
     pairs = pairs[np.argsort(-bands, kind="stable")]
-    return list(zip((pairs // max(n, 1)).tolist(), (pairs % max(n, 1)).tolist(), strict=True))
+    return [divmod(pair, n) for pair in pairs.tolist()]
 
 
 def _resemblance(text: Text, units: _Units, i: int, j: int) -> float:
-    """Jaccard's measure of the two units' sets of windows, those of their first PIECE characters."""
-    one, other = (_windows(text, int(units.starts[k]), int(units.stops[k])) for k in (i, j))
+    """The Jaccard similarity of two units' sets of windows, in their first PIECE characters."""
+    one, other = (
+        np.unique(window_hashes(text.read(start, min(stop, start + PIECE)), _SHINGLE))
+        for start, stop in zip(units.starts[[i, j]].tolist(), units.stops[[i, j]].tolist(), strict=True)
+    )
     common = len(np.intersect1d(one, other, assume_unique=True))
     return common / max(len(one) + len(other) - common, 1)
-
-
-def _windows(text: Text, start: int, stop: int) -> U64:
-    hashes = window_hashes(text.read(start, min(stop, start + PIECE)), _SHINGLE)
-    return np.unique(hashes)

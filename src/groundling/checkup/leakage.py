@@ -1,8 +1,8 @@
-"""Leakage: how much of the validation part stands verbatim in the training part.
+"""Leakage: how much of the validation part also occurs, character for character, in the training part.
 
-A model that has read its examination scores well in it. Here every window of 50 characters of the validation part is
-looked up among all of the training part: by 64-bit hashes, and then character by character, so that what is reported
-is so.
+A model can memorize the text that it is validated on, and then the validation loss looks better than the model is.
+Every window of 50 characters of the validation part is looked up in the training part: first by 64-bit hash, then
+character by character, so a reported match is a real one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from groundling.analysis.leakage import WINDOW, filter_of, slots
 from groundling.checkup.text import I64, PIECE, Place, Text
 from groundling.data.hashing import U64, window_hashes
 
-VALIDATION_CHARACTERS = 10_000_000
-"""Of a longer validation part, the first so many characters are looked up."""
-TRAINING_CHARACTERS = 100_000_000
-"""A longer training part is read in evenly spread pieces: what is found is then a lower bound."""
+VALIDATION_CHARACTERS = 10_000_000  # of a longer validation part, only this many at the start are looked up
+TRAINING_CHARACTERS = 100_000_000  # a longer training part is sampled evenly, and the result is a lower bound
 _WORST, _QUOTED = 5, 120
 _VERIFIED = 1 << 16  # windows compared at once
 
@@ -28,67 +26,62 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Passage:
-    """A stretch of the validation part, each window of which stands in the training part."""
+    """A passage of the validation part, each window of which occurs in the training part."""
 
     characters: int
     validation: Place
-    training: Place
-    """Where its beginning stands in the training part."""
+    training: Place  # where its beginning occurs in the training part
     quote: str
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """`share` is of the validation part's windows, one from each of its characters on."""
+    """`share` is of the validation part's windows, one for each starting position."""
 
     window: int
     windows: int
     leaked: int
     share: float
     longest: tuple[Passage, ...]
-    sampled: bool
-    """Whether a part was too long to be looked at as a whole."""
+    sampled: bool  # whether a part was too long to be read completely
 
 
 def leakage(text: Text) -> Leakage:
-    """Look up the validation part's windows in the training part."""
+    """Look up the windows of the validation part in the training part."""
     stop = min(text.length, text.split_point + VALIDATION_CHARACTERS)
-    asked = window_hashes(text.read(text.split_point, stop), WINDOW)
-    starts = _training_starts(text.split_point)
-    if not len(asked) or text.split_point < WINDOW:
-        return Leakage(WINDOW, len(asked), 0, 0.0, (), False)
-    order = np.argsort(asked)
-    found = np.full(len(asked), -1, dtype=np.int64)  # in the order of `ordered`
-    ordered = asked[order]
-    del asked
+    hashes = window_hashes(text.read(text.split_point, stop), WINDOW)
+    if not len(hashes) or text.split_point < WINDOW:
+        return Leakage(WINDOW, len(hashes), 0, 0.0, (), False)
+    order = np.argsort(hashes)
+    found = np.full(len(hashes), -1, dtype=np.int64)  # in the order of `ordered`
+    ordered = hashes[order]
+    del hashes
     seen = filter_of(ordered)
+    starts = _training_starts(text.split_point)
     for i, start in enumerate(starts):
         text.progress("comparing the two parts of", i * PIECE, len(starts) * PIECE)
         _look_up(text, start, ordered, seen, found)
     text.progress("comparing the two parts of", len(starts) * PIECE, len(starts) * PIECE)
     del seen
-    # Equal hashes stand together, and only the first of them was marked.
+    # Only the first of several equal hashes was marked.
     same = np.append(False, ordered[1:] == ordered[:-1])
     first = np.maximum.accumulate(np.where(same, 0, np.arange(len(ordered))))
     training = np.empty_like(found)
     training[order] = found[first]
     leaked = _verified(text, training)
     n = int(np.count_nonzero(leaked))
-    longest = _longest(text, leaked, training)
     sampled = stop < text.length or len(starts) * PIECE < text.split_point
-    return Leakage(WINDOW, len(leaked), n, n / len(leaked), longest, sampled)
+    return Leakage(WINDOW, len(leaked), n, n / len(leaked), _longest(text, leaked, training), sampled)
 
 
 def _training_starts(split_point: int) -> list[int]:
     every = range(0, split_point, PIECE)
-    wanted = TRAINING_CHARACTERS // PIECE + 1
-    if len(every) <= wanted:
-        return list(every)
+    wanted = min(TRAINING_CHARACTERS // PIECE + 1, len(every))
     return [every[i * len(every) // wanted] for i in range(wanted)]
 
 
 def _look_up(text: Text, start: int, ordered: U64, seen: Bools, found: I64) -> None:
-    """Mark in `found` where the windows of one piece of the training part stand."""
+    """Mark in `found` where the windows of one piece of the training part are."""
     hashes = window_hashes(text.read(start, min(start + PIECE + WINDOW - 1, text.split_point)), WINDOW)
     candidates = np.flatnonzero(seen[slots(hashes, seen)])
     hashes = hashes[candidates]
@@ -120,7 +113,7 @@ def _longest(text: Text, leaked: Bools, training: I64) -> tuple[Passage, ...]:
     for i in np.argsort(begins - ends, kind="stable")[:_WORST]:
         begin, length = int(begins[i]), int(ends[i] - begins[i]) + WINDOW - 1
         quote = text.quote(text.split_point + begin, min(length, _QUOTED))
-        blank = len(quote) - len(quote.lstrip())  # the end of the line before is no place to point to
+        blank = len(quote) - len(quote.lstrip())  # do not point to the end of the line before
         here, there = text.places([text.split_point + begin + blank, int(training[begin]) + blank])
         passages.append(Passage(length, here, there, quote.strip() + ("…" if length > _QUOTED else "")))
     return tuple(passages)

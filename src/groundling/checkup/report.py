@@ -1,8 +1,9 @@
-"""The corpus check-up: everything that can be said about a text before anything is trained on it."""
+"""The corpus check-up: what can be known about a text before training."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,28 +17,26 @@ from groundling.data.corpus import Corpus, prepare
 from groundling.data.progress import Notice, Progress
 from groundling.data.sources import Source
 
-ENOUGH_TOKENS = 2  # in each part: one to predict the other from
+ENOUGH_TOKENS = 2  # in each part: one predicts the other
 
 
 @dataclass(frozen=True)
 class Milestone:
-    """What an n-gram model reaches on the validation part; `order` 0 is the uniform model."""
+    """The loss of an n-gram model on the validation part. `order` 0 is the uniform model."""
 
     order: int
     name: str
-    loss: float
-    """Nats a token."""
+    loss: float  # nats per token
     bits_per_byte: float
 
 
 @dataclass(frozen=True)
 class Milestones:
-    """The n-gram models in their order, and how many tokens they were made from."""
+    """The n-gram baselines by order, and how many tokens they were counted and evaluated on."""
 
     smoothing: str
     models: tuple[Milestone, ...]
-    best: str
-    """The name of the one with the lowest loss."""
+    best: str  # the name of the model with the lowest loss
     training_tokens_read: int
     validation_tokens_read: int
 
@@ -57,7 +56,7 @@ class Tokenization:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to train on this text in the time there is; every figure with its reason."""
+    """What to train in the given time, and why. Losses are in nats per token, as the text was tokenized."""
 
     minutes: float
     tokenizer: str
@@ -66,8 +65,7 @@ class Recommendation:
     model: dict[str, Any]
     steps: int
     epochs: float
-    expected_loss: tuple[float, float, float]
-    """Low, likeliest, high; nats a token of the tokenizer that the text was read with."""
+    expected_loss: tuple[float, float, float]  # low, most likely, high
     memorises_after_epochs: float
     memorises_after_steps: int
     command: str
@@ -88,28 +86,21 @@ class Report:
     recommendation: Recommendation | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        value: dict[str, Any] = _plain(dataclasses.asdict(self))
+        """The report as JSON has it."""
+        value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def examine(source: Source, settings: CorpusSettings, notice: Notice, progress: Progress) -> tuple[Report, Corpus]:
     """The check-up without a recommendation, and the text as tokens.
 
-    Raises ValueError with a sentence for the user if the text is empty, undecodable or too short.
+    Raises ValueError with a message for the user if the text is empty, undecodable or too short.
     """
     corpus = prepare(source, settings, notice=notice, progress=progress)
-    shortest = min(len(corpus.train), len(corpus.validation))
-    if shortest < ENOUGH_TOKENS:
+    if min(len(corpus.train), len(corpus.validation)) < ENOUGH_TOKENS:
         raise ValueError(
-            f"The text has {corpus.n_characters} character(s), too few to train on some and validate on others; "
-            "use a longer one."
+            f"The text has {corpus.n_characters} character(s), too few for a training and a validation part. "
+            "Use a longer text."
         )
     by_character = dataclasses.replace(settings, tokenizer="char")
     text = Text(corpus if settings == by_character else prepare(source, by_character), source, progress)
@@ -141,7 +132,7 @@ def _tokenization(corpus: Corpus) -> Tokenization:
 
 def _milestones(corpus: Corpus, progress: Progress) -> Milestones:
     train, validation = corpus.train, corpus.validation
-    losses = ngrams.milestones(train, validation, corpus.tokenizer.vocab_size, progress=progress)
+    losses = ngrams.ngram_losses(train, validation, corpus.tokenizer.vocab_size, progress=progress)
     read = ngrams.spread(validation, ngrams.VALIDATION_TOKENS)
     n_bytes = max(len(corpus.tokenizer.decode(read.tolist()).encode()), 1)
     models = tuple(

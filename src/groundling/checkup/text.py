@@ -1,6 +1,6 @@
-"""A corpus as characters, to look at: read in pieces, quoted, and pointed into by document and line.
+"""The characters of a corpus: read in pieces, quoted, and located by document and line.
 
-It stands on the token file of characters (data/corpus.py), so a text of gigabytes takes little memory.
+They come from the file of character tokens (data/corpus.py), so a text of gigabytes takes little memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from groundling.data.tokenizers.base import CharTokenizer
 
 PIECE = 1 << 22  # characters read at once
 
-
 I64 = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands. Lines count from 1 in their document and end with a line feed."""
+    """A document and a line in it. Lines count from 1 and end with a line feed."""
 
     document: str
     line: int
@@ -45,10 +44,9 @@ def said(places: Iterable[Place]) -> str:
 
 
 class Text:
-    """The characters of `corpus`, which has to be tokenized by them, with the documents' names from `source`.
+    """The characters of a character-level `corpus`, with document names from `source`.
 
-    A position counts tokens from the beginning: characters, and one mark at the end of each document where there are
-    several.
+    A position counts tokens from the start: characters, and an end mark after each document if there are several.
     """
 
     def __init__(self, corpus: Corpus, source: Source, progress: Progress) -> None:
@@ -56,17 +54,19 @@ class Text:
         self.corpus, self.split_point, self.length = corpus, corpus.train.stop, corpus.validation.stop
         self.characters = corpus.tokenizer.characters
         self.end_mark = corpus.tokenizer.end_of_text_id
-        self._path, self._dtype = corpus.train.path, np.dtype(corpus.train.dtype)
-        # The only document is the corpus, and those of a folder are named from there.
-        names = [document.name for document in source.documents]
-        self._names = [source.name] if len(names) == 1 else [_within(source.address, name) for name in names]
         self.progress = progress
-        # A document's end reads as the end of a line.
+        self._path, self._dtype = corpus.train.path, np.dtype(corpus.train.dtype)
+        # A single document is named like the corpus, those of a folder relative to it.
+        names = [document.name.removeprefix(source.address + os.sep) for document in source.documents]
+        self._names = names if len(names) > 1 else [source.name]
+        # An end mark reads as a line feed.
         self._codes = np.array([ord(c) for c in self.characters + "\n"], dtype=np.uint32)
+        feed = self.id_of("\n")
+        self._line_feed = np.iinfo(self._dtype).max if feed is None else feed
 
     @cached_property
     def ends(self) -> I64:
-        """Where each document ends, its mark included; shape (documents,)."""
+        """Where each document ends, including its end mark; shape (documents,)."""
         return self.corpus.document_ends
 
     def id_of(self, character: str) -> int | None:
@@ -78,7 +78,7 @@ class Text:
         return np.fromfile(self._path, self._dtype, max(stop - start, 0), offset=start * self._dtype.itemsize)
 
     def pieces(self, doing: str, more: int = 0) -> Iterator[tuple[int, Ids]]:
-        """Pieces of PIECE characters with their positions; each goes on for up to `more` characters of the next.
+        """Pieces of PIECE characters with their positions, each plus up to `more` characters of the next.
 
         `doing` is shown as progress, as in "counting the text".
         """
@@ -95,12 +95,13 @@ class Text:
 
     def places(self, positions: list[int]) -> list[Place]:
         """Document and line of each position."""
-        return [self._place(position) for position in positions]
-
-    def _place(self, position: int) -> Place:
-        document = int(np.searchsorted(self.ends, position, side="right"))
-        begin = int(self.ends[document - 1]) if document else 0
-        return Place(self._names[document], 1 + self._lines_before(position) - self._lines_before(begin))
+        found = []
+        for position in positions:
+            document = int(np.searchsorted(self.ends, position, side="right"))
+            begin = int(self.ends[document - 1]) if document else 0
+            line = 1 + self._lines_before(position) - self._lines_before(begin)
+            found.append(Place(self._names[document], line))
+        return found
 
     def _lines_before(self, position: int) -> int:
         block = position // PIECE
@@ -112,12 +113,3 @@ class Text:
         """Line feeds before each block of PIECE characters."""
         blocks = [0, *(np.count_nonzero(ids == self._line_feed) for _, ids in self.pieces("counting lines of"))]
         return np.cumsum(np.array(blocks, dtype=np.int64))
-
-    @property
-    def _line_feed(self) -> int:
-        place = self.id_of("\n")
-        return np.iinfo(self._dtype).max if place is None else place
-
-
-def _within(folder: str, name: str) -> str:
-    return os.path.relpath(name, folder) if name.startswith(folder + os.sep) else name

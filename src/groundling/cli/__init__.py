@@ -1,4 +1,4 @@
-"""The command line: one thin function a verb. No logic lives here, and no torch is imported before a verb runs."""
+"""The command line: one thin function per command. None imports torch before it runs."""
 
 from groundling.cli import chat, inspect, interchange, machine, models, runs, selftest, serve, studio, tokenizers, train
 from groundling.cli.app import app

@@ -1,4 +1,4 @@
-"""The app that all verbs belong to, and what they share: flags, and how figures are shown."""
+"""The app that all commands belong to, and what they share: flags and printing."""
 
 from __future__ import annotations
 
@@ -20,17 +20,15 @@ app = App(
     help="Train a language model from scratch, on the machine you have.",
     version=f"groundling {__version__}",
     help_format="plaintext",  # rendering Markdown would cost a fifth of the time to answer
-    help_epilogue="Every command takes --debug, which shows a traceback where something fails.",
+    help_epilogue="Add --debug to any command to see a traceback when it fails.",
 )
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print figures as JSON on standard output.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON to standard output.")]
 Out = Annotated[
     Path | None,
-    Parameter(help="The folder of runs; GROUNDLING_RUNS, or runs/ here, if not given.", show_default=False),
+    Parameter(help="Folder for runs. Default: $GROUNDLING_RUNS, or ./runs.", show_default=False),
 ]
-RunReference = Annotated[
-    str, Parameter(name="RUN", help="A run's name in the folder of runs, or a path to a run or a checkpoint.")
-]
+RunReference = Annotated[str, Parameter(name="RUN", help="A run's name, or the path of a run or a checkpoint.")]
 Text = Parameter(allow_leading_hyphen=True, show_default=False)
 
 
@@ -41,7 +39,7 @@ def print_lines(lines: list[tuple[str, Any]]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Fitted to the terminal; whole where there is none, as in a file."""
+    """Print a table: as wide as the terminal, or in full where there is none."""
     from rich.console import Console
 
     console = Console(highlight=False)

@@ -1,4 +1,4 @@
-"""chat: write with a model, turn by turn, in the terminal."""
+"""The command chat: write with a model, turn by turn, in the terminal."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ KNOBS: dict[str, Callable[[str], Any]] = {
 """What can be set in a session, and how it is read from text."""
 
 HELP = """\
-Type a text, and the model goes on where it ends; Enter alone lets it write on. Alt-Enter begins a new line.
-Ctrl-C stops what it writes, Ctrl-D or /quit ends the session.
-  /reset        forget all that was written
-  /again        forget the last answer and write another
-  /help         this, and what is set
-Each of these without a value tells what is set:"""
+Type some text and the model continues it. Enter alone lets it continue. Alt-Enter starts a new line.
+Ctrl-C stops the answer. Ctrl-D or /quit ends the session.
+  /reset        forget everything so far
+  /again        replace the last answer with another one
+  /help         show this help and the settings
+Settings, with a value to change them or without one to show them:"""
 
 
 @app.command(sort_key=3)
@@ -64,10 +64,10 @@ def chat(
     sampling = Sampling(**given(settings))
     loaded = load(run, out=out)
     options: dict[str, Any] = {"stop": stop, "precision": precision, "unknown": unknown}
-    loaded.stream("", sampling, max_new_tokens, **options)  # what is wrong is said before the first turn
+    loaded.stream("", sampling, max_new_tokens, **options)  # refuses wrong options before the first turn
     loaded.variants.decoder(precision)
     session = Session(loaded, sampling, max_new_tokens, options)
-    note(f"{loaded.name} was not tuned for chat: it goes on with your text and does not answer it. /help tells more.")
+    note(f"{loaded.name} is not a chat model: it continues your text instead of answering. /help shows more.")
     read = _reader()
     while (line := read()) is not None:
         if not session.take(line):
@@ -75,20 +75,20 @@ def chat(
 
 
 class Session:
-    """What was written so far, and how the next turn is to be written."""
+    """The text so far, and the settings of the next turn."""
 
     def __init__(self, run: Run, sampling: Sampling, max_new_tokens: int, options: dict[str, Any]) -> None:
         self._run, self._options = run, options
         self._sampling, self._max_new_tokens = sampling, max_new_tokens
         self._text = ""
-        self._before = ""  # the text that the last answer goes on with
+        self._before = ""  # what the last answer continues
         self._turn = 0
 
     def take(self, line: str) -> bool:
-        """Carry out a line; False if it ends the session. What is wrong with it is told, and changes nothing."""
+        """Carry out a line. Returns False if it ends the session. A wrong line prints a note and changes nothing."""
         try:
             if not line.startswith("/"):
-                self._go_on(self._text + ("\n" if self._text and not self._text.endswith("\n") else "") + line)
+                self._continue(self._text + ("\n" if self._text and not self._text.endswith("\n") else "") + line)
                 return True
             name, _, value = line[1:].strip().partition(" ")
             if name == "quit":
@@ -98,13 +98,13 @@ class Session:
             note(str(error))
         return True
 
-    def _go_on(self, text: str) -> None:
-        """Go on with `text`, printing as it comes, until Ctrl-C."""
+    def _continue(self, text: str) -> None:
+        """Continue `text`, printing as it comes, until Ctrl-C."""
         assert self._sampling.seed is not None
         sampling = dataclasses.replace(self._sampling, seed=(self._sampling.seed + self._turn) % 2**63)
         written = ""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a session outgrows the context is no news
+            warnings.simplefilter("ignore")  # a session may outgrow the context
             pieces = self._run.stream(text, sampling, self._max_new_tokens, **self._options)
         # A terminal obeys control characters, and a stranger's model may generate any.
         shown = printable if sys.stdout.isatty() else str
@@ -113,7 +113,7 @@ class Session:
                 written += piece
                 print(shown(piece), end="", flush=True)
         except KeyboardInterrupt:
-            pass  # it stops the answer, not the session
+            pass  # stops the answer, not the session
         print(flush=True)
         self._before, self._text = text, text + written
         self._turn += 1
@@ -127,9 +127,9 @@ class Session:
             self._text = self._before = ""
             self._turn = 0
         elif name == "again":
-            self._go_on(self._before)
+            self._continue(self._before)
         elif name not in KNOBS and name != "max_new_tokens":
-            raise ValueError(f"There is no /{name.replace('_', '-')}; /help tells what there is.")
+            raise ValueError(f"There is no /{name.replace('_', '-')}. /help lists the commands.")
         elif not value:
             print(f"{name.replace('_', '-')} {self._setting(name)}")
         else:
@@ -142,7 +142,7 @@ class Session:
         try:
             number = KNOBS.get(knob, int)(value)
         except ValueError:
-            raise ValueError(f"/{knob.replace('_', '-')} takes a number, and {value!r} is none.") from None
+            raise ValueError(f"/{knob.replace('_', '-')} takes a number, not {value!r}.") from None
         if knob == "max_new_tokens":
             if number < 1:
                 raise ValueError(f"/max-new-tokens must be 1 or more, and it is {number}.")
@@ -154,7 +154,7 @@ class Session:
 
 
 def _reader() -> Callable[[], str | None]:
-    """What reads the next line of the user; it gives None at the end."""
+    """A function that reads the user's next line, or returns None at the end."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         lines = iter(sys.stdin)
         return lambda: line.rstrip("\r\n") if (line := next(lines, None)) is not None else None

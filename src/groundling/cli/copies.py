@@ -1,4 +1,4 @@
-"""How what a sample copied is shown: figures, and the sample with its copied spans marked."""
+"""Show what a sample copied from the training text: figures, and the sample with its copied spans marked."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from groundling.escape import printable
 if TYPE_CHECKING:
     from groundling.analysis.memorization import Originality, Span
 
-_LARGE = 20_000_000  # bytes: indexing more takes seconds in which nothing moves
+_LARGE = 20_000_000  # bytes: indexing more takes seconds without progress
 _SECONDS_PER_BYTE = 1e-7
 _STYLES = ("black on bright_yellow", "black on bright_cyan")  # two: spans may touch
 _SHOWN = 60  # characters of a long span
 
 
 def indexing() -> Callable[[str, int, int], None]:
-    """What tells, on standard error, how far the indexing of a large training text is."""
+    """Progress of indexing a large training text, on standard error."""
     from groundling.reporting.console import Console
     from groundling.training.events import Preparing
 
@@ -28,13 +28,13 @@ def indexing() -> Callable[[str, int, int], None]:
     def tell(doing: str, done: int, total: int) -> None:
         console(Preparing(doing, done, total))
         if doing == "indexing" and total > _LARGE:
-            note(f"indexing {total / 1e6:,.0f} MB of training text, about {total * _SECONDS_PER_BYTE:,.0f} s")
+            note(f"Indexing {total / 1e6:,.0f} MB of training text, about {total * _SECONDS_PER_BYTE:,.0f} s")
 
     return tell
 
 
 def show_originality(prompt: str, sample: str, found: Originality) -> None:
-    """Print the figures and, where something was copied, the sample: coloured on a terminal, in brackets elsewhere."""
+    """Print the figures and, if something was copied, the sample: colored on a terminal, in brackets elsewhere."""
     from rich.console import Console
     from rich.text import Text
 
@@ -61,7 +61,7 @@ def show_originality(prompt: str, sample: str, found: Originality) -> None:
 
 def _place(span: Span | None) -> str:
     if span is None:
-        return "none: no character of it stands in the training text"
+        return "none: the training text contains no character of it"
     shown = span.text if len(span.text) <= _SHOWN else span.text[: _SHOWN - 3] + "..."
     where = f"in line {span.line:,} of {span.document or 'the training text'}, from character {span.position:,} on"
     times = "" if span.times == 1 else f", the first of {span.times:,} times"

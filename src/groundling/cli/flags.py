@@ -16,10 +16,10 @@ _ALIASES = {"accumulate": "--gradient-accumulation-steps"}
 _GROUPS: dict[str, Any] = {**GROUPS, "sampling": Sampling}
 
 
-def with_settings(verb: Callable[..., Any], groups: Collection[str] = GROUPS) -> Callable[..., Any]:
-    """Give `verb` a flag for every setting of the named groups, with type, help and default."""
-    own = [p for p in inspect.signature(verb).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    hints = get_type_hints(verb, include_extras=True)
+def with_settings(command: Callable[..., Any], groups: Collection[str] = GROUPS) -> Callable[..., Any]:
+    """Give `command` a flag for every setting of the named groups, with type, help and default."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    hints = get_type_hints(command, include_extras=True)
     parameters = [p.replace(annotation=hints[p.name]) for p in own]
     for order, name in enumerate(groups):
         group = Group(name.capitalize(), sort_key=order + 10)
@@ -36,9 +36,9 @@ def with_settings(verb: Callable[..., Any], groups: Collection[str] = GROUPS) ->
             parameters.append(
                 inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             )
-    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    verb.__annotations__ = {p.name: p.annotation for p in parameters}
-    return verb
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
 
 
 def given(settings: dict[str, Any]) -> dict[str, Any]:

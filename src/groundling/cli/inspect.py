@@ -1,4 +1,4 @@
-"""Verbs that look at a text: inspect."""
+"""The command inspect: check a text before training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from groundling.cli.app import Json, Text, app, print_json, print_lines
-from groundling.cli.flags import with_settings
+from groundling.cli.flags import given, with_settings
 
 if TYPE_CHECKING:
     from groundling.checkup.report import Recommendation, Report
@@ -26,27 +26,25 @@ def inspect(
     json: Json = False,
     **settings: Any,
 ) -> None:
-    """Look a text over before training: what it is made of, what is odd, repeated or leaks, what counting alone
-    reaches on it, and what to train.
+    """Check a text before training: contents, duplicates, leakage, n-gram baselines, and a recommended model.
 
     Parameters
     ----------
     corpus
         A text file (.gz too), a folder of them, - for standard input, shakespeare, or python-docs.
     minutes
-        The time that there is for training.
+        The training time to recommend a model for.
     html
-        Write the report to this file as well, as one page.
+        Also write the report to this HTML file.
     """
     from groundling.checkup.inspect import inspect
 
-    given = {key: value for key, value in settings.items() if value is not None}
-    report = inspect(corpus, minutes=minutes, html=html, **given)
+    report = inspect(corpus, minutes=minutes, html=html, **given(settings))
     if json:
         return print_json(report.to_dict())
     _show(report)
     if html is not None:
-        print(f"\nThe same as a page: {html}")
+        print(f"\nThe same as an HTML page: {html}")
     return None
 
 
@@ -63,29 +61,29 @@ def _show(report: Report) -> None:
             ("text", f"{report.name}: {text.characters:,} characters, {text.bytes:,} bytes, {text.lines:,} lines, "
                      f"{report.documents:,} document(s)"),
             ("scripts", scripts),
-            ("languages", (languages or "too little to judge") + " (of samples, by ISO 639-1 code)"),
+            ("languages", (languages or "too little text to tell") + " (ISO 639-1 codes, from samples)"),
             ("alphabet", f"{text.alphabet:,} characters"),
             ("rarest", ", ".join(f"{shown(c.character)} {c.count:,}" for c in text.rarest)),
             *[("", f"{shown(c.character)} ({c.name.lower()}): {said(c.places)}")
               for c in text.rarest if c.count <= len(c.places)][:10],
-            ("tokens", f"{tokens.training_tokens:,} to train on, {tokens.validation_tokens:,} to validate; "
-                       f"{tokens.tokenizer}, vocabulary of {tokens.vocab_size:,}, "
-                       f"{tokens.characters_per_token:.2f} characters a token"),
-            ("bigrams", f"{tokens.bigrams_present:,} of the {tokens.bigrams_possible:,} possible ones are present"),
+            ("tokens", f"{tokens.training_tokens:,} for training, {tokens.validation_tokens:,} for validation; "
+                       f"{tokens.tokenizer} tokenizer, vocabulary of {tokens.vocab_size:,}, "
+                       f"{tokens.characters_per_token:.2f} characters per token"),
+            ("bigrams", f"{tokens.bigrams_present:,} of {tokens.bigrams_possible:,} possible ones occur"),
         ]
     )  # fmt: skip
-    print("\nWhat counting alone reaches on the validation part (loss in nats a token, bits per byte):")
+    print("\nN-gram baselines on the validation part (loss in nats per token, bits per byte):")
     for model in milestones.models:
-        best = "  (the best: a model below it has learned more than counting)" if model.name == milestones.best else ""
+        best = "  (best: a lower loss is more than n-grams know)" if model.name == milestones.best else ""
         print(f"  {model.name:8} {model.loss:7.3f} {model.bits_per_byte:7.3f}{best}")
     if milestones.training_tokens_read < tokens.training_tokens:
-        print(f"  (counted on a sample of {milestones.training_tokens_read:,} tokens)")
-    print("\nWhat stands out:")
+        print(f"  (from a sample of {milestones.training_tokens_read:,} tokens)")
+    print("\nFindings:")
     for finding in findings(report):
         print(f"  {'!' if finding.look else '-'} {finding.sentence}")
     _show_examples(report)
     if report.recommendation is None:
-        print(f"\nToo short to train on: {tokens.training_tokens:,} tokens are less than a model's context.")
+        print(f"\nToo short to train on: {tokens.training_tokens:,} tokens are fewer than a model's context.")
     else:
         _show_advice(report.recommendation)
 
@@ -105,26 +103,26 @@ def _show_examples(report: Report) -> None:
             f"{passage.training}: {_line(passage.quote)}"
         )
     if leak.sampled:
-        print("    (the text is long: leakage was looked for in a part of it, and is a lower bound)")
+        print("    (long text: only a part was checked for leakage, so this is a lower bound)")
     if report.duplicates.sampled:
-        print("    (the text is long: repeats were looked for in a part of it)")
+        print("    (long text: only a part was checked for duplicates)")
 
 
 def _show_advice(advice: Recommendation) -> None:
     model = advice.model
     low, likely, high = advice.expected_loss
-    print(f"\nFor {advice.minutes:g} minutes on this machine:")
+    print(f"\nRecommended for {advice.minutes:g} minutes on this machine:")
     print(
         f"  tokenizer {advice.tokenizer} ({advice.vocab_size:,}); {advice.parameters / 1e6:.2f}M parameters "
         f"({model['n_layer']} layers × {model['n_embd']}), dropout {model['dropout']:g}; about {advice.steps:,} steps, "
-        f"{advice.epochs:.2g} epochs; expected loss {likely:.2f} ({low:.2f} to {high:.2f})"
+        f"{advice.epochs:,.1f} epochs; expected loss {likely:.2f} ({low:.2f} to {high:.2f})"
     )
-    print(f"  memorising begins after about {advice.memorises_after_steps:,} steps at this size (a rule of thumb)")
+    print(f"  memorization begins after about {advice.memorises_after_steps:,} steps at this size (rule of thumb)")
     for reason in advice.reasons:
         print(f"  - {reason}")
     print(f"\n  {advice.command}")
 
 
 def _line(quote: str) -> str:
-    """On one line, and harmless to a terminal."""
+    """The quote on one line, without control characters."""
     return "“" + "".join(c if c.isprintable() else "·" for c in " ".join(quote.split())) + "”"

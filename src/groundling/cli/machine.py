@@ -1,4 +1,4 @@
-"""Verbs that look at the machine: doctor."""
+"""Commands about this machine: doctor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from groundling.cli.app import Json, app, print_json, print_lines
 
 @app.command(sort_key=6)
 def doctor(*, json: Json = False) -> None:
-    """Tell what this machine offers and what groundling will use."""
+    """Show what this machine offers and what groundling uses of it."""
     from groundling.machine import survey
 
     found = survey()
@@ -20,22 +20,22 @@ def doctor(*, json: Json = False) -> None:
         ("dtype", found["dtype"]),
         (
             "compile",
-            "a compiler is here, and tried where a run is long enough to gain by it"
+            "C++ compiler found. torch.compile is used for runs that are long enough to benefit."
             if found["compiler_found"]
-            else "no compiler is here",
+            else "no C++ compiler found",
         ),
         ("threads", found["threads"]),
-        ("CPU", f"{cpu['name']}, {cpu['cores']} cores; matrix products: {speeds}"),
+        ("CPU", f"{cpu['name']}, {cpu['cores']} cores; matrix products {speeds}"),
         (
             "speed",
-            f"{found['speed']['gflops']:,} GFLOP/s for a small model's products in {found['dtype']}, "
-            f"{found['speed']['gbytes']:,} GB/s copied",
+            f"{found['speed']['gflops']:,} GFLOP/s in a small model's matrix products ({found['dtype']}), "
+            f"{found['speed']['gbytes']:,} GB/s memory copies",
         ),
         *(("GPU", f"{gpu['name']}, {gpu['memory'] / 1e9:.0f} GB") for gpu in found["gpus"]),
-        ("memory", f"{memory['total'] / 1e9:.1f} GB, {memory['available'] / 1e9:.1f} GB of it free"),
+        ("memory", f"{memory['total'] / 1e9:.1f} GB, {memory['available'] / 1e9:.1f} GB free"),
         ("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items())),
         ("system", found["system"]),
-        *(("because", reason) for reason in found["reasons"]),
+        *(("reason", reason) for reason in found["reasons"]),
     ]
     print_lines(lines)
     return None

@@ -1,4 +1,4 @@
-"""Verbs that use a model: sample, eval."""
+"""Commands that use a model: sample, eval."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def sample(
         raise ValueError(f"--num-samples must be 1 or more, and it is {num_samples}.")
     if prompt_file is not None:
         if prompt:
-            raise ValueError("--prompt and --prompt-file exclude each other.")
+            raise ValueError("Use --prompt or --prompt-file, not both.")
         prompt = _read(prompt_file)
     first = Sampling(**given(settings) | ({"temperature": 0.0} if greedy else {}))
     assert first.seed is not None
@@ -96,11 +96,11 @@ def sample(
     if json:
         print_json(results)
     elif settings.get("seed") is None and first.temperature > 0:
-        note(f"--seed {first.seed} gives this again.")
+        note(f"Use --seed {first.seed} to get this sample again.")
 
 
 def _printed(prompt: str, pieces: Iterable[str]) -> Iterator[str]:
-    # A terminal obeys control characters, and a stranger's model may write any; a file gets what was written.
+    # A terminal obeys control characters, and a stranger's model may generate any. A file gets them as they are.
     shown = printable if sys.stdout.isatty() else str
     print(shown(prompt), end="", flush=True)
     for piece in pieces:
@@ -123,23 +123,23 @@ def evaluate(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Score a model: loss, perplexity, bits per character and per byte.
+    """Evaluate a model: loss, perplexity, bits per character and per byte.
 
     Parameters
     ----------
     text
-        A file, folder or corpus to score it on; the run's own validation part if not given.
+        A file, folder or corpus to evaluate on. Default: the run's validation part.
     max_tokens
-        Read at most so many tokens, evenly spread; 0 for all; as in training if not given.
+        Read at most this many tokens, evenly spread. 0: all. Default: as during training.
     sliding
-        Let windows overlap by half: every token is predicted with at least half a context before it. Figures are
-        lower than without, and do not compare with the training log.
+        Overlap windows by half, so that every token has at least half a context before it. Losses are lower than
+        without it, and not comparable with the training log.
     html
-        Write a page on which each token is painted by its loss.
+        Write an HTML page that colors each token by its loss.
     html_tokens
-        How many tokens that page shows, from the text's beginning; 0 for all.
+        How many tokens that page shows, from the start of the text. 0: all.
     unknown
-        What to do with characters that the model never saw.
+        What to do with characters that the model has never seen.
     """
     from groundling.run.store import load
 
@@ -149,7 +149,7 @@ def evaluate(
     if json:
         return print_json(result)
     lines = [
-        ("loss", f"{result['loss']:.4f} nats a token"),
+        ("loss", f"{result['loss']:.4f} nats per token"),
         ("perplexity", f"{result['perplexity']:.3f}"),
         ("bits per character", f"{result['bits_per_character']:.4f}"),
         ("bits per byte", f"{result['bits_per_byte']:.4f}"),

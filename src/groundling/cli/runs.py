@@ -1,4 +1,4 @@
-"""Verbs that look at runs: runs, explain, plot, report."""
+"""Commands about runs: runs, explain, plot, report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from groundling.escape import printable
 
 @app.command(sort_key=4)
 def runs(*, out: Out = None, json: Json = False) -> None:
-    """List the runs."""
+    """List your runs."""
     from groundling.run.folder import runs_folder
     from groundling.run.store import runs
 
@@ -22,7 +22,7 @@ def runs(*, out: Out = None, json: Json = False) -> None:
     if json:
         return print_json(rows)
     if not rows:
-        print(f"There are no runs in {runs_folder(out)} yet: `groundling train` makes one.")
+        print(f"There are no runs in {runs_folder(out)} yet. Start one with `groundling train`.")
         return None
     from rich.table import Table
     from rich.text import Text
@@ -43,7 +43,7 @@ def runs(*, out: Out = None, json: Json = False) -> None:
 
 @app.command(sort_key=5)
 def explain(run: RunReference, /, *, out: Out = None, json: Json = False) -> None:
-    """Say in plain words how a run went: where its loss stands, what is wrong, how one sees it, and what to do."""
+    """Explain how a run went: how good its loss is, what is wrong, how you can tell, and what to do."""
     from groundling.run.store import load
 
     found = load(run, out=out).explain()
@@ -51,11 +51,11 @@ def explain(run: RunReference, /, *, out: Out = None, json: Json = False) -> Non
         return print_json(found)
     if found["best_validation_loss"] is not None:
         where = f": {found['standing']}" if found["standing"] else ""
-        print(f"Best validation loss {found['best_validation_loss']:.4f} nats a token{where}.")
+        print(f"Best validation loss {found['best_validation_loss']:.4f} nats per token{where}.")
     for n, loss in enumerate(found["milestones"]):
         print(f"  {'chance' if n == 0 else f'{n}-gram':8}{loss:.3f}")
     if not found["findings"]:
-        print("Nothing is wrong." if found["step"] else "Nothing was trained yet.")
+        print("No problems found." if found["step"] else "No step was made yet.")
         print(found["verdict"])
     for finding in found["findings"]:
         print(f"\n{finding['kind'].capitalize()}: {finding['evidence']}\n  {finding['advice']}")
@@ -71,12 +71,12 @@ def plot(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Draw the loss curve of a run, or of several runs together.
+    """Draw the loss curve of one run, or of several to compare.
 
     Parameters
     ----------
     to
-        The PNG file to write; loss.png in the run's folder, or comparison.png here for several, if not given.
+        The PNG file to write. Default: loss.png in the run's folder, or ./comparison.png for several runs.
     """
     from groundling.reporting.plot import plot_curves
     from groundling.run.store import load
@@ -102,13 +102,13 @@ def report(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Put all about a run on one page that opens in any browser, without a network: curves, diagnosis, what it wrote
-    as it learned and what of that is copied, its text, plan, settings and machine.
+    """Write an HTML report of a run: curves, diagnosis, samples over time and what they copied, text, plan, settings
+    and machine. It is one file that needs no network.
 
     Parameters
     ----------
     to
-        The HTML file to write; report.html in the run's folder if not given.
+        The HTML file to write. Default: report.html in the run's folder.
     """
     from groundling.run.store import load
 

@@ -1,4 +1,4 @@
-"""The verb that tries the promises on the user's machine: selftest."""
+"""The command selftest: try on your machine what groundling promises."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from cyclopts import Parameter
 from groundling.cli.app import Json, app, print_json, print_lines
 
 if TYPE_CHECKING:
-    from groundling.experiments.selftest import Found
+    from groundling.experiments.selftest import SelftestResult
 
 
 @app.command(sort_key=8)
 def selftest(
     *, kills: int = 50, seed: Annotated[int | None, Parameter(show_default=False)] = None, json: Json = False
 ) -> int:
-    """Train a tiny model in a temporary folder, kill it at random moments, continue it each time, and compare it with
-    one that was left alone, bit for bit.
+    """Check that no run is lost on this machine: train a tiny model, kill it at random moments, resume it each time,
+    and compare the result with an undisturbed run, bit for bit.
 
     Parameters
     ----------
     kills
-        How many times it is killed.
+        How many times to kill it.
     seed
-        Repeats the kills; drawn and shown if not given.
+        Repeats the kills. Default: a random seed, which is shown.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -43,21 +43,21 @@ def selftest(
     return 1 if found.difference else 0
 
 
-def _show(found: Found) -> None:
-    struck = ", ".join(f"{phase} {kills}" for phase, kills in found.struck.items())
-    disk = f"{found.at_operations:,} at an operation on the disk, {found.half_written:,} of them half-way through it"
-    what = f"{found.tensors:,} tensors and values, {found.losses:,} lines of losses, {found.batches:,} batches"
+def _show(found: SelftestResult) -> None:
+    phases = ", ".join(f"{phase} {kills}" for phase, kills in found.by_phase.items())
+    disk = f"{found.at_operations:,} at a disk operation, {found.half_written:,} of them halfway through a write"
+    what = f"{found.tensors:,} tensors and values, {found.losses:,} logged losses, {found.batches:,} batches"
     print_lines(
         [
-            ("kills", f"{found.kills:,} (seed {found.seed}): {struck}"),
-            ("", f"{disk}; {found.fresh:,} of new interpreters"),
+            ("kills", f"{found.kills:,} (seed {found.seed}): {phases}"),
+            ("", f"{disk}; {found.new_interpreters:,} in a new interpreter"),
             ("resumes", f"{found.resumes:,}, in {found.runs:,} run(s)"),
-            ("compared", f"each run with one that was left alone: {what}"),
+            ("compared", f"each run with an undisturbed one: {what}"),
             ("time", f"{found.seconds:.0f} s"),
         ]
     )
     print()
     if found.difference:
-        print(f"FAILED. {found.difference}\nThe runs are kept in {found.folder}.")
+        print(f"FAILED. {found.difference}\nThe runs are in {found.folder}.")
     else:
-        print("Nothing was lost, and all is equal to the bit.")
+        print("Nothing was lost. All runs are equal to the bit.")

@@ -1,4 +1,4 @@
-"""The verb studio."""
+"""The command `studio`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ def studio(
     open: Annotated[bool, Parameter(negative="")] = False,
     out: Out = None,
 ) -> None:
-    """Show the runs on a page in the browser: start them, watch them, let them write, and look inside. Ctrl-C ends it;
-    runs that are training go on.
+    """Start the studio: web pages to start and watch runs, generate text, and look inside models.
+
+    Ctrl-C stops it. Runs that are training continue.
 
     Parameters
     ----------
     host
-        Where to listen: this machine alone.
+        Address to listen on: a loopback address.
     port
-        0 takes a free one.
+        0 picks a free one.
     open
-        Open a browser there.
+        Open a browser, too.
     """
     try:
         from groundling.web.studio.app import serve_studio

@@ -1,4 +1,4 @@
-"""Verbs about tokenizers: tokenizer train, show, compare, export."""
+"""Commands about tokenizers: tokenizer train, show, compare, export."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from groundling.cli.app import Json, Text, app, note, print_json, print_table
 if TYPE_CHECKING:
     from groundling.data.tokenizers.base import Tokenizer
 
-tokenizer = App(name="tokenizer", help="Make, see, compare and export tokenizers.", help_format="plaintext", sort_key=7)
+tokenizer = App(
+    name="tokenizer", help="Train, show, compare and export tokenizers.", help_format="plaintext", sort_key=7
+)
 app.command(tokenizer)
 
 Reference = Annotated[
     str,
     Parameter(
         name="FILE",
-        help="A tokenizer's file or folder (ours, the library tokenizers', GPT-2's), or a run by name or path.",
+        help="A tokenizer's file or folder (groundling's, tokenizer.json, GPT-2's), or a run.",
     ),
 ]
-Glob = Annotated[str | None, Parameter(help="Which files of a folder to read.", show_default=False)]
+Glob = Annotated[str | None, Parameter(help="Which files of a folder to read, such as '*.txt'.", show_default=False)]
 
 
 @tokenizer.command(name="train", sort_key=0)
@@ -38,18 +40,18 @@ def train_(
     glob: Glob = None,
     json: Json = False,
 ) -> None:
-    """Make a tokenizer from a text, as `train --tokenizer` does, and save it.
+    """Train a tokenizer on a text and save it, for `groundling train --tokenizer FILE`.
 
     Parameters
     ----------
     corpus
         A text file (.gz too), a folder of them, - for standard input, shakespeare, or python-docs.
     out
-        The file to write, for `train --tokenizer FILE`.
+        The file to write.
     kind
-        One token a character, one a byte, or pieces of words learned from the text.
+        One token per character, one per byte, or pieces of words learned from the text.
     vocab_size
-        Tokens that bpe learns, at most.
+        Vocabulary size of bpe, at most.
     """
     from groundling.data.tokenizers.train import train_tokenizer
     from groundling.reporting.console import Console
@@ -74,7 +76,7 @@ def show(file: Reference, /, *, text: Annotated[str, Text], json: Json = False) 
     Parameters
     ----------
     text
-        What to take apart.
+        The text to tokenize.
     """
     found = _find(file)
     ids = found.encode(text)
@@ -116,19 +118,18 @@ def compare(
     glob: Glob = None,
     json: Json = False,
 ) -> None:
-    """Compare characters, bytes and BPE of a few sizes on the same text.
+    """Compare character, byte and BPE tokenizers on the same text.
 
     Parameters
     ----------
     corpus
-        A text file (.gz too), a folder of them, - for standard input, shakespeare (if none is given), or
-        python-docs.
+        A text file (.gz too), a folder of them, - for standard input, shakespeare (default), or python-docs.
     vocab_sizes
-        Of the BPEs.
+        Vocabulary sizes to try for BPE.
     n_embd
-        The width for which the embedding's parameters are counted; the workshop's is 384.
+        Width for which the embedding's parameters are counted.
     minutes
-        Train a model with each for so long, and tell its bits per byte on the validation part.
+        Also train a model with each for this long, and show its bits per byte on the validation part.
     """
     from groundling.experiments.compare_tokenizers import compare_tokenizers
     from groundling.reporting.console import Console
@@ -144,13 +145,13 @@ def compare(
     _print_table(f"{found['corpus']}: {found['characters']:,} characters", found["tokenizers"], n_embd)
     print()
     workshop = [{"tokenizer": row["text"]} | row for row in found["workshop"]]
-    _print_table(f"What a vocabulary costs in a model of the workshop's 6 layers and width {n_embd}", workshop, n_embd)
+    _print_table(f"What a vocabulary costs in a model of 6 layers and width {n_embd}", workshop, n_embd)
     return None
 
 
 @tokenizer.command(sort_key=3)
 def export(file: Reference, /, *, out: Path, json: Json = False) -> None:
-    """Write a tokenizer as tokenizer.json of the library `tokenizers`, which gives the same ids.
+    """Export a tokenizer to Hugging Face's tokenizer.json. It gives the same ids.
 
     Parameters
     ----------
@@ -189,7 +190,7 @@ def _text(piece: bytes) -> str | None:
 
 
 def _printable(piece: bytes) -> str:
-    """The piece in one line; what is only a part of a character as its bytes."""
+    """The piece on one line. A part of a character is shown as its bytes."""
     text = _text(piece)
     if text is None:
         return "".join(f"<{byte:02X}>" for byte in piece)
@@ -202,13 +203,13 @@ def _print_table(title: str, rows: Sequence[dict[str, Any]], n_embd: int) -> Non
     columns = {
         "tokenizer": ("tokenizer", "{}"),
         "vocabulary": ("tokens", "{:,}"),
-        "characters_per_token": ("chars a\ntoken", "{:.2f}"),
+        "characters_per_token": ("chars per\ntoken", "{:.2f}"),
         "embedding_parameters": (f"embedding\n({n_embd} wide)", "{:,}"),
         "embedding_share": ("of the\nmodel", "{:.1%}"),
         "bigrams_possible": ("pairs\npossible", "{:,}"),
         "bigrams_present": ("pairs\npresent", "{:,}"),
         "model_parameters": ("trained\nmodel", "{:,}"),
-        "bits_per_byte": ("bits a\nbyte", "{:.4f}"),
+        "bits_per_byte": ("bits per\nbyte", "{:.4f}"),
     }
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     shown = [key for key in columns if key in rows[0]]

@@ -1,4 +1,4 @@
-"""Verbs that make a model: train, resume."""
+"""Commands that train a model: train, resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Track = Annotated[
     list[Literal["tensorboard", "wandb", "trackio"]] | None,
     Parameter(
         negative="", show_default=False,
-        help="Tell a tracker too; may be given several times. Each is an extra: pip install \"groundling[wandb]\".",
+        help="Also log to this tracker, an extra: pip install \"groundling[wandb]\". Repeat the flag for several.",
     ),
 ]  # fmt: skip
 
@@ -32,7 +32,7 @@ def train(
     *,
     preset: Annotated[
         Literal[tuple(cfg.PRESETS)] | None,  # type: ignore[valid-type]
-        Parameter(help=f"Where the settings start from; {cfg.DEFAULT_PRESET} if not given. {_PRESETS}."),
+        Parameter(help=f"Named settings to start from. Default: {cfg.DEFAULT_PRESET}. {_PRESETS}."),
     ] = None,
     name: Annotated[str | None, Parameter(show_default=False)] = None,
     out: Out = None,
@@ -40,18 +40,17 @@ def train(
     json: Json = False,
     **settings: Any,
 ) -> int:
-    """Train a model on a text: for --minutes, which plans everything that is not given; for 5 minutes if no more is
-    said; or for --steps, or as a --preset has it.
+    """Train a model on your text. --minutes N picks model size, batch and schedule to fit (default: 5). --steps or
+    --preset set them yourself.
 
-    The same command continues a run that was stopped before its end.
+    Repeat the same command to resume a run that was stopped.
 
     Parameters
     ----------
     corpus
-        A text file (.gz too), a folder of them, - for standard input, shakespeare (if none is given), or
-        python-docs.
+        A text file (.gz too), a folder of them, - for standard input, shakespeare (default), or python-docs.
     name
-        The run's name; made from the corpus if not given.
+        The run's name. Default: made from the corpus.
     """
     chosen = given(settings)
 
@@ -68,16 +67,16 @@ def resume(
     run: RunReference,
     /,
     *,
-    steps: Annotated[int | None, Parameter(help="A new end, in steps.", show_default=False)] = None,
-    minutes: Annotated[float | None, Parameter(help="A new end, in minutes in all.", show_default=False)] = None,
+    steps: Annotated[int | None, Parameter(help="New total number of steps.", show_default=False)] = None,
+    minutes: Annotated[float | None, Parameter(help="New total time in minutes.", show_default=False)] = None,
     accept_changed_text: Annotated[
-        bool, Parameter(negative="", help="Go on with a text that is not the one the run began with; that is recorded.")
+        bool, Parameter(negative="", help="Continue even though the training text changed. The run records it.")
     ] = False,
     out: Out = None,
     track: Track = None,
     json: Json = False,
 ) -> int:
-    """Continue a run from its newest checkpoint, bit for bit as if it had never stopped."""
+    """Resume a run from its newest checkpoint, bit for bit as if it had never stopped."""
 
     def start(tell: Callable[[Any], None], age: float) -> Any:
         from groundling.run.train import resume

@@ -1,4 +1,7 @@
-"""Every setting of a run. Nothing here imports torch."""
+"""Every setting of a run: flags, Python arguments or a config.json come in, a checked `Config` goes out.
+
+Nothing here imports torch.
+"""
 
 from groundling.config.config import MINUTES_OR_STEPS, Config, did_you_mean
 from groundling.config.presets import DEFAULT_PRESET, PRESETS, Preset
@@ -15,19 +18,7 @@ from groundling.config.settings import (
 )
 
 __all__ = [
-    "DEFAULT_PRESET",
-    "GROUPS",
-    "MINUTES_OR_STEPS",
-    "PRESETS",
-    "TOKENIZERS",
-    "Config",
-    "CorpusSettings",
-    "MachineSettings",
-    "ModelSettings",
-    "Preset",
-    "Sampling",
-    "TrainingSettings",
-    "did_you_mean",
-    "flag",
+    "DEFAULT_PRESET", "GROUPS", "MINUTES_OR_STEPS", "PRESETS", "TOKENIZERS", "Config", "CorpusSettings",
+    "MachineSettings", "ModelSettings", "Preset", "Sampling", "TrainingSettings", "did_you_mean", "flag",
     "setting_fields",
-]
+]  # fmt: skip

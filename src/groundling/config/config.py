@@ -1,4 +1,4 @@
-"""All settings of a run together: laid over a preset, checked, and to JSON and back without a loss."""
+"""All settings of a run: a preset with overrides, checked, and converted to JSON and back without loss."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from groundling.config.settings import (
     setting_fields,
 )
 
-MINUTES_OR_STEPS = "--minutes and --steps exclude each other: say how long, or how many steps."
-_TOLD = 5  # mistakes at once
+MINUTES_OR_STEPS = "Use --minutes or --steps, not both."
+_MOST_ERRORS = 5  # in one message
 
 
 @dataclass(frozen=True)
 class Config:
-    """All that decides a run, apart from the text itself."""
+    """Everything that determines a run, except the text itself."""
 
     corpus: str
     preset: str
@@ -38,25 +38,21 @@ class Config:
 
     @staticmethod
     def build(corpus: str, preset: str | None = None, task: str = "pretraining", **settings: Any) -> Config:
-        """The preset's values with `settings` (any field of the four groups, by name) laid over them.
+        """The preset's values, overridden by `settings`: any field of the four groups, by name.
 
-        A preset's warm-up longer than a fifth of `steps` is shortened to that, unless `warmup_steps` is given:
-        `--steps 120` is a request for a short run, not for one that never reaches its learning rate.
+        Unless `warmup_steps` is given, the preset's warm-up is shortened to at most a fifth of `steps`. Otherwise
+        `--steps 120` might never reach its learning rate.
 
-        Raises ValueError, naming the flag, for unknown names, wrong types and impossible combinations.
+        Raises ValueError that names the flag, for unknown names, wrong types and impossible combinations.
         """
         preset = preset or DEFAULT_PRESET
         if preset not in PRESETS:
-            raise ValueError(f"There is no preset {preset!r}; the presets are {', '.join(PRESETS)}.")
+            raise ValueError(f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
         if settings.get("minutes") and "steps" in settings:
             raise ValueError(MINUTES_OR_STEPS)
-        base = PRESETS[preset]
-        groups: dict[str, dict[str, Any]] = {
-            "text": dataclasses.asdict(CorpusSettings()),
-            "model": dataclasses.asdict(base.model),
-            "training": dataclasses.asdict(base.training),
-            "machine": dataclasses.asdict(MachineSettings()),
-        }
+        # A preset has no text and machine settings.
+        chosen = {name: getattr(PRESETS[preset], name, group()) for name, group in GROUPS.items()}
+        groups = {name: dataclasses.asdict(group) for name, group in chosen.items()}
         for name, value in settings.items():
             group = next((values for values in groups.values() if name in values), None)
             if group is None:
@@ -69,22 +65,19 @@ class Config:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`; strict: an unknown, missing or mistyped setting is a ValueError that names it.
+        """The inverse of `to_dict`.
 
-        What was written before a setting existed has the value that says what runs did then: see `setting`.
+        A setting that is newer than `values` gets its `legacy_default` (see `setting`). Raises ValueError that names
+        the setting if one is unknown, missing or has a wrong type.
         """
         import pydantic
 
-        # pydantic would give what is missing its default, which need not be the value that a run was made with.
-        values = _with_older(values)
-        missing = _missing(values)
-        if missing:
-            raise ValueError(" ".join(f"The setting {name!r} is missing." for name in missing[:_TOLD]))
+        values = _with_legacy_defaults(values)
         try:
-            # Through JSON, where a mapping is as good as a dataclass though everything else is strict.
+            # Through JSON: in strict mode, pydantic accepts a mapping for a dataclass only there.
             return _config_adapter().validate_json(json.dumps(values, default=_plain))
         except pydantic.ValidationError as error:
-            raise ValueError(" ".join(map(_sentence, error.errors()[:_TOLD]))) from None
+            raise ValueError(" ".join(map(_message, error.errors()[:_MOST_ERRORS]))) from None
 
     @property
     def tokens_per_step(self) -> int:
@@ -95,63 +88,55 @@ class Config:
 
 
 def _plain(value: Any) -> Any:
-    if getattr(value, "ndim", None) == 0:  # NumPy's numbers are numbers
+    if getattr(value, "ndim", None) == 0:  # a NumPy number
         return value.item()
-    return {type(value).__name__: repr(value)}  # what no setting can be; the text alone would pass for a `str`
+    return {type(value).__name__: repr(value)}  # no setting can be a dict, but the text alone would pass as a `str`
 
 
-def _with_older(values: Any) -> Any:
+def _with_legacy_defaults(values: Any) -> Any:
+    """Raises ValueError if a setting is missing that has no legacy default. pydantic would fill in the present default,
+    which may differ from what the run used."""
     if not isinstance(values, dict):
-        return values
+        return values  # pydantic rejects it
     values = {"task": "pretraining"} | values
-    older = {
-        name: {
-            f.name: value
-            for f in dataclasses.fields(group)
-            if (value := f.metadata["before"]) is not dataclasses.MISSING
-        }
-        for name, group in GROUPS.items()
-    }
-    return {
-        name: older[name] | value if name in older and isinstance(value, dict) else value
-        for name, value in values.items()
-    }
-
-
-def _missing(values: Any) -> list[str]:
-    if not isinstance(values, dict):
-        return []  # pydantic says so
-    absent = [field.name for field in dataclasses.fields(Config) if field.name not in values]
-    groups = [(group, values[name]) for name, group in GROUPS.items() if isinstance(values.get(name), dict)]
-    return absent + [f.name for group, given in groups for f in dataclasses.fields(group) if f.name not in given]
+    missing = [f.name for f in dataclasses.fields(Config) if f.name not in values]
+    for name, group in GROUPS.items():
+        if isinstance(values.get(name), dict):
+            legacy = {f.name: f.metadata["legacy_default"] for f in dataclasses.fields(group)}
+            complete = legacy | values[name]
+            missing += [key for key, value in complete.items() if value is dataclasses.MISSING]
+            values[name] = complete
+    if missing:
+        raise ValueError(" ".join(f"The setting {name!r} is missing." for name in missing[:_MOST_ERRORS]))
+    return values
 
 
 @cache
 def _config_adapter() -> Any:
-    # pydantic checks types, required and unknown names; the limits are the dataclasses' own.
+    # pydantic checks types and unknown names. The dataclasses check the limits.
     import pydantic
 
     rules = pydantic.ConfigDict(extra="forbid", strict=True)
     for kind in (*GROUPS.values(), Config):
-        setattr(kind, "__pydantic_config__", rules)  # noqa: B010  (pydantic's own name for it)
+        kind.__pydantic_config__ = rules  # type: ignore[attr-defined]
     return pydantic.TypeAdapter(Config)
 
 
-def _sentence(problem: Any) -> str:
-    """One pydantic problem in our words."""
+def _message(problem: Any) -> str:
+    """One of pydantic's errors in our words."""
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     name = str(problem["loc"][-1])[:80] if problem["loc"] else "settings"
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"There is no setting {name!r}{did_you_mean(name, list(setting_fields()))}."
     if problem["type"] == "json_invalid":
-        return "A text among the settings, or the name of the corpus, is not valid Unicode."
+        return "A setting, or the name of the corpus, is not valid Unicode."
     given = json.dumps(problem["input"], default=repr)
     return f"{flag(name)} {given if len(given) <= 80 else given[:77] + '...'}: {problem['msg'].lower()}."
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """` (did you mean 'x'?)` where something known is near to `word`, else nothing."""
+    """` (did you mean 'x'?)` if something known is similar to `word`, else an empty string."""
     import difflib
 
     near = difflib.get_close_matches(word, known, n=1)

@@ -1,4 +1,4 @@
-"""Sampling settings: how the next token is drawn. The command line, the chat and the studio are made from them."""
+"""Sampling settings. The command line, the chat and the studio derive their options from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from groundling.config.settings import setting
+from groundling.config.settings import flag, setting
 
 _LARGEST_BIAS = 100.0  # as in OpenAI's interface: enough to force a token, or to forbid it
 
@@ -44,25 +44,25 @@ class Sampling:
     def __post_init__(self) -> None:
         # Written so that NaN fails too.
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"--temperature must be 0 (greedy) or above, and it is {self.temperature}.")
+            raise ValueError(f"--temperature must be 0 (greedy) or above, not {self.temperature}.")
         if self.top_k < 0:
-            raise ValueError(f"--top-k must be 1 or more, or 0 for no limit, and it is {self.top_k}.")
+            raise ValueError(f"--top-k must be 1 or more, or 0 for no limit, not {self.top_k}.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top-p must be above 0 and at most 1 (off), and it is {self.top_p}.")
+            raise ValueError(f"--top-p must be above 0 and at most 1 (off), not {self.top_p}.")
         if not 0 <= self.min_p <= 1:
-            raise ValueError(f"--min-p must be in [0, 1], and it is {self.min_p}.")
+            raise ValueError(f"--min-p must be in [0, 1], not {self.min_p}.")
         if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"--repetition-penalty must be above 0 (1: off), and it is {self.repetition_penalty}.")
+            raise ValueError(f"--repetition-penalty must be above 0 (1: off), not {self.repetition_penalty}.")
         for name in ("presence_penalty", "frequency_penalty"):
             if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"--{name.replace('_', '-')} must be a finite number (0: off).")
+                raise ValueError(f"{flag(name)} must be a finite number (0: off).")
         for token, bias in self.logit_bias.items():
             if token < 0 or not abs(bias) <= _LARGEST_BIAS:
                 raise ValueError(
-                    f"A logit bias is given by token id, between -{_LARGEST_BIAS:g} and {_LARGEST_BIAS:g}; "
-                    f"for token {token} it is {bias}."
+                    f"A logit bias needs a token id of 0 or more and a value between -{_LARGEST_BIAS:g} and "
+                    f"{_LARGEST_BIAS:g}. Token {token} has {bias}."
                 )
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbelow(2**31))
         elif not 0 <= self.seed < 2**63:
-            raise ValueError(f"--seed must be in [0, 2^63), and it is {self.seed}.")
+            raise ValueError(f"--seed must be in [0, 2^63), not {self.seed}.")

@@ -1,8 +1,8 @@
-"""(seed, step) -> batch: a pure function, so a crash has no data position to lose.
+"""(seed, step) -> batch: a pure function, so there is no data position to save or to lose in a crash.
 
-An epoch is a permutation of the text's non-overlapping windows, shifted as a whole by a random phase: every part of
-the text is read once an epoch, in a new order and cut at new places each time. (Drawing windows with replacement, as
-nanoGPT does, leaves a third of the text unread in an epoch's worth of steps.)
+An epoch is a permutation of the text's non-overlapping windows, all shifted by a random phase. So each epoch reads
+every part of the text once, in a new order and cut at new places. (nanoGPT draws windows with replacement, which leaves
+a third of the text unread in one epoch's number of steps.)
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from groundling.data.corpus import Tokens
 from groundling.data.hashing import U64, mix
 from groundling.machine import Machine
 
-_PIECE = 1 << 24  # tokens that are copied to a GPU at a time
+_PIECE = 1 << 24  # tokens copied to a GPU at a time
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The examples of an optimizer step, or a part of them.
+    """The examples of an optimizer step, or of a micro-batch.
 
-    `tokens` and `targets` are (B, T) int64. `weights`, (B, T), says how much the loss of each target counts: 0 for one
-    that is only read, such as a prompt or padding. Without it, each counts 1. `extras` are further tensors of B rows.
+    `tokens` and `targets` are (B, T) int64. `weights`, (B, T), weights the loss of each target: 0 for a prompt or
+    padding. Without it, each has weight 1. `extras` are more tensors of B rows.
     """
 
     tokens: torch.Tensor
@@ -41,11 +41,11 @@ class Batch:
 
     @property
     def weight(self) -> float:
-        """What all targets count together. It is known without waiting for a GPU if the weights are on the CPU."""
+        """Sum of the weights. If they are on a GPU, this waits for it."""
         return float(self.targets.numel()) if self.weights is None else float(self.weights.sum())
 
     def split(self, n: int) -> list[Batch]:
-        """`n` micro-batches, equal in rows."""
+        """`n` micro-batches with the same number of rows."""
         rows = len(self) // n
         return [self._map(lambda x, start=i * rows: x[start : start + rows]) for i in range(n)]
 
@@ -60,7 +60,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class WindowSampler:
-    """Batches of `batch_size` windows of `block_size` tokens: all that an optimizer step reads.
+    """Batches of `batch_size` windows of `block_size` tokens, one for each optimizer step.
 
     Raises ValueError if the text is shorter than one window and the token after it.
     """
@@ -70,40 +70,39 @@ class WindowSampler:
     batch_size: int
     seed: int
     on_device: torch.Tensor | None = None
-    """All tokens on a GPU, if it has room for them. Then nothing is copied there during training."""
+    """All tokens on a GPU, if they fit. Then training copies no batches there."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) <= self.block_size:
             raise ValueError(
-                f"The training part of the text has {len(self.tokens)} token(s), and a context of "
-                f"--block-size {self.block_size} needs at least {self.block_size + 1}: "
-                "use a longer text or a smaller --block-size."
+                f"The training text has {len(self.tokens)} token(s), but --block-size {self.block_size} needs at least "
+                f"{self.block_size + 1}. Use a longer text or a smaller --block-size."
             )
 
     @property
     def windows_per_epoch(self) -> int:
-        # One window fewer than fits leaves room for the phase, so that all epochs have the same length.
+        # One window fewer than fits leaves room for the phase, so all epochs have the same length.
         return max(1, len(self.tokens) // self.block_size - 1)
 
     def epochs(self, step: int) -> float:
-        """How many times the text was read after `step` steps."""
+        """Epochs after `step` steps."""
         return step * self.batch_size / self.windows_per_epoch
 
     def offsets(self, step: int) -> npt.NDArray[np.int64]:
-        """Where the windows of a step start in the training part, shape (batch_size,)."""
+        """Start of each window of a step in the training part, shape (batch_size,)."""
         first = step * self.batch_size
         epochs, places = np.divmod(np.arange(first, first + self.batch_size), self.windows_per_epoch)
         offsets = np.empty(self.batch_size, dtype=np.int64)
         for epoch in range(epochs[0], epochs[-1] + 1):
             keys = np.random.SeedSequence([self.seed, epoch]).generate_state(5, np.uint64).astype(np.uint64)
             slack = len(self.tokens) - self.windows_per_epoch * self.block_size
-            phase = int(keys[4] % np.uint64(slack))  # the largest one ends at the text's last token
+            phase = int(keys[4] % np.uint64(slack))  # the largest ends at the text's last token
             here = epochs == epoch
             offsets[here] = phase + self.block_size * permute(places[here], self.windows_per_epoch, keys[:4])
         return offsets
 
     def __call__(self, step: int) -> Batch:
-        """The windows of a step, and the tokens that follow theirs."""
+        """The windows of a step, with the next tokens as targets."""
         offsets = self.offsets(step)
         if self.on_device is None:
             windows = torch.from_numpy(self.tokens.windows(offsets, self.block_size + 1))
@@ -113,7 +112,7 @@ class WindowSampler:
         return Batch(windows[:, :-1], windows[:, 1:])
 
     def to(self, device: torch.device) -> WindowSampler:
-        """The same batches, made on `device`. It then holds all tokens as int32, 4 bytes each."""
+        """The same batches, made on `device`, which holds all tokens as int32, 4 bytes each."""
         tokens = torch.empty(len(self.tokens), dtype=torch.int32, device=device)
         for start in range(0, len(self.tokens), _PIECE):
             piece = self.tokens.read(start, min(start + _PIECE, len(self.tokens)))
@@ -121,7 +120,7 @@ class WindowSampler:
         return dataclasses.replace(self, on_device=tokens)
 
     def near(self, machine: Machine) -> WindowSampler:
-        """The same, made on the machine's GPU if the whole text takes an eighth of its memory at most."""
+        """The same batches, made on the machine's GPU if the whole text fits in an eighth of its memory."""
         if machine.device.type != "cuda":
             return self
         room = torch.cuda.get_device_properties(machine.device).total_memory // 8
@@ -129,11 +128,11 @@ class WindowSampler:
 
 
 def permute(places: npt.NDArray[np.int64], n: int, keys: U64) -> npt.NDArray[np.int64]:
-    """Images of `places` under the pseudo-random permutation of range(n) that `keys` choose.
+    """Images of `places` under a pseudo-random permutation of range(n), chosen by `keys`.
 
-    A balanced Feistel network over the least even number of bits that holds n, repeated until the value falls below n
-    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). It takes constant memory, and any place can be
-    asked for on its own. Shuffling an index would take 8 bytes a window.
+    A balanced Feistel network over the smallest even number of bits that holds n, repeated until the value is below n
+    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). It computes any place alone, in constant
+    memory. A shuffled index would take 8 bytes per window.
     """
     half = np.uint64(max(1, (int(n - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)

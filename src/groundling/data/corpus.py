@@ -1,13 +1,12 @@
-"""Token files: the corpus as ids on the disk, memory-mapped, prepared once and reused.
+"""A corpus as token ids on the disk: tokenized once, cached, and memory-mapped.
 
-A prepared corpus is a folder in the cache, named by what went into it (the text's fingerprint and the
-tokenizer), with a manifest of hashes and counts:
+A tokenized corpus is a folder in the cache, named by a hash of the text's fingerprint and the tokenizer:
 
-    tokens.bin       ids, 16 or 32 bits each as the vocabulary needs, document after document
-    documents.bin    where each document ends in tokens.bin, 64 bits each
-    places.bin       pairs of 64 bits: so many tokens hold so many characters and ends of documents
+    tokens.bin       ids of all documents in order, 16 bits each, or 32 if the vocabulary needs them
+    documents.bin    the end of each document in tokens.bin, 64 bits each
+    places.bin       pairs of 64 bits: the first N tokens hold M characters and document ends
     tokenizer.json
-    manifest.json
+    manifest.json    hashes of these files, and counts
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ from groundling.data.tokenizers.base import Tokenizer, Unknown, UnknownText
 from groundling.data.tokenizers.train import fit_tokenizer
 from groundling.storage.safe_read import LARGEST_TOKENIZER
 
-_PIECE = 4 * 2**20  # tokens that are looked through at a time
+_PIECE = 4 * 2**20  # tokens searched at a time
 
 
 @dataclass(frozen=True)
 class Tokens:
     """A range [start, stop) of a token file.
 
-    The file is mapped anew for every access: pages that a long-lived mapping has touched count as this
-    process's memory until it ends, and a shuffled pass touches them all.
+    Every access maps the file again: the pages that a mapping has touched count as this process's memory while it
+    lives, and a shuffled epoch touches all of them.
     """
 
     path: Path
@@ -66,12 +65,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as tokens, in two parts: `train`, and `validation`, its end."""
+    """A tokenized text, split into `train` and `validation`, its end."""
 
     name: str
     address: str
     fingerprint: str
-    """SHA-256 of the documents' bytes: equal where the text is equal, whatever the files are called."""
+    """SHA-256 of the documents' bytes. File names do not change it."""
     tokenizer: Tokenizer
     train: Tokens
     validation: Tokens
@@ -80,17 +79,17 @@ class Corpus:
 
     @property
     def n_eos(self) -> int:
-        """Tokens that end a document, and stand for no text."""
+        """Number of tokens that end a document and have no text."""
         return 0 if self.tokenizer.end_of_text_id is None else self.n_documents
 
     @property
     def document_ends(self) -> npt.NDArray[np.int64]:
-        """Where each document ends, its end mark included, in tokens from the text's beginning: (n_documents,)."""
+        """End of each document in tokens from the start of the text, its end token included: (n_documents,)."""
         return np.fromfile(self.train.path.with_name("documents.bin"), dtype=np.int64)
 
     @staticmethod
     def open(corpus: str, settings: CorpusSettings = CorpusSettings()) -> Corpus:  # noqa: B008  (frozen)
-        """Find the text, tokenize it (or reuse what was prepared before) and split it."""
+        """Find the text, tokenize it (or reuse it from the cache) and split it."""
         return prepare(find_source(corpus, settings.glob), settings)
 
 
@@ -104,22 +103,22 @@ def prepare(
     notice: Notice = silent,
     progress: Progress = silent,
 ) -> Corpus:
-    """Tokenize `source`, or find it tokenized already. Without a `tokenizer`, it is the one of the settings.
+    """Tokenize `source`, or reuse it from the cache. Without `tokenizer`, use the one from the settings.
 
-    `fingerprint` is the text's own, where `contents_of` has told it.
-    Raises ValueError with a sentence for the user if the text is empty, undecodable or not expressible.
+    `fingerprint` is the text's, if you have it from `fingerprint_of`; otherwise the text is hashed first.
+    Raises ValueError with a sentence for the user if the text is empty, or cannot be decoded or encoded.
     """
-    notice = once(notice)  # the same text may be read several times
+    notice = once(notice)  # the text may be read several times
     for sentence in source.notices:
         notice(sentence)
     fingerprint = fingerprint or fingerprint_of(source, progress).fingerprint
     if tokenizer is None:
         tokenizer = _tokenizer_of(source, fingerprint, settings, notice, progress)
-    folder = _home(fingerprint, tokenizer, unknown)
+    folder = _token_folder(fingerprint, tokenizer, unknown)
     if not _is_prepared(folder):
         storage.make_folder(folder.parent)
-        with FileLock(folder.with_suffix(".lock")):  # two runs may begin on the same new text at once
-            if not _is_prepared(folder, lambda fault: notice(f"{fault} They are prepared anew from the text.")):
+        with FileLock(folder.with_suffix(".lock")):  # two runs may start on the same new text at once
+            if not _is_prepared(folder, lambda fault: notice(f"{fault} Tokenizing the text again.")):
                 storage.remove_folder(folder)
                 storage.remove_temporary(folder.parent, folder.name)
                 _tokenize(source, fingerprint, tokenizer, unknown, folder, notice, progress)
@@ -129,17 +128,17 @@ def prepare(
 def reopen(
     fingerprint: str, name: str, address: str, tokenizer: Tokenizer, settings: CorpusSettings, notice: Notice = silent
 ) -> Corpus | None:
-    """A corpus whose text is gone, if it is still in the cache as a run of this tokenizer prepared it."""
-    folder = _home(fingerprint, tokenizer, "error")
+    """The corpus from the cache, if it is still there, without reading the text: for a text that is gone."""
+    folder = _token_folder(fingerprint, tokenizer, "error")
     return _open(folder, name, address, settings) if _is_prepared(folder, notice) else None
 
 
 def _tokenizer_of(
     source: Source, fingerprint: str, settings: CorpusSettings, notice: Notice, progress: Progress
 ) -> Tokenizer:
-    """The settings' tokenizer for this text, made once and kept in the cache."""
+    """The tokenizer from the settings, fitted to this text once and then cached."""
     if settings.tokenizer not in ("char", "bpe"):
-        return fit_tokenizer(source, settings, notice, progress)  # there is nothing to make
+        return fit_tokenizer(source, settings, notice, progress)  # nothing to fit, so nothing to cache
     key: dict[str, Any] = {"version": 2, "text": fingerprint, "tokenizer": settings.tokenizer}
     if settings.tokenizer == "bpe":
         key |= {"vocab_size": settings.vocab_size, "val_fraction": settings.val_fraction}
@@ -157,7 +156,7 @@ def _tokenizer_of(
             return tokenizer
 
 
-def _home(fingerprint: str, tokenizer: Tokenizer, unknown: Unknown) -> Path:
+def _token_folder(fingerprint: str, tokenizer: Tokenizer, unknown: Unknown) -> Path:
     key = {"version": 3, "text": fingerprint, "tokenizer": tokenizer.fingerprint, "unknown": unknown}
     return storage.cache_folder() / "tokens" / _short_hash(key)
 
@@ -167,13 +166,13 @@ def _short_hash(key: dict[str, Any]) -> str:
 
 
 def _is_prepared(folder: Path, notice: Notice = silent) -> bool:
-    """Whether it is there and whole: its files are hashed, once in each process."""
+    """Whether the folder exists and is undamaged. Hashes its files, once per process."""
     try:
         if folder.exists():
             storage.verify_once(folder)
             return True
     except (ValueError, OSError) as error:
-        notice(f"Tokens in the cache cannot be used: {error}")
+        notice(f"Cached tokens are unusable: {error}")
     return False
 
 
@@ -183,8 +182,8 @@ def _tokenize(
 ) -> None:  # fmt: skip
     """Write the folder described at the top of this file."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    meter, about, reading = ProgressMeter(progress, "tokenizing", source.size), dict[str, Any](), HashingSource(source)
-    ends, places = list[int](), [(0, 0)]
+    meter, reading = ProgressMeter(progress, "tokenizing", source.size), HashingSource(source)
+    about, ends, places = dict[str, Any](), list[int](), [(0, 0)]
     n_tokens = n_known = n_ends = n_characters = 0
 
     def read(document: Document) -> Iterator[str]:
@@ -193,7 +192,7 @@ def _tokenize(
             n_characters += len(chunk)
             yield chunk
 
-    # A character takes as many bytes as a token at most, or little more.
+    # An estimate of the bytes to write: a token holds at least one byte of text.
     with storage.readable_errors(folder, source.size * dtype.itemsize), storage.new_folder(folder, about) as temporary:
         for document in reading.source.documents:
             try:
@@ -212,39 +211,29 @@ def _tokenize(
         if n_characters == 0:
             raise ValueError(f"{source.name} is empty: there is no text in it.")
         if n_known == 0:
-            raise ValueError(f"{source.name} has no character that this model knows.")
+            raise ValueError(f"{source.name} has no character that is in the vocabulary. Use another text.")
         storage.disk.write(temporary / "documents.bin", np.array(ends, dtype=np.int64).tobytes())
         storage.disk.write(temporary / "places.bin", np.array(places, dtype=np.int64).tobytes())
         tokenizer.save(temporary / "tokenizer.json")
         about |= {
-            "fingerprint": fingerprint,
-            "dtype": dtype.name,
-            "tokens": n_tokens,
-            "characters": n_characters,
-            "documents": len(ends),
-            "vocab_size": tokenizer.vocab_size,
-        }
+            "fingerprint": fingerprint, "dtype": dtype.name, "tokens": n_tokens, "characters": n_characters,
+            "documents": len(ends), "vocab_size": tokenizer.vocab_size,
+        }  # fmt: skip
 
 
 def _open(folder: Path, name: str, address: str, settings: CorpusSettings) -> Corpus:
-    about = _about(folder)
+    about = _checked_manifest(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     whole = Tokens(folder / "tokens.bin", about["dtype"], 0, about["tokens"])
-    cut = _cut(folder, whole, tokenizer, settings.val_fraction)
+    cut = _validation_start(folder, whole, tokenizer, settings.val_fraction)
+    train, validation = dataclasses.replace(whole, stop=cut), dataclasses.replace(whole, start=cut)
     return Corpus(
-        name=name,
-        address=address,
-        fingerprint=about["fingerprint"],
-        tokenizer=tokenizer,
-        train=dataclasses.replace(whole, stop=cut),
-        validation=dataclasses.replace(whole, start=cut),
-        n_documents=about["documents"],
-        n_characters=about["characters"],
+        name, address, about["fingerprint"], tokenizer, train, validation, about["documents"], about["characters"]
     )
 
 
-def _about(folder: Path) -> dict[str, Any]:
-    """What the manifest says of a prepared corpus. Raises ValueError if that is not what its files hold."""
+def _checked_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest's entries about the corpus. Raises ValueError if the files do not fit them."""
     about = storage.read_manifest(folder)
     counts: list[Any] = [about.get(name) for name in ("tokens", "documents", "characters")]
     files = {name: (folder / f"{name}.bin") for name in ("tokens", "documents", "places")}
@@ -257,7 +246,7 @@ def _about(folder: Path) -> dict[str, Any]:
         or files["documents"].stat().st_size != 8 * counts[1]
         or files["places"].stat().st_size % 16
     ):
-        raise ValueError(f"{folder} is damaged: its manifest does not say what its files hold.")
+        raise ValueError(f"{folder} is damaged: its manifest does not match its files.")
     return about
 
 
@@ -266,27 +255,27 @@ def _rises(numbers: npt.NDArray[np.int64], end: int | None = None) -> bool:
     return rises and end in (None, int(numbers[-1]))
 
 
-def _cut(folder: Path, whole: Tokens, tokenizer: Tokenizer, val_fraction: float) -> int:
-    """The token that the validation part begins with: it begins at the same character whatever the tokenizer, or at
-    the first token behind that, so that figures of several tokenizers are about the same text."""
+def _validation_start(folder: Path, whole: Tokens, tokenizer: Tokenizer, val_fraction: float) -> int:
+    """The first token of the validation part. It starts at the same character for every tokenizer, or at the first
+    token after that, so that results with different tokenizers are about the same text."""
     ends = np.memmap(folder / "documents.bin", dtype=np.int64, mode="r")
     tokens, units = np.fromfile(folder / "places.bin", dtype=np.int64).reshape(-1, 2).T
     if not (_rises(ends, len(whole)) and _rises(tokens, len(whole)) and _rises(units)):
-        raise ValueError(f"{folder} is damaged: its places are not those of its tokens.")
+        raise ValueError(f"{folder} is damaged: places.bin or documents.bin does not match its tokens.")
     wanted = split_point(units[np.searchsorted(tokens, ends)], int(units[-1]), val_fraction)
     before = int(np.searchsorted(units, wanted, side="right")) - 1
     cut, missing = int(tokens[before]), wanted - int(units[before])
     if missing == 0:
         return cut
-    continues = np.array([b"\x80" <= piece[:1] < b"\xc0" for piece in tokenizer.pieces])  # a character begun before
+    continues = np.array([b"\x80" <= piece[:1] < b"\xc0" for piece in tokenizer.pieces])  # inside a character
     while cut < len(whole):
         ids = whole.read(cut, min(cut + _PIECE, len(whole)))
         if ids.max() >= tokenizer.vocab_size:
-            raise ValueError(f"{folder} is damaged: it has tokens that its tokenizer has not.")
+            raise ValueError(f"{folder} is damaged: it has token ids outside its tokenizer's vocabulary.")
         characters = tokenizer.sizes[1][ids]
-        begun = characters.cumsum()
-        free = (begun - characters >= missing) & ~continues[ids]
-        if free.any():
-            return cut + int(free.argmax())
-        cut, missing = cut + len(ids), missing - int(begun[-1])
+        counted = characters.cumsum()
+        possible = (counted - characters >= missing) & ~continues[ids]
+        if possible.any():
+            return cut + int(possible.argmax())
+        cut, missing = cut + len(ids), missing - int(counted[-1])
     return cut

@@ -1,4 +1,4 @@
-"""What a text is made of, document by document, and in what another one differs from it."""
+"""Hashes of a text and its documents, and how two texts differ."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from groundling.data.progress import Progress, ProgressMeter, silent
 from groundling.data.sources import Source, read_bytes
 
 MOST_DOCUMENTS = 1000
-"""The names and hashes of this many are recorded, so that a later change can be described."""
-_NAMED = 3  # files of a kind of change that are named
+"""A run records the names and hashes of this many, to describe a later change of the text."""
+_NAMED = 3  # files to name for each kind of change
 
 
 @dataclass(frozen=True)
 class TextFingerprint:
-    """`fingerprint` is the SHA-256 of the documents' bytes, whatever the files are called; `documents` are name, bytes
-    and SHA-256 of the first thousand."""
+    """`fingerprint` is the SHA-256 of the documents' bytes, without their names. `documents` has name, size in bytes
+    and SHA-256 of each of the first thousand."""
 
     fingerprint: str
     documents: tuple[dict[str, Any], ...]
 
 
 def fingerprint_of(source: Source, progress: Progress = silent) -> TextFingerprint:
-    """Read all of a text once. Raises OSError with a sentence where it cannot be read."""
+    """Read the whole text and hash it. Raises OSError with a sentence if it cannot be read."""
     meter, whole, documents = ProgressMeter(progress, "checking", source.size), hashlib.sha256(), list[dict[str, Any]]()
     for document in source.documents:
         digest, size = hashlib.sha256(), 0
@@ -46,22 +46,35 @@ def fingerprint_of(source: Source, progress: Progress = silent) -> TextFingerpri
 
 
 def difference(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
-    """In what the files of a text differ, such as `1 file was added (c.txt), 2 were edited (a.txt, b.txt)`. Each has
-    `name` and `sha256`. Nothing if that cannot be told from them."""
+    """How the files of a text changed, such as `1 file was added (c.txt), 2 files were edited (a.txt, b.txt)`; empty if
+    they show no change. Each has `name` and `sha256`."""
     old, new = ({each["name"]: each["sha256"] for each in files} for files in (before, now))
-    renamed = Counter(old[name] for name in old.keys() - new.keys()) & Counter(new[n] for n in new.keys() - old.keys())
+    gone, come = [name for name in old if name not in new], [name for name in new if name not in old]
+    moved = Counter(old[name] for name in gone) & Counter(new[name] for name in come)
     kinds = {
-        "added": [name for name in new if name not in old and new[name] not in renamed],
-        "removed": [name for name in old if name not in new and old[name] not in renamed],
+        "added": _without(come, new, moved),
+        "removed": _without(gone, old, moved),
         "edited": [name for name in old if name in new and old[name] != new[name]],
-        "renamed": [name for name in new if name not in old and new[name] in renamed],
     }
-    told = [
+    kinds["renamed"] = [name for name in come if name not in kinds["added"]]
+    changes = [
         f"{len(names)} {'file was' if len(names) == 1 else 'files were'} {kind} ({_some(names)})"
         for kind, names in kinds.items()
         if names
     ]
-    return ", ".join(told)
+    return ", ".join(changes)
+
+
+def _without(names: Sequence[str], hashes: Mapping[str, str], moved: Counter[str]) -> list[str]:
+    """The names that are left when, for each hash, as many as in `moved` are taken away."""
+    left = Counter(moved)
+    kept = []
+    for name in names:
+        if left[hashes[name]] > 0:
+            left[hashes[name]] -= 1
+        else:
+            kept.append(name)
+    return kept
 
 
 def _some(names: Sequence[str]) -> str:
@@ -69,7 +82,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def first_difference_at(old: Iterable[bytes], new: Iterable[bytes]) -> tuple[int, int]:
-    """Where two texts, each in chunks, part: the offset in bytes, and the line, counted from 1."""
+    """First difference of two texts, each in chunks: offset in bytes, and line, counted from 1."""
     offset, line = 0, 1
     left, right = iter(filter(None, old)), iter(filter(None, new))
     a = b = b""

@@ -1,4 +1,4 @@
-"""64-bit hashes of numbers, and of windows of them: for shuffling, counting and looking up."""
+"""64-bit hashes of numbers and of windows of numbers, for shuffling, counting and lookup."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy.typing as npt
 U64 = npt.NDArray[np.uint64]
 Ids = npt.NDArray[np.unsignedinteger]
 
-CACHED = 1 << 15  # values that are hashed at once: their 64-bit hashes stay in a core's own cache
+CACHED = 1 << 15  # values hashed at once: their 64-bit hashes fit in a core's own cache
 
-_BASE = 0x9E3779B97F4A7C15  # of the polynomials; 5 modulo 8, so that its powers take longest to repeat
+_BASE = 0x9E3779B97F4A7C15  # of the polynomials; 5 modulo 8, so its powers take longest to repeat
 
 
 def mix(x: U64) -> U64:
-    """SplitMix64's finalizer (Steele, Lea and Flood, 2014): each bit of x moves every bit of the result."""
+    """SplitMix64's finalizer (Steele, Lea and Flood, 2014): each bit of x changes every bit of the result."""
     x = x ^ (x >> np.uint64(30))
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
@@ -24,10 +24,10 @@ def mix(x: U64) -> U64:
 
 
 def window_hashes(ids: Ids, length: int) -> U64:
-    """64-bit hashes of all windows of `length` values, shape (len(ids) - length + 1,): equal windows, equal hashes.
+    """64-bit hashes of all windows of `length` values, shape (len(ids) - length + 1,). Equal windows have equal hashes.
 
-    A polynomial modulo 2⁶⁴ of mixed values (Karp and Rabin, 1987). Windows of 1, 2, 4, ... are joined to larger ones,
-    so that a window of 50 costs seven multiplications.
+    A polynomial modulo 2⁶⁴ of mixed values (Karp and Rabin, 1987). Windows of 1, 2, 4, ... are joined into larger
+    ones, so a window of 50 costs seven multiplications.
     """
     n = max(len(ids) - length + 1, 0)
     hashes = np.empty(n, dtype=np.uint64)
@@ -50,7 +50,7 @@ def _window_hashes(values: U64, length: int) -> U64:
 
 
 def _join(left: U64, right: U64, offset: int, width: int) -> U64:
-    """Hashes of windows made of a left one and the right one, of `width`, that begins `offset` later."""
+    """Hashes of joined windows: a left one, and a right one of `width` that starts `offset` later."""
     right = right[offset:]
     n = min(len(left), len(right))
     joined: U64 = left[:n] * np.uint64(pow(_BASE, width, 1 << 64))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, and how many of how many bytes."""
+"""Called with what is being done, the bytes done, and the bytes in total."""
 Notice = Callable[[str], None]
-"""Told a sentence that the user should see."""
+"""Called with a sentence for the user."""
 
 
 def silent(*_: Any) -> None:
@@ -16,15 +17,8 @@ def silent(*_: Any) -> None:
 
 
 def once(notice: Notice) -> Notice:
-    """The same, but each sentence a single time."""
-    said = set[str]()
-
-    def tell(sentence: str) -> None:
-        if sentence not in said:
-            said.add(sentence)
-            notice(sentence)
-
-    return tell
+    """The same, but without repeating a sentence."""
+    return cache(notice)
 
 
 class ProgressMeter:
@@ -34,6 +28,6 @@ class ProgressMeter:
         self._progress, self._doing, self._total, self._done = progress, doing, total, 0
 
     def add(self, n: int) -> None:
-        # A compressed file gives more bytes than lie on the disk.
+        # A compressed file gives more bytes than its size on the disk.
         self._done = min(self._done + n, self._total)
         self._progress(self._doing, self._done, self._total)

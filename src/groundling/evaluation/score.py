@@ -1,12 +1,11 @@
-"""Loss and its relatives, by one deterministic protocol.
+"""Loss, perplexity and bits per byte of a model on a text, computed in a deterministic way.
 
-The text is cut into windows of the context's length that do not overlap, and every token but the very
-first is predicted once. Losses are added up in float64 in the order of the text, in batches of a fixed
-size, so two evaluations of one checkpoint agree to the last digit.
+The text is cut into windows of one context, without overlap, and every token but the first is predicted once. Losses
+are added in float64, in text order and fixed-size batches, so two evaluations of a checkpoint agree to the last digit.
 
-There, a window's first tokens are predicted from little. Sliding windows overlap by half of their length instead, and
-of each but the first only the newer half is counted: every token has at least half a context before it. That takes
-twice the time, gives lower figures, and is told apart by its label.
+This way the first tokens of a window have little context. With sliding windows, neighbours overlap by half, and only
+the newer half of a window counts (all of the text's first window), so every later token has at least half a context
+before it. That takes twice as long and gives lower losses. `protocol` tells the two apart.
 """
 
 from __future__ import annotations
@@ -26,17 +25,16 @@ from groundling.machine import Machine
 from groundling.model.gpt import GPT
 
 _TOKENS_PER_BATCH = 16_384
-_LOGITS_PER_BATCH = 1 << 24  # fewer tokens of a large vocabulary, whose logits would take gigabytes
+_LOGITS_PER_BATCH = 1 << 24  # limits the tokens for large vocabularies, whose logits would take gigabytes
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of a text.
+    """How well a model predicts a text.
 
-    `loss` is in nats a token. Bits per character and per byte (UTF-8) do not depend on the tokenizer, and are exact
-    where tokens part characters: a character counts where its first byte stands. The marks that end documents cost
-    bits there but count as no characters. `protocol` says how windows were laid: figures of different protocols do not
-    compare.
+    `loss` is in nats per token. You can compare bits per character and per byte (UTF-8) across tokenizers. They are
+    exact even if tokens split characters: a character counts where its first byte is. End-of-text tokens cost bits but
+    are not characters. `protocol` says how windows were placed: do not compare results of different protocols.
     """
 
     protocol: str
@@ -50,13 +48,13 @@ class Score:
 
 
 class Interrupted(Exception):
-    """Raised out of a long computation when the user has asked to stop."""
+    """Raised in a long computation when the user asked to stop."""
 
 
 def windows_of(n_tokens: int, block_size: int, max_tokens: int, stride: int | None = None) -> npt.NDArray[np.int64]:
-    """Where the windows to score begin: all of them, or `max_tokens` worth (0: no limit) spread evenly.
+    """The first tokens of the windows to score: all, or evenly spread ones with `max_tokens` tokens (0: no limit).
 
-    `stride` tokens (`block_size` if None) lie between the beginnings of two windows.
+    Windows begin `stride` tokens apart. Default: `block_size`.
     """
     stride = stride or block_size
     starts = np.arange(0, max(n_tokens - 1 - (block_size - stride), 1), stride)
@@ -67,19 +65,19 @@ def windows_of(n_tokens: int, block_size: int, max_tokens: int, stride: int | No
 
 
 def stride_of(model: GPT, sliding: bool) -> int:
-    """How far windows lie apart, in tokens."""
+    """How many tokens apart windows begin."""
     return max(model.config.block_size // 2, 1) if sliding else model.config.block_size
 
 
 def windows_at_once(block_size: int, vocab_size: int) -> int:
-    """How many windows go through the model together, unless fewer are asked for."""
+    """The default number of windows in a batch."""
     return max(1, min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // vocab_size) // block_size)
 
 
 def _batches(
     tokens: Tokens, starts: npt.NDArray[np.int64], block_size: int, batch_size: int
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """Windows with the token that follows them, (B, T + 1); the text's last one may be shorter, and comes alone."""
+    """Windows with the token after them, (B, T + 1). The text's last window may be shorter and comes alone."""
     whole = starts[starts + block_size < len(tokens)]
     for i in range(0, len(whole), batch_size):
         yield tokens.windows(whole[i : i + batch_size], block_size + 1)
@@ -97,9 +95,9 @@ def predictions(
     batch_size: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
-    """The tokens that were to be predicted, (N,), and the model's logits for each, (N, V) in float32, batch by batch.
+    """Yield target tokens (N,) and the model's logits for them (N, V) in float32, batch by batch.
 
-    In the order of the text, each token once. Raises as `score` does. To be used in inference mode.
+    Each token comes once, in text order. Raises the same errors as `score`. Use it in inference mode.
     """
     if len(tokens) < 2:
         raise ValueError("There is nothing to evaluate: the text (or its validation part) has fewer than 2 tokens.")
@@ -117,9 +115,9 @@ def predictions(
         if stride == block_size:
             yield targets.ravel(), logits.float().flatten(0, 1)
         else:
-            # What the window before has counted is context here; the text's first window has none before it.
-            known = np.where(starts[done : done + len(batch)] > 0, block_size - stride, 0)
-            counted = np.arange(targets.shape[1]) >= known[:, None]
+            # Tokens that the window before has scored are only context here.
+            context = np.where(starts[done : done + len(batch)] > 0, block_size - stride, 0)
+            counted = np.arange(targets.shape[1]) >= context[:, None]
             yield targets[counted], logits[torch.from_numpy(counted).to(logits.device)].float()
         done += len(batch)
 
@@ -136,9 +134,9 @@ def score(
     batch_size: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Score:
-    """Score `tokens`, or `max_tokens` of them, `batch_size` windows at once; with `sliding`, by windows that overlap.
+    """Score `tokens`, or about `max_tokens` of them, in batches of `batch_size` windows. `sliding` windows overlap.
 
-    Raises ValueError if there is nothing to predict, Interrupted once `stopped()` says so.
+    Raises ValueError if there is nothing to predict, and Interrupted when `stopped()` is true.
     """
     bytes_of, characters_of = tokenizer.sizes
     nats, n_tokens, n_characters, n_bytes = 0.0, 0, 0, 0

@@ -1,4 +1,4 @@
-"""Two runs compared to the bit."""
+"""Compare two runs bit for bit."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from safetensors.numpy import load_file
 
 from groundling import storage
 
-_OF_THE_CLOCK = ("elapsed", "stage_elapsed", "seconds_left", "tokens_per_second")
+_TIMES = ("elapsed", "stage_elapsed", "seconds_left", "tokens_per_second")
 
 
 def first_difference(run: Path, whole: Path) -> str | None:
-    """What differs first between the folders of two runs, in a sentence: tensors of the last checkpoint, where training
-    stood there, logged losses, samples. None if they are equal to the bit, but for what a clock says."""
+    """The first difference between two runs' folders, as a sentence: in the last checkpoint's tensors and state, in the
+    logged losses, or in the samples. Times are ignored. None if all bits are equal."""
     ours, theirs = tensors(run), tensors(whole)
     if ours.keys() != theirs.keys():
-        return f"The last checkpoints hold other tensors: {', '.join(sorted(ours.keys() ^ theirs.keys())[:3])}."
+        return f"The last checkpoints have different tensors: {', '.join(sorted(ours.keys() ^ theirs.keys())[:3])}."
     for name, tensor in theirs.items():
         if (ours[name].dtype, ours[name].shape) != (tensor.dtype, tensor.shape):
             return f"The last checkpoint's {name} has another shape or type."
@@ -29,7 +29,7 @@ def first_difference(run: Path, whole: Path) -> str | None:
     mine, others = history(run), history(whole)
     for line, other in zip(mine, others, strict=False):
         if line != other:
-            return f"What was logged differs: {line}, and without interruption {other}."
+            return f"The log differs: {line}, and without interruption {other}."
     if len(mine) != len(others):
         return f"{len(mine)} losses were logged, and without interruption {len(others)}."
     if (run / "samples.jsonl").read_bytes() != (whole / "samples.jsonl").read_bytes():
@@ -38,17 +38,17 @@ def first_difference(run: Path, whole: Path) -> str | None:
 
 
 def tensors(run: Path) -> dict[str, npt.NDArray[Any]]:
-    """All tensors of the last checkpoint by name, and the values that say where training stands."""
+    """All tensors of the last checkpoint, and the values of its training state, by name."""
     last = run / "checkpoints" / storage.read_json(run / "checkpoints" / "last.json")["checkpoint"]
     state = {key: np.array(value) for key, value in storage.read_json(last / "state.json").items()}
     return load_file(last / "model.safetensors") | load_file(last / "optimizer.safetensors") | _timeless(state)
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    """What was logged of steps and evaluations."""
+    """The logged steps and evaluations."""
     lines = storage.read_json_lines(run / "metrics.jsonl")
     return [_timeless(line) for line in lines if line["event"] in ("step", "evaluation")]
 
 
 def _timeless(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in _OF_THE_CLOCK}
+    return {key: value for key, value in values.items() if key not in _TIMES}

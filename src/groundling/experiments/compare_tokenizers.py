@@ -1,4 +1,4 @@
-"""Tokenizers side by side on one text: what each makes of it, what it costs, and what a model learns with it."""
+"""Compare tokenizers on one text: compression, cost in parameters, and what a model learns with each."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def compare_tokenizers(
     progress: Progress = silent,
     on_event: Subscriber | None = None,
 ) -> dict[str, Any]:
-    """Characters, bytes, and BPE of some sizes on the same text, ready for JSON.
+    """Compare characters, bytes and BPEs of several sizes on one text.
 
     Args:
-        corpus: a file, a folder, `-`, `shakespeare` (which stands if None) or `python-docs`.
-        vocab_sizes: of the BPEs, at most; one that the text does not give is left out.
-        n_embd: the width for which parameters are counted, in the workshop's shape of 6 layers; its own is 384.
-        minutes: where given, a model is trained with each tokenizer for so long, planned by `train`, in a temporary
-            folder, and `bits_per_byte` on the validation part is told, which begins at the same character for all.
-        on_event: who is told of those trainings; shown on the console if None.
+        corpus: a file, a folder, `-`, `shakespeare` (the default) or `python-docs`.
+        vocab_sizes: maximum vocabularies of the BPEs. A size that the text is too short for is left out.
+        n_embd: the width of the model whose parameters are counted. It has 6 layers, like the preset workshop.
+        minutes: train a model with each tokenizer for this long, in a temporary folder, and report `bits_per_byte` on
+            the validation part, which begins at the same character for all.
+        on_event: called with the events of those runs. Default: the console display.
 
-    Returns `corpus`, `characters`, `n_embd`, and two lists. `tokenizers`: `tokenizer`, `vocabulary`, `tokens`,
-    `characters_per_token`, `embedding_parameters` and their `embedding_share` of the model, `bigrams_possible` and
-    `bigrams_present`; with `minutes` also `bits_per_byte`, `model_parameters` and `steps`. `workshop`: the same
-    arithmetic for a vocabulary of characters and for GPT-2's.
+    Returns JSON-ready values: `corpus`, `characters`, `n_embd`, and two lists. Each of `tokenizers` has `tokenizer`,
+    `vocabulary`, `tokens`, `characters_per_token`, `embedding_parameters` and their `embedding_share` of the model,
+    `bigrams_possible` and `bigrams_present`; with `minutes` also `bits_per_byte`, `model_parameters` and `steps`.
+    Each of `workshop` has the embedding's size with Tiny Shakespeare's characters and with GPT-2's vocabulary.
 
     Raises ValueError or OSError with a sentence for the user.
     """
     if n_embd < 1:
-        raise ValueError(f"--n-embd must be at least 1, and it is {n_embd}.")
+        raise ValueError(f"--n-embd must be at least 1, but it is {n_embd}.")
     source = find_source(corpus if corpus is not None else "shakespeare", glob)
     wanted = [("char", CorpusSettings.vocab_size), ("byte", CorpusSettings.vocab_size)]
     wanted += [("bpe", size) for size in sorted(set(vocab_sizes))]
@@ -59,7 +59,7 @@ def compare_tokenizers(
         settings = CorpusSettings(tokenizer=kind, vocab_size=size, glob=glob)
         text = prepare(source, settings, notice=notice, progress=progress)
         if kind == "bpe" and rows[-1]["vocabulary"] == text.tokenizer.vocab_size:
-            continue  # the text gave no more already
+            continue  # the text is too short even for the size before
         texts[len(rows)] = text, settings
         rows.append({"tokenizer": kind} | _figures(text, n_embd))
     if minutes is not None:
@@ -86,7 +86,7 @@ def _figures(text: Corpus, n_embd: int) -> dict[str, Any]:
 
 
 def _embedding(vocab_size: int, n_embd: int) -> dict[str, Any]:
-    """What a vocabulary costs in a model of the workshop's depth; the output head shares the embedding's weights."""
+    """The cost of a vocabulary in a model of 6 layers, whose output head shares the embedding's weights."""
     model = dataclasses.replace(PRESETS["workshop"].model, n_embd=n_embd, n_head=1)  # heads change no count
     return {
         "vocabulary": vocab_size,
@@ -96,7 +96,7 @@ def _embedding(vocab_size: int, n_embd: int) -> dict[str, Any]:
 
 
 def _trained(address: str, settings: CorpusSettings, minutes: float, on_event: Subscriber | None) -> dict[str, Any]:
-    """What a model makes of the text in some minutes with the tokenizer of `settings`."""
+    """Train for `minutes` with the tokenizer of `settings`, and evaluate the model."""
     with tempfile.TemporaryDirectory(prefix="groundling-") as folder:
         run = train(address, out=folder, minutes=minutes, on_event=on_event, **dataclasses.asdict(settings))
         if run.stopped_by is not None:

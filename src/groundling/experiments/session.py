@@ -1,4 +1,4 @@
-"""One process that trains until it ends or is killed, and tells on a pipe what it is doing."""
+"""A process that trains until it finishes or is killed, and reports through a pipe what it is doing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from groundling import storage
 
 STEPS, EVAL_EVERY = 36, 6
-# All that a run can have: dropout, accumulation, Muon, averaged weights, a schedule with both slopes, more than one
+# Everything a run can have: dropout, accumulation, Muon, averaged weights, a schedule with both slopes, more than one
 # pass, and two generations.
 SETTINGS: Final[dict[str, Any]] = {
     "steps": STEPS, "eval_every": EVAL_EVERY, "checkpoint_every": 4, "keep_checkpoints": 2, "warmup_steps": 5,
@@ -30,7 +30,7 @@ SETTINGS: Final[dict[str, Any]] = {
 }  # fmt: skip
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # the latter is TerminateProcess on Windows
 KILLED: Final = -_KILL if os.name == "posix" else int(_KILL)
-"""The exit code of whoever was killed."""
+"""The exit code of a killed process."""
 
 _PARTS = {"write": ("before", "half", "after"), "fill": ("before", "half", "after")}
 
@@ -38,31 +38,31 @@ Tell = Callable[[str, object], None]
 
 
 def import_all() -> None:
-    """Import what takes a session its first seconds, and do nothing else."""
+    """Import the slow modules, so that forked sessions start quickly."""
     import jinja2.loaders  # noqa: F401
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
     import numpy.random  # noqa: F401
     import pydantic.dataclasses  # noqa: F401
-    import torch._dynamo  # noqa: F401  (the optimizers' need)
+    import torch._dynamo  # noqa: F401  (needed by the optimizers)
 
     import groundling.run.train  # noqa: F401
 
 
 def run_session(pipe: Connection) -> None:
-    """Wait for orders, do what `groundling train` does, and tell a word and a value of each thing that happens:
+    """Wait for an order, train like `groundling train`, and send a line for each thing that happens:
 
-    - `phase`: what begins now
-    - `operation`: the number of the operation on the disk that comes next
-    - `batch`: its step and micro-step, and the places of its windows in the text
-    - `began`, `saved`: the step from which training went on, and the newest one that is saved
-    - `striking`: the part of the operation at which the process kills itself now
-    - `failed`: why
+    - `phase`: the phase that begins
+    - `operation`: the number of the next disk operation
+    - `batch`: a step, and the offsets of its windows in the text
+    - `began`, `saved`: the step from which training continued, and the newest saved step
+    - `killing`: the process is about to kill itself before, half-way through or after a disk operation
+    - `failed`: the reason
     """
-    conductor = parent_process()
-    wait([pipe, conductor.sentinel] if conductor else [pipe])
+    supervisor = parent_process()
+    wait([pipe, supervisor.sentinel] if supervisor else [pipe])
     if not pipe.poll():
-        return  # the conductor is gone
+        return  # the supervisor is gone
     try:
         order = json.loads(pipe.recv_bytes())
     except EOFError:
@@ -71,9 +71,9 @@ def run_session(pipe: Connection) -> None:
     def tell(word: str, value: object) -> None:
         pipe.send_bytes(f"{word} {value}".encode())
 
-    phases = _Phases(tell, order["strike"])
+    phases = _Phases(tell, order["kill"])
     _listen_to_batches(tell)
-    storage.disk = _disk(phases, order["strike"], tell)
+    storage.disk = _disk(phases, order["kill"], tell)
     folder = Path(order["folder"])
     try:
         from groundling.run.train import train
@@ -90,11 +90,11 @@ def _die() -> None:
 
 
 class _Phases:
-    """Tells which phase begins, as seen from events and from operations on the disk. If `strike` names one, the process
-    is killed `delay` seconds after that has begun for so many `times`."""
+    """Reports the phases, as seen from events and disk operations. If `kill` names a phase, kills the process `delay`
+    seconds after that phase has begun for the `times`-th time."""
 
-    def __init__(self, tell: Tell, strike: dict[str, Any]) -> None:
-        self._tell, self._strike, self._now = tell, strike, ""
+    def __init__(self, tell: Tell, kill: dict[str, Any]) -> None:
+        self._tell, self._kill, self._now = tell, kill, ""
         self._begun: Counter[str] = Counter()
         self._enter("start")
 
@@ -104,10 +104,10 @@ class _Phases:
         self._now = phase
         self._begun[phase] += 1
         self._tell("phase", phase)
-        if (phase, self._begun[phase]) == (self._strike.get("phase"), self._strike.get("times")):
-            # From a thread: it strikes in the midst of whatever PyTorch or the system is doing for the other one.
+        if (phase, self._begun[phase]) == (self._kill.get("phase"), self._kill.get("times")):
+            # From a thread, so that it hits whatever PyTorch or the system is doing in the main thread.
             sys.setswitchinterval(1e-5)
-            threading.Timer(self._strike["delay"], _die).start()
+            threading.Timer(self._kill["delay"], _die).start()
 
     def follow(self, event: object) -> None:
         from groundling.training.events import Sample, Saved, Started, Step
@@ -143,9 +143,9 @@ def _listen_to_batches(tell: Tell) -> None:
     WindowSampler.offsets = told  # type: ignore[method-assign]
 
 
-def _disk(phases: _Phases, strike: dict[str, Any], tell: Tell) -> storage.Disk:
-    """A disk that tells of each operation, and at the one that `strike` numbers ends the process: before it, half-way
-    through what it writes, or after it."""
+def _disk(phases: _Phases, kill: dict[str, Any], tell: Tell) -> storage.Disk:
+    """A disk that reports each operation, and kills the process at the one numbered in `kill`: before it, half-way
+    through its writing, or after it."""
     count = 0
 
     def watched(name: str) -> Callable[..., None]:
@@ -156,16 +156,16 @@ def _disk(phases: _Phases, strike: dict[str, Any], tell: Tell) -> storage.Disk:
             count += 1
             phases.operation(name, path)
             tell("operation", count)
-            if count != strike.get("operation"):
+            if count != kill.get("operation"):
                 return real(self, path, *rest)
             parts = _PARTS.get(name, ("before", "after"))
-            part = parts[strike["part"] % len(parts)]
-            tell("striking", part)
+            part = parts[kill["part"] % len(parts)]
+            tell("killing", part)
             if part != "before":
                 real(self, path, *rest)
             if part == "half":
                 size = path.stat().st_size
-                written = len(rest[0]) if name == "write" else size  # `fill` writes a file of its own
+                written = len(rest[0]) if name == "write" else size  # `fill` always writes a new file
                 os.truncate(path, size - (written + 1) // 2)
             return _die()
 

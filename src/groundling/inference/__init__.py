@@ -1,1 +1,1 @@
-"""LOGITS -> TEXT"""
+"""Model and prompt in, text out: the batched generation engine, sampling, and streaming."""

@@ -1,8 +1,8 @@
 """Logits -> the next token.
 
-In this order, as transformers does it: bias, repetition penalty, presence and frequency penalty, temperature, top-k,
-top-p, min-p. All on the CPU in NumPy, whatever the device: a draw depends on the logits and the seed alone, and for
-the small vocabularies of this place NumPy is several times quicker to call than torch.
+The order is that of transformers: bias, repetition penalty, presence and frequency penalty, temperature, top-k, top-p,
+min-p. Everything runs on the CPU in NumPy, on every device: a draw depends only on logits and seed, and with small
+vocabularies NumPy calls are several times faster than torch calls.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _F64 = npt.NDArray[np.float64]
 
 
 class Sampler:
-    """Draws the tokens of one text: its settings, its own randomness, and what it has to remember.
+    """Samples the tokens of one text: its settings, random numbers and token counts.
 
-    Each token takes one random number, so that the text does not depend on what else is written beside it.
+    Each token takes one random number, so a text does not depend on the others in its batch.
     """
 
     def __init__(self, sampling: Sampling, prompt: Iterable[int] = (), vocab_size: int = 0) -> None:
@@ -33,12 +33,12 @@ class Sampler:
         )
         self.adjusts = self._penalized or bool(sampling.logit_bias)
         if self._penalized:
-            self._times_written = np.zeros(vocab_size)
+            self._counts = np.zeros(vocab_size)
             self._seen = np.zeros(vocab_size, dtype=bool)
             self._seen[list(prompt)] = True
 
     def adjust(self, logits: npt.NDArray[np.float32]) -> None:
-        """Bias and penalties, applied in place to logits (V,)."""
+        """Apply bias and penalties to logits (V,) in place."""
         s = self.sampling
         for token, bias in s.logit_bias.items():
             if token < len(logits):
@@ -46,17 +46,17 @@ class Sampler:
         if self._penalized:
             seen, p = logits[self._seen], s.repetition_penalty
             logits[self._seen] = np.where(seen > 0, seen / p, seen * p)
-            logits -= s.presence_penalty * (self._times_written > 0) + s.frequency_penalty * self._times_written
+            logits -= s.presence_penalty * (self._counts > 0) + s.frequency_penalty * self._counts
 
     def note(self, token: int) -> None:
-        """Remember that this token was written."""
+        """Count a generated token."""
         if self._penalized:
-            self._times_written[token] += 1
+            self._counts[token] += 1
             self._seen[token] = True
 
 
 def choose(logits: npt.NDArray[np.float32], samplers: Sequence[Sampler]) -> list[int]:
-    """The next token of each row: logits (B, V), which may be changed, and the rows' samplers -> B ids."""
+    """The next token of each row: logits (B, V) and B samplers -> B ids. May change the logits."""
     for row, sampler in zip(logits, samplers, strict=True):
         if sampler.adjusts:
             sampler.adjust(row)
@@ -73,24 +73,24 @@ def choose(logits: npt.NDArray[np.float32], samplers: Sequence[Sampler]) -> list
 
 
 def probabilities(logits: npt.NDArray[np.float32], settings: Sequence[Sampling]) -> _F64:
-    """What each row is drawn from: logits (B, V) after bias and penalties -> (B, V), which add up to 1 in a row."""
+    """The distribution to sample from: logits (B, V) after bias and penalties -> probabilities (B, V)."""
     V = logits.shape[-1]
     top_k = [min(one.top_k, V) or V for one in settings]
     top_p, min_p = [one.top_p for one in settings], [one.min_p for one in settings]
-    with np.errstate(over="ignore"):  # a temperature of almost 0
+    with np.errstate(over="ignore"):  # temperatures near 0
         x = (logits - logits.max(-1, keepdims=True)) / _column([one.temperature for one in settings])
     if min(top_k) < V or min(top_p) < 1:
         most = max(top_k)
-        ordered = -np.sort(np.partition(-x, most - 1)[:, :most])  # the likeliest first
+        ordered = -np.sort(np.partition(-x, most - 1)[:, :most])  # most likely first
         ordered[np.arange(most) >= _column(top_k)] = math.inf
         if min(top_p) < 1:
             p = np.exp(np.where(ordered < math.inf, ordered, -math.inf))
             p /= p.sum(-1, keepdims=True)
-            ordered[p.cumsum(-1) - p >= _column(top_p)] = math.inf  # those before it are enough already
+            ordered[p.cumsum(-1) - p >= _column(top_p)] = math.inf  # the tokens before it are enough
         x[x < ordered.min(-1, keepdims=True)] = -math.inf
     p = np.exp(x)
     if max(min_p) > 0:
-        p[p < _column(min_p)] = 0  # the likeliest stands at 1
+        p[p < _column(min_p)] = 0  # the most likely token has 1 here
     return np.asarray(p / p.sum(-1, keepdims=True))
 
 
@@ -99,6 +99,6 @@ def _column(values: Sequence[float]) -> _F64:
 
 
 def log_probabilities(logits: npt.NDArray[np.float32]) -> _F64:
-    """The model's own log probabilities, in nats: (..., V) -> (..., V), before bias, penalties and temperature."""
+    """The model's own log probabilities in nats, without bias, penalties and temperature: (..., V) -> (..., V)."""
     x = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     return np.asarray(x - np.log(np.exp(x).sum(-1, keepdims=True)))

@@ -1,4 +1,4 @@
-"""Which of two ways is the faster one, found out on the way."""
+"""SpeedSelector: choose the faster of two ways to do the same work by timing both."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-_SOON, _LATE = 8.0, 100.0  # times what a try took, until the next one: twice as long after each that changed nothing
-_TRIES = 4  # steps in a row, since what has rested is slow at first
-_HOPELESS = 4.0  # times as slow: one try is enough
+_SOON, _LATE = 8.0, 100.0  # pause until the next try, as a multiple of its time: doubles while the choice is the same
+_TRIES = 4  # steps in a row, because code that has not run for a while is slow at first
+_HOPELESS = 4.0  # this many times slower: one try is enough
 
 
 class SpeedSelector:
-    """Whether something pays, here and now: seconds with it and without, both measured where they are spent.
+    """Decides whether an option makes steps faster, from times with and without it.
 
-    For what changes nothing but the speed, which depends on the machine and on what else it does meanwhile.
+    Only for options that do not change the result: speed depends on the machine and on what else runs on it.
     """
 
     def __init__(self) -> None:
         self._known = defaultdict[Hashable, _Known](_Known)
 
     def takes(self, task: Hashable) -> bool:
-        """Whether the next step is to take it: as was faster for such a task so far, and now and then as was not."""
+        """Whether to use the option in the next step: what was faster for this task, and sometimes the other way."""
         known = self._known[task]
         if len(known.seconds) < 2:
             return bool(known.seconds)
         return known.pays == (known.rest > 0)
 
     def record(self, task: Hashable, taken: bool, seconds: float) -> None:
-        """How long such a step took."""
+        """Note how long a step took, with the option (`taken`) or without."""
         known = self._known[task]
         if taken in known.seconds and taken == known.pays:
             known.seconds[taken] += 0.1 * (seconds - known.seconds[taken])
@@ -43,9 +43,9 @@ class SpeedSelector:
 
 @dataclass
 class _Known:
-    seconds: dict[bool, float] = field(default_factory=dict)  # of a step with it and without, of the latest ones
+    seconds: dict[bool, float] = field(default_factory=dict)  # of a recent step, with the option and without
     rest: float = 0.0  # seconds until the slower way is tried again
-    tries: int = 0  # of it, in a row
+    tries: int = 0  # of the slower way, in a row
     patience: float = _SOON
 
     @property

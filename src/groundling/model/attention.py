@@ -1,7 +1,7 @@
-"""Causal attention by the fastest way that the machine has: one function for training, prefill and decoding.
+"""Causal attention, one function for training, prefill and decoding. It picks the fastest method for the machine.
 
-Attention weights have no dropout. With it PyTorch's fused CPU kernel is not used, and writing out all T × T weights
-costs more than the rest of the block. Dropout acts on embeddings and residual branches instead.
+Attention weights have no dropout: with it, PyTorch does not use its fused CPU kernel, and writing out all T × T
+weights costs more than the rest of the block. Dropout acts on embeddings and residual branches instead.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def causal_attention(
 
 
 def _in_chunks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The same for T = S, by plain matrix products instead of the fused kernel."""
+    """The same for T = S, with plain matrix products instead of the fused kernel."""
     B, nh, T, hd = q.shape
     k, v = (x.repeat_interleave(nh // x.size(1), dim=1).reshape(B * nh, T, hd) for x in (k, v))
     y: torch.Tensor = _ChunkedCausalAttention.apply(q.reshape(B * nh, T, hd), k, v)
@@ -50,7 +50,7 @@ def _in_chunks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
 
 
 class _ChunkedCausalAttention(torch.autograd.Function):
-    """Chunks of queries one after another, each with the keys up to its end.
+    """Attention in chunks of queries, each with the keys up to its end.
 
     On CPUs with bfloat16 instructions plain matrix products are faster than PyTorch's fused kernel, and skipping the
     future makes them twice as fast again (docs/LOG.md). The backward pass is written out because autograd would

@@ -12,7 +12,7 @@ from groundling.machine import Machine
 from groundling.model.gpt import GPT
 
 Forward = Callable[..., torch.Tensor]
-"""What is called instead of a model: the model itself, or the model compiled."""
+"""A function to call instead of the model: the model itself, or its compiled form."""
 
 _LAUNCH_BOUND = 5e7  # parameters: with fewer, a GPU finishes a kernel before the next one is launched
 
@@ -30,9 +30,9 @@ def compiled_forward(model: GPT, machine: Machine, graphs: bool) -> Forward:
 
 
 class CompiledParts:
-    """A `run` for `GPT.forward` that compiles each part when it first comes.
+    """A `run` for `GPT.forward` that compiles each part on its first call.
 
-    All blocks share one compiled function: six blocks take a sixth of the time to compile, and run no slower.
+    All blocks share one compiled function, so six blocks take a sixth of the time to compile. They run no slower.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,7 @@
-"""What a model needs, from its settings alone: shapes, counts, arithmetic and memory.
+"""Shapes, parameter counts, arithmetic and memory of a model, from its settings alone.
 
-Everything is read off the model class itself, built on PyTorch's meta device, where tensors have shapes but no data.
-So a new kind of layer is described as soon as `GPT` has it, and a stranger's config.json is judged before anything of
-its size is allocated.
+Everything is read from a `GPT` built on PyTorch's meta device, where tensors have shapes but no data. So a new kind of
+layer needs no description here, and a stranger's config.json is checked before memory of its size is allocated.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def flops_per_token(config: ModelSettings, vocab_size: int) -> float:
 
 
 def inference_memory(config: ModelSettings, vocab_size: int) -> int:
-    """Bytes that a model takes to generate text: weights, RoPE tables, a KV cache of one row, and the logits of one
+    """Bytes of memory to generate text with a model: weights, RoPE tables, a KV cache of one row, and the logits of one
     position, in float32."""
     numbers = sum(prod(shape) for shape in weight_shapes(config, vocab_size).values())
     rope = config.n_layer * config.block_size * config.head_dim if config.position == "rope" else 0

@@ -1,7 +1,7 @@
-"""Dropout with masks that cost a CPU almost nothing.
+"""Dropout with masks that are cheap on a CPU.
 
-PyTorch draws a CPU's masks from one Mersenne Twister on one thread. For a small model that takes longer than its
-matrix products. Here each element gets one byte of a counter's hash and is dropped if the byte is small: plain
+On a CPU, PyTorch draws the masks from a Mersenne Twister on one thread, which takes longer than a small model's matrix
+products. Here each element gets one byte of a counter's hash and is dropped if the byte is small. That is plain
 arithmetic, which runs on all cores and which the compiler fuses.
 """
 
@@ -19,7 +19,7 @@ _GAMMA, _MIX_1, _MIX_2 = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4
 def draw_seed() -> torch.Tensor:
     """A random int64 from PyTorch's own generator, so that `torch.manual_seed` decides it.
 
-    An operator of its own, so that the compiler calls it and does not put its own generator in its place.
+    It is a custom operator, so that the compiler calls it instead of replacing it with its own generator.
     """
     return torch.randint(2**62, ())
 
@@ -43,7 +43,8 @@ def random_bytes(shape: torch.Size, seed: torch.Tensor) -> torch.Tensor:
 class Dropout(nn.Module):
     """Sets a share p of the elements to zero in training and scales up the others, so that the mean stays.
 
-    On a CPU p is rounded to a 256th, and to neither 0 nor 1. GPUs draw in parallel anyway: there it is PyTorch's own.
+    On a CPU, p is rounded to a multiple of 1/256 other than 0 and 1. On GPUs, which draw in parallel, this is PyTorch's
+    dropout.
     """
 
     def __init__(self, p: float) -> None:

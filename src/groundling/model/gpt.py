@@ -1,14 +1,14 @@
 """The transformer, in two families that other engines load without custom code.
 
 `gpt2` is GPT-2 (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019): LayerNorm, learned
-positions, GELU, biases. `modern` is what Qwen3 computes (Qwen3 Technical Report, 2025): RMSNorm, RoPE with QK-norm,
+positions, GELU, biases. `qwen3` is Qwen3 (Qwen3 Technical Report, 2025): RMSNorm, RoPE with QK-norm,
 SwiGLU, grouped-query attention, no biases. Both are this one class. The settings `norm`, `position`, `mlp` and
 `tie_head` choose its modules.
 
 Shapes: B batch, T time, C = n_embd, nh heads, nkv key and value heads, hd head size, V vocabulary.
 
-Read it from the bottom: GPT is a stack of Blocks. A Block is SelfAttention and an MLP. Each of them reads a
-normalized copy of the residual stream (B, T, C) and adds its result to it.
+Read it from the bottom: GPT is a stack of Blocks, and a Block is SelfAttention and an MLP. Each reads a normalized
+copy of the residual stream (B, T, C) and adds its result to the stream.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class RoPE(nn.Module):
 
 
 class NoRoPE(nn.Module):
-    """For learned positions, which were added to the token embeddings: returns q and k unchanged."""
+    """Used with learned positions, which are added to the token embeddings: returns q and k unchanged."""
 
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, position: CachePosition | None
@@ -91,7 +91,7 @@ class NoRoPE(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Each position reads from itself and the positions before it."""
+    """Causal self-attention: each position reads from itself and the positions before it."""
 
     def __init__(self, config: ModelSettings, layer: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class SelfAttention(nn.Module):
 
 
 class GeluMLP(nn.Module):
-    """Each position computes on its own."""
+    """Two linear layers and an activation, applied to each position separately."""
 
     def __init__(self, config: ModelSettings) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class GeluMLP(nn.Module):
 
 
 class SwigluMLP(nn.Module):
-    """The same with a gate (Shazeer, "GLU Variants Improve Transformer", 2020)."""
+    """An MLP with a gated activation (Shazeer, "GLU Variants Improve Transformer", 2020)."""
 
     def __init__(self, config: ModelSettings) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class GPT(nn.Module):
         """`forward` up to the last block: the residual stream, (B, T, C). Prefill needs no more than this."""
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ValueError(
-                f"GPT takes token ids of shape (batch, time), and got {tokens.dtype} {tuple(tokens.shape)}."
+                f"GPT takes token ids of shape (batch, time), but got {tokens.dtype} {tuple(tokens.shape)}."
             )
         T = tokens.size(1)
         if self.config.block_size < T:

@@ -1,4 +1,4 @@
-"""The model before its first training step."""
+"""The model before the first training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from groundling.model.weights_file import load_weights
 
 @dataclass(frozen=True)
 class InitialModel:
-    """What a model begins with: random weights from a seed, or the weights of a checkpoint folder."""
+    """Initial weights: random ones from a seed, or those of a checkpoint folder."""
 
     config: ModelSettings
     vocab_size: int
@@ -22,8 +22,8 @@ class InitialModel:
     checkpoint: Path | None = None
 
     def build(self, stage: int = 1) -> GPT:
-        """The model, on the CPU, so that every device starts from the same weights. Each stage has its own random
-        numbers, and PyTorch's global ones are left as they were."""
+        """The model, built on the CPU, so that all devices start from the same weights. Each `stage` has its own random
+        weights. PyTorch's global random state is not changed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + stage - 1)
             model = GPT(self.config, self.vocab_size)

@@ -1,4 +1,4 @@
-"""KV cache: keys and values of the tokens already read, so that each new token costs one token's work."""
+"""KV cache: the keys and values of earlier tokens, so that they are computed only once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from groundling.config import ModelSettings
 
 
 class KVCache:
-    """Keys and values for a fixed number of rows and positions, allocated once. It knows how full each row is.
+    """Keys and values for a fixed number of rows and positions, allocated once. It tracks how full each row is.
 
-    Rows are independent: each may be at a position of its own. `cache[a:b]` is a view of some rows. Writing through
+    Each row may be at a different position. `cache[a:b]` is a view of some rows. Writing through
     the view, or changing its lengths, changes the cache.
 
     Shapes: B rows, nkv key and value heads, T time, hd head size.
@@ -33,7 +33,7 @@ class KVCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (layer, B, nkv, T, hd)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = np.zeros(batch_size, dtype=np.int64)
-        """Positions filled, by row. Lower it to make a row forget its newest ones."""
+        """Positions filled, by row. Lower it to drop a row's newest ones."""
 
     def __getitem__(self, rows: slice) -> KVCache:
         view: KVCache = object.__new__(KVCache)

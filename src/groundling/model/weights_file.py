@@ -1,5 +1,4 @@
-"""Weights in safetensors files. The header is checked against what is expected before any tensor is read, since the
-file may be a stranger's."""
+"""Weights in safetensors files. A file may be a stranger's, so its header is checked before any tensor is read."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from groundling.config import ModelSettings
 from groundling.model.describe import Shape, inference_memory, weight_shapes
 from groundling.model.gpt import GPT
 
-_MAX_HEADER = 16 * 2**20  # bytes; ours take a hundred a tensor
+_MAX_HEADER = 16 * 2**20  # bytes; ours have about a hundred per tensor
 _OTHERS = {b"PK": "a zip file, as torch.save writes it", b"\x80": "a pickle, which could run code"}
 _RENAMED = (".attn.turn.", ".attn.rope.")  # what a weight was called, and what it is called now
 
@@ -26,8 +25,8 @@ _RENAMED = (".attn.turn.", ".attn.rope.")  # what a weight was called, and what 
 def read_shapes(path: Path) -> dict[str, Shape]:
     """The shapes of the tensors in a file, by name, from its header. All must be float32.
 
-    Raises ValueError, naming the file, if it is not a safetensors file, if its header is absurdly long, or if it holds
-    another data type.
+    Raises ValueError, naming the file, if it is not a safetensors file, if its header is too long, or if a
+    tensor is not float32.
     """
     try:
         _check_header_length(path)
@@ -54,7 +53,7 @@ def read_tensors(path: Path, expected: Mapping[str, Shape]) -> dict[str, torch.T
                 tensor = file.get_tensor(name)
                 if not tensor.isfinite().all():
                     raise ValueError(
-                        f"{path} holds NaN or infinity, in {name[:80]}: training had gone wrong before it was saved. "
+                        f"{path} contains NaN or infinity, in {name[:80]}: training had diverged before it was saved. "
                         "Use an earlier checkpoint."
                     )
                 tensors[name.replace(*_RENAMED)] = tensor
@@ -93,7 +92,7 @@ def check_memory(config: ModelSettings, vocab_size: int) -> None:
     if needed > here:
         raise ValueError(
             f"A model of {config.n_layer} layers × {config.n_embd} with a context of {config.block_size:,} needs "
-            f"{needed / 1e9:,.0f} GB of memory, and this machine has {here / 1e9:,.0f}."
+            f"{needed / 1e9:,.0f} GB of memory, but this machine has {here / 1e9:,.0f}."
         )
 
 

@@ -1,1 +1,1 @@
-"""MINUTES -> SIZE, STEPS"""
+"""Minutes -> model size, batch and schedule, and the loss to expect."""

@@ -1,1 +1,1 @@
-"""A run on one page: what its files tell, its curves, and the page itself."""
+"""Events and files of a run -> console output, plots, HTML reports, and trackers."""

@@ -1,4 +1,4 @@
-"""Curves as vector graphics, in few enough points to draw: what of a chart a page needs to show it."""
+"""Charts as vector graphics: curves in few enough points to draw, axes, labels and readings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 _F64 = npt.NDArray[np.float64]
 
-_POINTS = 800  # of a curve: two for each place that a wide screen has
+_POINTS = 800  # of a curve: two for each pixel column of a wide screen
 _SIDE = 1000  # of the drawing, in its own units; the page stretches it to its width
-_APART = 4.5  # per cent of the height between two labels, so that they do not lie on each other
+_APART = 4.5  # between two labels, in percent of the height, so that they do not overlap
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Values over steps. `look` is how it is drawn, a class in the styles of the page."""
+    """Values over steps. `look` is a CSS class of the page."""
 
     name: str
     look: str
@@ -30,7 +30,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Line:
-    """A labelled level."""
+    """A labelled horizontal line."""
 
     level: float
     label: str
@@ -38,10 +38,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """One set of axes. `low` and `high` bound the axis of values where they are given, else the curves do; it reaches
-    to all `lines`.
+    """One set of axes. `low` and `high` limit the vertical axis (default: the curves). It always includes all `lines`.
 
-    `best` is a step with its value, which is marked. `said` is what a reader who cannot see it is told.
+    `best` is a step and its value, which get a mark. `said` describes the chart to screen readers.
     """
 
     key: str
@@ -57,12 +56,16 @@ class Chart:
 
 
 def drawn(chart: Chart, last_step: float) -> dict[str, Any] | None:
-    """The chart as reporting/run_page.html draws it, with steps from 0 to `last_step`; None if it has no finite value.
+    """The chart as reporting/run_page.html draws it, with steps from 0 to `last_step`. None without a finite value.
 
-    Places are in per cent from the left or the top. `readings` are the curves' points, to be looked up by step.
+    Places are in percent from the left or the top. `readings` are the points of the curves, to look up by step.
     """
-    curves = [(curve, *_finite(curve)) for curve in chart.curves]
-    curves = [(curve, x, y) for curve, x, y in curves if len(x)]
+    curves = list[tuple[Curve, _F64, _F64]]()
+    for curve in chart.curves:
+        x, y = np.asarray(curve.x, dtype=np.float64), np.asarray(curve.y, dtype=np.float64)
+        finite = np.isfinite(y)
+        if finite.any():
+            curves.append((curve, x[finite], y[finite]))
     if not curves:
         return None
     low, high = _bounds(chart, [y for _, _, y in curves])
@@ -74,40 +77,39 @@ def drawn(chart: Chart, last_step: float) -> dict[str, Any] | None:
     def top(y: float) -> float:
         return round(100 * (high - y) / (high - low), 2)
 
-    thinned = [(curve, *thin(x, y)) for curve, x, y in curves]
+    paths, readings = list[dict[str, Any]](), list[dict[str, Any]]()
+    for curve, x, y in curves:
+        x, y = thin(x, y)
+        across, down = (_SIDE * (x / span)).round(1), (_SIDE * ((high - y) / (high - low))).round(1)
+        points = [f"{a:g} {b:g}" for a, b in zip(across.tolist(), down.tolist(), strict=True)]
+        # A dot is a line of no length with round ends: it stays round however the drawing is stretched.
+        dots = "".join(f"M{point}h0" for point in points) if len(x) <= 40 and curve.look != "raw" else ""
+        shown = [chart.show(value) for value in y.tolist()]
+        paths.append(
+            {"name": curve.name, "look": curve.look, "path": "M" + "L".join(points), "dots": dots, "last": shown[-1]}
+        )
+        if curve.look != "raw":
+            readings.append({"name": curve.name, "x": x.astype(int).tolist(), "y": shown})
     best = None
     if chart.best is not None:
-        x, y = chart.best
-        best = {"left": left(x), "top": top(y), "label": f"best {chart.show(y)} at step {x:,.0f}"}
+        step, value = chart.best
+        best = {"left": left(step), "top": top(value), "label": f"best {chart.show(value)} at step {step:,.0f}"}
     return {
         "key": chart.key,
         "title": chart.title,
         "unit": chart.unit,
         "said": chart.said,
-        "curves": [
-            {
-                "name": curve.name,
-                "look": curve.look,
-                "path": _path(x / span, (high - y) / (high - low)),
-                "dots": _dots(x / span, (high - y) / (high - low)) if len(x) <= 40 and curve.look != "raw" else "",
-                "last": chart.show(float(y[-1])),
-            }
-            for curve, x, y in thinned
-        ],
+        "curves": paths,
         "across": [{"left": left(x), "label": f"{x:,.0f}"} for x in _ticks(0, span, 4) if x == int(x)],
         "up": [{"top": top(y), "label": chart.show(y)} for y in _ticks(low, high, 5)],
         "lines": _labelled(chart.lines, top),
         "best": best,
-        "readings": [
-            {"name": curve.name, "x": _plain(x), "y": [chart.show(float(value)) for value in y]}
-            for curve, x, y in thinned
-            if curve.look != "raw"
-        ],
+        "readings": readings,
     }
 
 
 def thin(x: _F64, y: _F64, points: int = _POINTS) -> tuple[_F64, _F64]:
-    """At most about so many points of a curve: the lowest and the highest of each stretch, so that no spike is lost."""
+    """About so many points of a curve at most: the lowest and the highest of each stretch, so that spikes remain."""
     if len(x) <= points:
         return x, y
     kept = {0, len(x) - 1}
@@ -115,11 +117,6 @@ def thin(x: _F64, y: _F64, points: int = _POINTS) -> tuple[_F64, _F64]:
         kept |= {start + int(y[start:stop].argmin()), start + int(y[start:stop].argmax())}
     order = sorted(kept)
     return x[order], y[order]
-
-
-def _finite(curve: Curve) -> tuple[_F64, _F64]:
-    x, y = np.asarray(curve.x, dtype=np.float64), np.asarray(curve.y, dtype=np.float64)
-    return x[np.isfinite(y)], y[np.isfinite(y)]
 
 
 def _bounds(chart: Chart, values: Sequence[_F64]) -> tuple[float, float]:
@@ -138,26 +135,9 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _labelled(lines: Sequence[Line], top: Callable[[float], float]) -> list[dict[str, Any]]:
-    """From the lowest up; a label that would lie on the one below it is moved up."""
-    found, label_top = list[dict[str, Any]](), math.inf
+    """From the lowest line up. A label that would overlap the one below it moves up."""
+    labelled, label_top = list[dict[str, Any]](), math.inf
     for line in sorted(lines, key=lambda line: line.level):
         label_top = min(top(line.level), label_top - _APART)
-        found.append({"top": top(line.level), "label": line.label, "label_top": round(label_top, 2)})
-    return found
-
-
-def _path(x: _F64, y: _F64) -> str:
-    return "M" + "L".join(f"{a:g} {b:g}" for a, b in _units(x, y))
-
-
-def _dots(x: _F64, y: _F64) -> str:
-    """Lines of no length: drawn with round ends, they are dots that stay round however the drawing is stretched."""
-    return "".join(f"M{a:g} {b:g}h0" for a, b in _units(x, y))
-
-
-def _units(x: _F64, y: _F64) -> list[tuple[float, float]]:
-    return list(zip((_SIDE * x).round(1).tolist(), (_SIDE * y).round(1).tolist(), strict=True))
-
-
-def _plain(x: _F64) -> list[int]:
-    return [int(value) for value in x]
+        labelled.append({"top": top(line.level), "label": line.label, "label_top": round(label_top, 2)})
+    return labelled

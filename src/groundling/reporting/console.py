@@ -1,4 +1,4 @@
-"""The subscriber that shows training to a person: a live line on a terminal, plain lines elsewhere."""
+"""Shows training to a person: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,36 +15,20 @@ from rich.text import Text
 
 from groundling.analysis.diagnosis import standing
 from groundling.escape import printable
-from groundling.training.events import (
-    Checked,
-    Evaluation,
-    Event,
-    Finished,
-    Generation,
-    Notice,
-    OutOfMemory,
-    Paused,
-    Planned,
-    Preparing,
-    RolledBack,
-    Sample,
-    Skipped,
-    Started,
-    Step,
-)  # fmt: skip
+from groundling.training import events
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Console:
-    """Prints to `file` (standard output if none). Use as a context manager, so that the live line is cleared."""
+    """Prints events to `file` (default: standard output). Use it as a context manager to clear the live line."""
 
     def __init__(self, file: IO[str] | None = None) -> None:
         self.out = RichConsole(file=file, highlight=False, soft_wrap=True)
         self._live: Progress | None = None
         self._task = TaskID(0)
         self._validation = ""
-        self._sample: Sample | None = None
+        self._sample: events.Sample | None = None
         self._last_line = self._began = 0.0
         self._steps = ""
         self._milestones: list[float] = []
@@ -56,93 +40,98 @@ class Console:
     def __exit__(self, *_: object) -> None:
         self._end_live()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: events.Event) -> None:
         try:
             self._show(event)
-        except OSError:  # the terminal was closed, or whoever read along has left: no run is lost for that
+        except OSError:  # the terminal was closed, or the reader of a pipe is gone: training continues without them
             self._live = None
             self.out = RichConsole(quiet=True)
 
-    def _show(self, event: Event) -> None:
+    def _show(self, event: events.Event) -> None:
         match event:
-            case Preparing():
+            case events.Preparing():
                 self._preparing(event)
-            case Notice():
+            case events.Notice():
                 self.out.print(f"[yellow]note:[/] {escape(printable(event.sentence))}")
-            case Planned():
+            case events.Planned():
                 self._planned(event)
-            case Started():
+            case events.Started():
                 self._started(event)
-            case Checked():
+            case events.Checked():
                 self._milestones = event.milestones
-            case Step():
+            case events.Step():
                 self._step(event)
-            case Skipped():
+            case events.Skipped():
+                self.out.print(f"[yellow]Skipped step {event.step:,}:[/] {escape(event.cause)}. Weights unchanged.")
+            case events.RolledBack():
+                where = f"checkpoint {event.to:,}" if event.to else "the start"
+                rate = "half the" if event.rate_share == 0.5 else f"{event.rate_share:.3g} × the original"
                 self.out.print(
-                    f"[yellow]step {event.step:,} is left out:[/] {event.cause}; weights and optimizer stay as before"
+                    f"[yellow]Rolled back from step {event.step:,} to {where}[/] ({escape(event.cause)}). "
+                    f"Continuing at {rate} learning rate."
                 )
-            case RolledBack():
-                where = f"the checkpoint of step {event.to:,}" if event.to else "the start"
+            case events.OutOfMemory():
                 self.out.print(
-                    f"[yellow]back from step {event.step:,} to {where}:[/] {event.cause}; from there on at "
-                    f"{event.rate_share:.3g} of the learning rates that were set"
+                    f"[yellow]Out of memory {event.doing}.[/] Continuing from step {event.step:,} with "
+                    f"{event.accumulate:,} micro-batches of {event.batch_size:,} per step (evaluation: "
+                    f"{event.evaluation_batch:,}). The text of each step is the same, but losses may differ in their "
+                    "last digits."
                 )
-            case OutOfMemory():
-                self._out_of_memory(event)
-            case Evaluation():
+            case events.Evaluation():
                 self._evaluation(event)
-            case Generation():
+            case events.Generation():
                 self.out.print(
-                    f"[bold]step {event.step:,}  generation {event.generation} begins:[/] a new model, which learns "
-                    "from the text and from the model so far"
+                    f"[bold]step {event.step:,}  generation {event.generation} starts:[/] a new model, which learns "
+                    "from the text and from the previous model"
                 )
-            case Sample():
+            case events.Sample():
                 self._sample = event
                 self.out.print(Text(_indent(event.prompt + event.text), style="dim"))
                 if event.copied_share:
                     self.out.print(
-                        f"    ({event.copied_share:.0%} of this is copied from the training text; the longest span has "
+                        f"    ({event.copied_share:.0%} copied from the training text, longest span "
                         f"{event.longest_copy} characters)"
                     )
-            case Paused():
+            case events.Paused():
                 self._end_live()
                 self.out.print(f"Saved at step {event.step:,}. To continue:  ", end="")
                 self.out.print(Text(f"groundling resume {shlex.quote(event.run)}", style="bold"))
-            case Finished():
+            case events.Finished():
                 self._end_live()
                 self._finished(event)
 
-    def _preparing(self, event: Preparing) -> None:
-        """Nothing for a text that is read in a second; progress, rate and time left for one that is not."""
+    def _preparing(self, event: events.Preparing) -> None:
+        """Progress, speed and time left, for a text that takes longer than a few seconds."""
         now = time.perf_counter()
+        if event.done >= event.total:
+            self._began = 0.0
+            return
         if event.done <= 0 or not self._began:
             self._began = self._last_line = now
-        self._began = self._began if event.done < event.total else 0.0
-        if now - self._last_line >= _SECONDS_BETWEEN_LINES / 2 and self._began:
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES / 2:
             self._last_line = now
             rate = event.done / max(now - self._began, 1e-9)
-            left = (event.total - event.done) / max(rate, 1)
             self.out.print(
                 f"{event.doing} the text: {event.done / 1e6:,.0f} of {event.total / 1e6:,.0f} MB, "
-                f"{rate / 1e6:,.0f} MB/s, {duration(left)} left"
+                f"{rate / 1e6:,.0f} MB/s, {duration((event.total - event.done) / max(rate, 1))} left"
             )
 
-    def _planned(self, event: Planned) -> None:
+    def _planned(self, event: events.Planned) -> None:
         model, expected = event.model, ""
         if event.loss is not None:
-            expected = f"; expected validation loss {event.loss:.2f}, most likely {event.low:.2f} to {event.high:.2f}"
+            expected = f"; expected validation loss {event.loss:.2f} ({event.low:.2f} to {event.high:.2f})"
         self.out.print(
             f"[bold]plan    {event.minutes:g} minutes, until {event.ends[11:19]}[/]: "
             f"{event.parameters / 1e6:.1f}M parameters ({model['n_layer']} layers × {model['n_embd']}), "
-            f"dropout {model['dropout']:g}, {event.batch_size} windows of {model['block_size']} a step"
+            f"dropout {model['dropout']:g}, batch of {event.batch_size} × {model['block_size']} tokens"
             + (f", {event.generations} generations" if event.generations > 1 else "")
         )
         self.out.print(
-            f"        about {event.steps:,} steps of {event.seconds_per_step:.2g} s, {event.epochs:.1f} passes over "
-            f"the text, {event.memory / 1e9:.1f} GB of memory{expected}"
+            f"        about {event.steps:,} steps of {event.seconds_per_step:.2g} s, {event.epochs:.1f} epochs, "
+            f"{event.memory / 1e9:.1f} GB of memory{expected}"
         )
 
-    def _started(self, event: Started) -> None:
+    def _started(self, event: events.Started) -> None:
         total = sum(count for _, count in event.parameters)
         table = Table(title=f"{total:,} parameters", title_justify="left", box=None, pad_edge=False, show_header=False)
         for part, count in event.parameters:
@@ -151,20 +140,16 @@ class Console:
         corpus, machine = event.corpus, event.machine
         self.out.print(
             f"corpus  {escape(printable(corpus['name']))}: {corpus['characters']:,} characters, vocabulary of "
-            f"{corpus['vocab_size']:,}; {corpus['training_tokens']:,} tokens to train on, "
-            f"{corpus['validation_tokens']:,} to validate"
+            f"{corpus['vocab_size']:,}; {corpus['training_tokens']:,} training tokens, "
+            f"{corpus['validation_tokens']:,} validation tokens"
         )
         self.out.print(
             f"machine {machine['device']}, {machine['dtype']}, {machine['threads']} threads"
             + (f" ({'; '.join(machine['reasons'])})" if machine["reasons"] else "")
         )
-        about = "about " if event.minutes else ""
-        verb = f"continues at step {event.step:,} of" if event.step else "trains for"
-        self.out.print(
-            f"run     {escape(event.run)} {verb} {about}{event.steps:,} steps, {event.epochs:.1f} passes over the text"
-        )
-        self.out.print()
-        self._steps, self._last_line = f"{about}{event.steps:,}", 0.0
+        self._steps, self._last_line = f"{'about ' if event.minutes else ''}{event.steps:,}", 0.0
+        action = f"resumes at step {event.step:,} of" if event.step else "trains for"
+        self.out.print(f"run     {escape(event.run)} {action} {self._steps} steps, {event.epochs:.1f} epochs\n")
         if self.out.is_terminal:
             self._live = Progress(
                 BarColumn(bar_width=24), TextColumn("{task.description}"), console=self.out, transient=True
@@ -172,7 +157,7 @@ class Console:
             self._task = self._live.add_task("", total=None)
             self._live.start()
 
-    def _step(self, event: Step) -> None:
+    def _step(self, event: events.Step) -> None:
         line = (
             f"step {event.step:,}/{self._steps}  loss {event.loss:.3f}{self._validation}  "
             f"lr {event.learning_rate:.1e}  {event.tokens_per_second:,.0f} tok/s  {duration(event.seconds_left)} left"
@@ -185,7 +170,7 @@ class Console:
             self._last_line = now
             self.out.print(line)
 
-    def _evaluation(self, event: Evaluation) -> None:
+    def _evaluation(self, event: events.Evaluation) -> None:
         self._validation = f"  val {event.validation_loss:.3f}"
         training = "" if event.training_loss is None else f"  training loss {event.training_loss:.4f}"
         bits = "" if event.bits_per_byte is None else f"  {event.bits_per_byte:.3f} bits/byte"
@@ -195,33 +180,23 @@ class Console:
             f"{escape(others)}  {duration(event.elapsed)}{'  (best so far)' if event.best else ''}"
         )
         words = standing(event.validation_loss, self._milestones)
-        if words and words != self._standing:  # said when it is new
+        if words and words != self._standing:
             self.out.print(f"    {words}")
             self._standing = words
 
-    def _out_of_memory(self, event: OutOfMemory) -> None:
+    def _finished(self, event: events.Finished) -> None:
         self.out.print(
-            f"[yellow]memory ran out {event.doing}:[/] training goes on from step {event.step:,} in smaller pieces "
-            f"(windows in a pass: {event.batch_size:,}, passes a step: {event.accumulate:,}, windows at once in an "
-            f"evaluation: {event.evaluation_batch:,}). Each step reads the same text as before; the last digits may "
-            "differ from those of a run that did not run out of memory."
-        )
-
-    def _finished(self, event: Finished) -> None:
-        self.out.print()
-        self.out.print(
-            f"Done: {event.step:,} steps in {duration(event.elapsed)}, "
-            f"at most {event.peak_memory / 1e9:.1f} GB of memory. "
+            f"\nDone: {event.step:,} steps in {duration(event.elapsed)}, peak memory {event.peak_memory / 1e9:.1f} GB. "
             f"Best validation loss [bold]{event.best_validation_loss:.4f}[/] at step {event.best_step:,}."
         )
-        self.out.print(event.verdict)
+        self.out.print(Text(event.verdict))
         if event.forecast:
-            self.out.print(event.forecast)
+            self.out.print(Text(event.forecast))
         if self._sample:
-            self.out.print("\nIt writes:\n")
+            self.out.print("\nSample:\n")
             self.out.print(Text(_indent(self._sample.prompt + self._sample.text)))
         if event.report:
-            self.out.print(Text(f"\nAll about it on one page: {event.report}"))
+            self.out.print(Text(f"\nReport: {event.report}"))
         self.out.print("\nTry next:")
         for command in (
             f'groundling sample {event.run} --prompt "The "',
@@ -248,4 +223,4 @@ def duration(seconds: float) -> str:
 
 
 def _indent(text: str) -> str:
-    return "\n".join("    " + line for line in printable(text).strip("\n").split("\n"))
+    return "    " + printable(text).strip("\n").replace("\n", "\n    ")

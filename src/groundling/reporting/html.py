@@ -1,4 +1,4 @@
-"""HTML pages: one style for all, and each page one file that needs no other and no network."""
+"""HTML pages: one style for all, and each page a single file that needs no network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from groundling.escape import printable
 
 
 def render(template: str, script: str = "", **values: Any) -> str:
-    """The page made from a template of this package, such as `checkup/page.html`.
+    """Render a template of this package, such as `checkup/page.html`.
 
-    Whatever is inserted is escaped. `script` is the only code that can run in the page, which names it by its hash
-    (Content Security Policy): what slipped into the page with a text would stay text.
+    All values are escaped. `script` is the only code that can run in the page: a Content Security Policy names it by
+    its hash, so code that comes with a text stays text.
     """
     code = resources.files("groundling").joinpath(script).read_text(encoding="utf-8") if script else ""
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
@@ -27,10 +27,10 @@ def render(template: str, script: str = "", **values: Any) -> str:
 def _environment() -> Any:
     import jinja2
 
+    loader = jinja2.PackageLoader("groundling", "")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("groundling", ""), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {
         "thousands": "{:,}".format,
         "percent": lambda share: f"{100 * share:.1f} %",

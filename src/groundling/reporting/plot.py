@@ -10,9 +10,11 @@ import numpy as np
 
 _TRAINING, _VALIDATION, _MILESTONE = "#9db4c8", "#b5442e", "#7a7a7a"
 
+Lines = Sequence[Mapping[str, Any]]
 
-def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draw runs, by name, from the lines of their `metrics.jsonl`. Raises ValueError if there is nothing to draw."""
+
+def plot_curves(histories: Mapping[str, Lines], path: Path) -> None:
+    """Plot runs, by name, from the lines of their `metrics.jsonl`. Raises ValueError if no step was logged."""
     # The object interface: pyplot would keep global state and ask for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -21,11 +23,9 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     alone = len(histories) == 1
-    drawn = False
     for name, lines in histories.items():
         steps = [(line["step"], line["loss"]) for line in lines if line["event"] == "step"]
         points = [(line["step"], line["validation_loss"]) for line in lines if line["event"] == "evaluation"]
-        drawn = drawn or bool(steps or points)
         if steps and alone:
             x, y = np.array(steps).T
             axes.plot(x, y, color=_TRAINING, alpha=0.35, linewidth=0.8)
@@ -41,51 +41,47 @@ def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
                     f"best {y[best]:.3f}\nstep {int(x[best]):,}", (x[best], y[best]),
                     textcoords="offset points", xytext=(-6, 14), ha="right", fontsize=9,
                 )  # fmt: skip
-    if not drawn:
-        raise ValueError("There is nothing to draw: no step has been logged yet.")
-    axes.set(
-        xlabel="optimizer step",
-        ylabel="loss (nats a token)",
-        title=" and ".join(histories) if len(histories) < 4 else "",
-    )
+    if not axes.lines:
+        raise ValueError("Nothing to plot: no step has been logged yet.")
+    title = " and ".join(histories) if len(histories) < 4 else ""
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.25)
     if alone:
-        _draw_milestones(axes, next(iter(histories.values())))
-        _draw_generations(axes, next(iter(histories.values())))
+        _draw_milestones(axes, *histories.values())
+        _draw_generations(axes, *histories.values())
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path)
 
 
-def _draw_milestones(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
-    """What counting reaches on this text, as lines: the uniform model down to the best n-gram model."""
+def _draw_milestones(axes: Any, lines: Lines) -> None:
+    """The n-gram baselines as horizontal lines, from the uniform model down to the best one."""
     checked = next((line for line in reversed(lines) if line["event"] == "checked"), None)
     if checked is None:
         return
     losses = checked["milestones"]
     low, high = axes.get_ylim()
     named = -float("inf")
+    style = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8, "color": _MILESTONE}
     for n in range(int(np.argmin(losses)), -1, -1):  # from the best one up
         axes.axhline(losses[n], color=_MILESTONE, linestyle=":", linewidth=0.9, zorder=0)
-        if losses[n] - named > 0.035 * (high - low):  # else the names would lie on each other
-            name = "chance" if n == 0 else f"{n}-gram"
-            axes.text(1.01, losses[n], f"{name} {losses[n]:.2f}", transform=axes.get_yaxis_transform(), va="center",
-                      fontsize=8, color=_MILESTONE)  # fmt: skip
+        if losses[n] - named > 0.035 * (high - low):  # otherwise the names would overlap
+            axes.text(1.01, losses[n], f"{f'{n}-gram' if n else 'chance'} {losses[n]:.2f}", **style)
             named = losses[n]
     axes.grid(visible=False, axis="y")
 
 
-def _draw_generations(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Where a new model began, taught by the one before."""
+def _draw_generations(axes: Any, lines: Lines) -> None:
+    """Vertical lines where a new generation starts."""
+    style = {"transform": axes.get_xaxis_transform(), "va": "top", "fontsize": 8, "color": _MILESTONE}
     for line in lines:
         if line["event"] == "generation":
             axes.axvline(line["step"], color=_MILESTONE, linewidth=0.9, zorder=0)
-            axes.text(line["step"], 0.98, f" generation {line['generation']}", transform=axes.get_xaxis_transform(),
-                      va="top", fontsize=8, color=_MILESTONE)  # fmt: skip
+            axes.text(line["step"], 0.98, f" generation {line['generation']}", **style)
 
 
 def smooth(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Mean over a centred window of a fiftieth of the curve; it narrows at the start, where the fall is steep."""
+    """The mean over a centred window of a fiftieth of the curve. It narrows at the start, where the loss falls fast."""
     half = max(1, len(values) // 100)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     i = np.arange(len(values))

@@ -3,7 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const slider = document.getElementById("time"), play = document.getElementById("play");
 const whole = new Intl.NumberFormat("en");
 
-/* Every chart shows its values at `step`, and where that is; at the end of the run, and no line, if there is none. */
+/* Every chart shows its values at `step` and marks it. Without a step, it shows those at the end of the run. */
 function read(step) {
   document.body.style.setProperty("--at", 100 * (step ?? data.last) / Math.max(data.last, 1) + "%");
   for (const figure of document.querySelectorAll("[data-chart]")) {
@@ -16,13 +16,9 @@ function read(step) {
   }
 }
 
-function nearest(places, wanted) {
-  let low = 0, high = places.length - 1;
-  while (high - low > 1) {
-    const middle = (low + high) >> 1;
-    if (places[middle] < wanted) low = middle; else high = middle;
-  }
-  return wanted - places[low] < places[high] - wanted ? low : high;
+function nearest(steps, wanted) {
+  const distance = i => Math.abs(steps[i] - wanted);
+  return steps.reduce((best, _, i) => distance(i) <= distance(best) ? i : best, 0);
 }
 
 function point(event) {
@@ -34,18 +30,14 @@ function point(event) {
 document.addEventListener("pointermove", point);
 document.addEventListener("pointerdown", point);
 
+function element(tag, look, text) {
+  return Object.assign(document.createElement(tag), { className: look, textContent: text });
+}
+
 function show() {
   const slide = data.slides[slider.valueAsNumber];
-  const prompt = document.createElement("span");
-  prompt.className = "soft";
-  prompt.textContent = slide.prompt;
-  document.getElementById("sample").replaceChildren(prompt, ...slide.pieces.map(([text, mark]) => {
-    if (!mark) return document.createTextNode(text);
-    const copied = document.createElement("mark");
-    copied.textContent = text;
-    if (mark === 2) copied.className = "two";
-    return copied;
-  }));
+  const pieces = slide.pieces.map(([text, mark]) => mark ? element("mark", mark === 2 ? "two" : "", text) : text);
+  document.getElementById("sample").replaceChildren(element("span", "soft", slide.prompt), ...pieces);
   document.getElementById("said").textContent = slide.said;
   slider.setAttribute("aria-valuetext", slide.said);
   read(slide.step);

@@ -1,4 +1,4 @@
-"""The page about a run: one file of HTML that opens from the disk, without a network."""
+"""The report of a run: one HTML file that opens from the disk, without a network."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from groundling.reporting.run_facts import Facts
 
 
 def run_page(facts: Facts) -> str:
-    """The page. Names, prompts and samples are escaped: a model writes what it has read, and a text may hold anything.
-
-    Curves are thinned and samples chosen so that it stays below 2 MB however long the run.
-    """
+    """The page, below 2 MB however long the run. All text is escaped, since models repeat what they read."""
     charts = facts.charts
     readings = {key: {"readings": chart["readings"]} for key, chart in charts.items()}
     data = {"last": facts.last_step, "charts": readings, "slides": facts.slides}

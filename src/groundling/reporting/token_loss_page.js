@@ -10,7 +10,7 @@ function show(event) {
   token.classList.add("on");
   const [loss, count, choices] = data[token.place];
   tip.textContent = "loss " + loss.toFixed(2) + " nats" + (count > 1 ? " in " + count + " tokens" : "")
-    + "\nprobability " + percent(Math.exp(-loss)) + "\nits own first choices:"
+    + "\nprobability " + percent(Math.exp(-loss)) + "\nmost likely here:"
     + choices.map(([text, p]) => "\n  “" + text + "”  " + percent(p)).join("");
   tip.style.display = "block";
   const box = token.getClientRects()[0], edge = document.documentElement.clientWidth - tip.offsetWidth - 8;

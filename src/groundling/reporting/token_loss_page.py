@@ -1,4 +1,4 @@
-"""A text, painted by what it cost a model: one page of HTML."""
+"""A text with each token coloured by its loss, as an HTML page."""
 
 from __future__ import annotations
 
@@ -17,25 +17,23 @@ _SHADES = 10
 def loss_page(
     title: str, beginning: str, losses: Sequence[TokenLoss], score: Score, n_tokens: int, vocab_size: int
 ) -> str:
-    """The page: figures above, the text with each token painted below.
+    """The page: figures, then the coloured text.
 
-    `score` and `n_tokens` are of the text as a whole, of which `losses` may be the first part; `beginning` is its first
-    token, which nothing predicts. The darkest shade is a loss of log(vocab_size), that of a blind guess, and more.
-    Tokens that end inside of a character are painted together with those that finish it.
+    `score` and `n_tokens` are of the whole text, while `losses` may cover only its first part. `beginning` is the first
+    token, which has no loss. The darkest shade is a loss of log(vocab_size), that of random guessing, or more. Tokens
+    that end inside a character are coloured together with those that complete it.
     """
     units = _units(losses)
     ceiling = math.log(max(vocab_size, 2))
+    shown = "all tokens" if len(losses) + 1 == n_tokens else f"the first {len(losses):,} of {n_tokens:,} tokens"
     figures = [
-        ("loss", f"{score.loss:.4f} nats a token"),
+        ("loss, nats per token", f"{score.loss:.4f}"),
         ("perplexity", f"{score.perplexity:.3f}"),
         ("bits per character", f"{score.bits_per_character:.4f}"),
         ("bits per byte", f"{score.bits_per_byte:.4f}"),
         ("windows", score.protocol),
-        ("scored", f"{score.tokens:,} tokens"),
-        (
-            "painted",
-            "all tokens" if len(losses) + 1 == n_tokens else f"the first {len(losses):,} of {n_tokens:,} tokens",
-        ),
+        ("tokens scored", f"{score.tokens:,}"),
+        ("shown", shown),
     ]
     return render(
         "reporting/token_loss_page.html", "reporting/token_loss_page.js",
@@ -46,7 +44,7 @@ def loss_page(
 
 
 def _units(losses: Sequence[TokenLoss]) -> list[tuple[str, float, int, list[list[Any]]]]:
-    """Text, loss, number of tokens and the first token's choices of each piece that can be shown."""
+    """Text, loss, number of tokens, and the first token's choices of each piece that can be shown."""
     units, pending = [], list[TokenLoss]()
     for each in losses:
         pending.append(each)

@@ -1,4 +1,4 @@
-"""Trackers: subscribers that hand the events of a run on to TensorBoard, Weights & Biases or trackio."""
+"""Trackers: send the events of a run to TensorBoard, Weights & Biases or trackio."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PROJECT = "groundling"
 
 @dataclass(frozen=True)
 class Tracked:
-    """What a tracker is told of a run when it begins: its name, its folder, its record, and the steps behind it."""
+    """The run that a tracker starts with: name, folder, record, and the steps so far."""
 
     name: str
     folder: Path
@@ -31,7 +31,7 @@ class Tracked:
 
     @property
     def key(self) -> str:
-        """Names the run among all: the same after a stop, another for a new run of the same name."""
+        """A unique name: the same after a resume, but different for a new run of the same name."""
         made = f"{self.record.get('created')} {self.record['corpus']['fingerprint']}"
         return f"{self.name}-{sha256(made.encode()).hexdigest()[:8]}"
 
@@ -45,7 +45,7 @@ class _Library(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder `tensorboard`, by TensorBoard's own writer."""
+    """Event files in the run's folder `tensorboard`, written by TensorBoard's own writer."""
 
     def __init__(self, run: Tracked) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -55,7 +55,7 @@ class TensorBoard:
 
         self._event, self._summary, self._text = Event, Summary, text_pb
         self._writer = EventFileWriter(str(run.folder / "tensorboard"))
-        # TensorBoard drops what comes after this step: where a run goes on from a checkpoint, it happens again.
+        # TensorBoard drops all later steps: a run that resumes from a checkpoint logs them again.
         start = SessionLog(status=SessionLog.START)
         self._writer.add_event(Event(wall_time=time.time(), step=run.step + 1, session_log=start))
         self.write(run.step, "record", html.escape(repr(dict(run.record))))
@@ -65,8 +65,7 @@ class TensorBoard:
         self._add(step, self._summary(value=values))
 
     def write(self, step: int, name: str, text: str) -> None:
-        # It reads Markdown, in which lines indented by four are shown as they are.
-        self._add(step, self._text(name, "\n".join("    " + line for line in text.split("\n"))))
+        self._add(step, self._text(name, _verbatim(text)))
 
     def _add(self, step: int, summary: Any) -> None:
         self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
@@ -76,7 +75,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run: online, or as WANDB_MODE says. Its files lie in the run's folder `wandb`."""
+    """A W&B run: online, or as WANDB_MODE says. Its files are in the run's folder `wandb`."""
 
     def __init__(self, run: Tracked) -> None:
         import wandb
@@ -84,9 +83,9 @@ class WeightsAndBiases:
         self._html = wandb.Html
         self._run = wandb.init(
             project=_PROJECT, id=run.key, name=run.name, resume="allow", dir=str(run.folder), config=dict(run.record),
-            settings=wandb.Settings(console="off"),  # the display is ours
+            settings=wandb.Settings(console="off"),  # we print ourselves
         )  # fmt: skip
-        # By our steps and not by W&B's count of calls, which cannot go back to a checkpoint.
+        # W&B's own count of calls cannot go back to a checkpoint.
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
@@ -100,23 +99,21 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """A trackio run, kept by trackio on this machine unless its own variables say otherwise."""
+    """A trackio run, stored on this machine unless trackio's own variables say otherwise."""
 
     def __init__(self, run: Tracked) -> None:
         import trackio
 
         self._markdown = trackio.Markdown
+        options = {"name": run.key, "config": dict(run.record), "resume": "allow", "embed": False}
         with redirect_stdout(sys.stderr):  # standard output may be for JSON
-            self._run = trackio.init(
-                project=_PROJECT, name=run.key, resume="allow", config=dict(run.record), embed=False
-            )
+            self._run = trackio.init(project=_PROJECT, **options)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         self._run.log(dict(figures), step=step)
 
     def write(self, step: int, name: str, text: str) -> None:
-        shown = "\n".join("    " + line for line in text.split("\n"))
-        self._run.log({name: self._markdown(shown)}, step=step)
+        self._run.log({name: self._markdown(_verbatim(text))}, step=step)
 
     def close(self) -> None:
         with redirect_stdout(sys.stderr):
@@ -129,31 +126,31 @@ _TRACKERS: dict[Tracker, Callable[[Tracked], _Library]] = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ValueError if there is no tracker of a name, or if its library is not installed."""
+    """Raise ValueError if a tracker is unknown, or if its library is not installed."""
     for name in names:
         if name not in get_args(Tracker):
-            raise ValueError(f"There is no tracker {name!r}; there are {', '.join(get_args(Tracker))}.")
+            raise ValueError(f"--track {name} is unknown. Use one of {', '.join(get_args(Tracker))}.")
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f'--track {name} needs a library that is not installed: pip install "groundling[{name}]"')
+            raise ValueError(f'--track {name}: its library is not installed. Run: pip install "groundling[{name}]"')
 
 
 @contextmanager
 def tracking(
     names: Sequence[Tracker], run: Tracked, notice: Callable[[str], None], *, asked: bool
 ) -> Iterator[Subscriber]:
-    """A subscriber that tells the trackers of these names about the run; they are closed at the end.
+    """Start trackers, yield a subscriber that sends events to them, and close them at the end.
 
-    A tracker that fails is told about by `notice` and left alone from there on: no run is lost for it. One that cannot
-    even be started is a ValueError if it was `asked` for in this very session.
+    Training continues without a tracker that fails, after a `notice`. Raises ValueError if a tracker cannot start and
+    was `asked` for in this session.
     """
     trackers: dict[Tracker, _Library] = {}
 
     def attempt(name: Tracker, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a library of others raises
+        except Exception as error:  # these libraries may raise anything
             trackers.pop(name, None)
-            notice(f"{name} failed and is left out from here on: {_first_line(error)}")
+            notice(f"Training continues without {name}, which failed: {_first_line(error)}")
 
     for name in names:
         try:
@@ -161,8 +158,8 @@ def tracking(
             trackers[name] = _TRACKERS[name](run)
         except Exception as error:
             if asked:
-                raise ValueError(f"--track {name} could not begin: {_first_line(error)}") from error
-            notice(f"{name} could not begin, and the run goes on without it: {_first_line(error)}")
+                raise ValueError(f"--track {name} could not start: {_first_line(error)}") from error
+            notice(f"Training continues without {name}, which could not start: {_first_line(error)}")
 
     def tell(event: Event) -> None:
         for name, tracker in list(trackers.items()):
@@ -186,17 +183,12 @@ def _forward(event: Event, tracker: _Library) -> None:
 
 
 def figures_of(event: Event) -> tuple[int, dict[str, float]]:
-    """The step and the figures of an event, by the names under which trackers show them; none for most events."""
+    """The step of an event and its figures, by their names in trackers. Most events have none."""
     match event:
         case Step():
-            figures: dict[str, float | None] = {
-                "train/loss": event.loss,
-                "train/learning_rate": event.learning_rate,
-                "train/grad_norm": event.grad_norm,
-                "train/tokens": event.tokens,
-                "train/tokens_per_second": event.tokens_per_second,
-                **{f"train/{name}": value for name, value in event.figures.items()},
-            }
+            names = ("loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
+            values: dict[str, float | None] = {name: getattr(event, name) for name in names} | event.figures
+            figures = {f"train/{name}": value for name, value in values.items()}
         case Evaluation():
             figures = {
                 f"validation/{event.metric.removeprefix('validation ').replace(' ', '_')}": event.validation_loss,
@@ -209,6 +201,11 @@ def figures_of(event: Event) -> tuple[int, dict[str, float]]:
         case _:
             figures = {}
     return getattr(event, "step", 0), {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def _verbatim(text: str) -> str:
+    """As Markdown, which shows lines with four spaces before them as they are."""
+    return "    " + text.replace("\n", "\n    ")
 
 
 def _first_line(error: Exception) -> str:

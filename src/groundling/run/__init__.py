@@ -1,1 +1,1 @@
-"""ONE RUN"""
+"""One run: its folder, record, lock and checkpoints, and how it is started, resumed and loaded."""

@@ -1,11 +1,11 @@
-"""The folder of a run, read when it is needed. Every file is validated before use.
+"""The folder of a run. Files are read when needed, and validated before use.
 
 runs/<name>/
-  config.json      the run's record: settings, fingerprint of the text, machine, versions
+  config.json      the run's record (record.py): settings, fingerprint of the text, machine, versions
   tokenizer.json
   metrics.jsonl    what happened, one JSON object a line
   samples.jsonl    what the model generated along the way, from one prompt and seed
-  initial/         the weights that it began with, if they are another run's (--init-from)
+  initial/         a copy of the initial weights, if they are another run's (--init-from)
   checkpoints/     see training/checkpoints.py
   loss.png         the loss curve, drawn at the end
   report.html      the report, written at the end
@@ -31,17 +31,17 @@ from groundling.storage.safe_read import check_folder
 from groundling.training.checkpoints import Checkpoints
 from groundling.training.state import read_state
 
-_DEVICES = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?"  # not allowed as file names on Windows
+_DEVICES = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?"  # reserved file names on Windows
 
 
 class RunFolder:
-    """The files of a run, whoever made them. None of them can run code, and a damaged one is a ValueError that says
-    what is wrong. See SECURITY.md."""
+    """The files of a run, possibly from a stranger: reading them runs no code, and a damaged file raises ValueError.
+    See SECURITY.md."""
 
     def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
         """`checkpoint` is the one to use. Default: the best one, else the newest.
 
-        Raises ValueError if something in the folder is a link that leads out of it, or is not a file or folder.
+        Raises ValueError if the folder contains a link to outside, or anything that is neither file nor folder.
         """
         self.folder = folder
         if checkpoint is not None:
@@ -57,7 +57,7 @@ class RunFolder:
 
     @property
     def reference(self) -> str:
-        """How to call this run on the command line, from the working directory."""
+        """The argument that means this run on the command line: its name, or its path from the working directory."""
         return self.name if self.folder.parent == runs_folder().resolve() else os.path.relpath(self.folder)
 
     @cached_property
@@ -67,7 +67,7 @@ class RunFolder:
         return RunRecord.read(storage.read_json(path), str(path))
 
     def update(self, **changes: Any) -> None:
-        """Change entries of the record. This is the only place that writes config.json."""
+        """Change entries of the record. Only this and `create` write config.json."""
         self.create(self.record.with_(**changes))
 
     def create(self, record: RunRecord) -> None:
@@ -107,7 +107,7 @@ class RunFolder:
 
     @cached_property
     def model(self) -> GPT:
-        """The model of the checkpoint in use, on its device. The files are checked against their hashes first."""
+        """The model of the checkpoint in use, on its device. The hashes of its files are checked first."""
         storage.verify(self.checkpoint)
         check_fits(self.checkpoint, self.config.model, self.tokenizer.vocab_size)
         check_memory(self.config.model, self.tokenizer.vocab_size)
@@ -122,12 +122,12 @@ class RunFolder:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """How the run ended: the fields of the event `Finished`. None if it is not finished."""
+        """The fields of the event `Finished`. None if the run is not finished."""
         return read_result(self.folder / "result.json")
 
     @property
     def exists(self) -> bool:
-        """Whether the folder holds a run already."""
+        """Whether the folder already contains a run."""
         return (self.folder / "config.json").exists()
 
     @property
@@ -149,11 +149,11 @@ def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
 
 
 def as_name(text: str, otherwise: str = "run") -> str:
-    """The part of `text` that is allowed in a run's name, or `otherwise` if nothing is."""
+    """`text` with everything replaced that a run's name cannot have, or `otherwise` if nothing is left."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or otherwise
 
 
 def is_name(text: str) -> bool:
-    """Whether a run can have this name, on every system."""
+    """Whether `text` is a valid run name on every operating system."""
     fits = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", text) is not None and not text.endswith(".")
     return fits and not re.fullmatch(_DEVICES, text)

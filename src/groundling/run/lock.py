@@ -1,4 +1,4 @@
-"""The lock on a run's folder: one process at a time trains it."""
+"""The lock on a run's folder: only one process trains it at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from groundling import storage
 from groundling.escape import printable
 
 LOCK = ".lock"
-"""The file that the training process holds."""
+"""The file that the training process locks."""
 
 
 def lock(folder: Path, stack: ExitStack) -> None:
-    """Lock the run until `stack` closes. The lock ends with the process, however that ends.
+    """Lock the run until `stack` closes or the process ends, in whatever way.
 
-    Raises ValueError that names the process that holds it.
+    Raises ValueError, with the pid of the other process, if the run is locked.
     """
     holder = folder / "holder.json"
     try:
@@ -33,12 +33,12 @@ def lock(folder: Path, stack: ExitStack) -> None:
         ) from None
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     storage.write_json(holder, {"pid": os.getpid(), "host": platform.node(), "since": since})
-    stack.callback(storage.remove_file, holder)  # if a killed process leaves it, the next one replaces it
+    stack.callback(storage.remove_file, holder)  # a killed process leaves it; the next one replaces it
 
 
 def _description(holder: Path) -> str:
-    """Who holds the lock, as far as it has written that down."""
-    for _ in range(20):  # it may have got the lock a moment ago
+    """Which process holds the lock, if holder.json says so."""
+    for _ in range(20):  # it writes the file right after taking the lock
         with suppress(OSError, ValueError, KeyError, TypeError):
             value = storage.read_json(holder)
             pid, host, since = (

@@ -1,4 +1,4 @@
-"""A run's history and result in files. Every line that is read is validated: it has what its event has."""
+"""The files of a run's history (metrics.jsonl, samples.jsonl) and result (result.json), validated when read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class _StartedCorpus(CorpusFacts):
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` or `samples.jsonl`. Raises ValueError that names a line which is not an event."""
+    """The lines of `metrics.jsonl` or `samples.jsonl`. Raises ValueError, with the line number, for
+    a line that is not an event."""
     lines = storage.read_json_lines(path)
     for number, line in enumerate(lines, start=1):
         _check(line, f"line {number} of {path}")
@@ -32,16 +33,16 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def read_line(content: bytes, what: str) -> dict[str, Any]:
-    """A single line of a history. Raises ValueError, naming `what` it is, if it is not an event."""
+    """One line of a history. Raises ValueError, with `what` it is, if it is not an event."""
     line: dict[str, Any] = parse(content, what)
     _check(line, what)
     return line
 
 
 class MetricsLog:
-    """The subscriber that writes a run's history: `metrics.jsonl` and `samples.jsonl`, one JSON object a line.
+    """A subscriber that writes events to `metrics.jsonl` and `samples.jsonl`, one JSON object per line.
 
-    When training goes back, the lines of what will be made again are dropped.
+    When training goes back to a checkpoint, the lines of the steps that will be repeated are dropped.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,10 +63,10 @@ def rewind(
     folder: Path, step: int, evaluated_step: int, rollbacks: int = 0,
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> None:  # fmt: skip
-    """Drop from a run's history what happened after the checkpoint from which it continues, since it happens again.
+    """Drop the lines after the checkpoint from which a run continues, since those steps will be repeated.
 
-    That checkpoint knows of so many `rollbacks`. Those stay, with the steps that were skipped before them. Lines that
-    cannot be read, as a power cut may leave them, are dropped too, with a notice.
+    The first `rollbacks` rollbacks, which the checkpoint counts, stay, and so do the steps skipped before them.
+    Unreadable lines, which a power cut can leave, are dropped with a notice.
     """
 
     def dropped(fault: object) -> None:
@@ -88,21 +89,20 @@ def _precedes(line: dict[str, Any], step: int, evaluated_step: int, rollbacks: i
     event = line["event"]
     if event in ("skipped", "rolledback"):
         return bool((line["rollbacks"], line["step"]) <= (rollbacks, step))
-    # A generation begins after the checkpoint of its step.
+    # A generation begins after the checkpoint of the same step.
     limit = evaluated_step if event in ("evaluation", "sample") else step - (event == "generation")
-    # What has no step (a notice), or belongs to a session (started, paused), did happen.
+    # Events without a step (notice) or of a session (started, paused) are not repeated.
     return bool(event in ("started", "notice", "outofmemory") or line.get("step", 0) <= limit)
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """How a run ended: the fields of `Finished`, or None if there is no such file. Raises ValueError if it is
-    damaged."""
+    """The fields of `Finished`, or None if there is no such file. Raises ValueError if it is damaged."""
     if not path.exists():
         return None
     result: dict[str, Any] = storage.read_json(path)
     _check(result, str(path))
     if result["event"] != "finished":
-        raise ValueError(f"{path} is damaged: it is not the end of a run.")
+        raise ValueError(f"{path} is damaged: it is not the result of a run.")
     return result
 
 
@@ -114,7 +114,7 @@ def _check(line: Any, what: str) -> None:
     if line["event"] not in _KINDS:
         if type(line.get("step", 0)) is not int:
             raise ValueError(f"{what} is damaged: its step is not a number.")
-        return  # of a newer version; nobody asks for it
+        return  # an event of a newer version, which nothing here uses
     try:
         # Through JSON, where a list is as good as a tuple though everything else is strict.
         _adapter(line["event"]).validate_json(json.dumps(line), strict=True)

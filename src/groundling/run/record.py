@@ -1,5 +1,5 @@
-"""A run's record, `config.json`: its settings, text, machine and versions. What is read is validated, since it may be a
-stranger's; what is written has one writer, `RunFolder.update`."""
+"""A run's record, `config.json`: its settings, text, machine and versions. It is validated when read, since it may be a
+stranger's. Only `RunFolder.update` and `RunFolder.create` write it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from groundling.config import Config, did_you_mean
 from groundling.data.fingerprint import MOST_DOCUMENTS
 
 FORMAT = 1
-"""Increased when an older groundling could no longer read what is written."""
+"""Increased when older versions can no longer read new records."""
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Text = Annotated[str, Field(max_length=4096)]
@@ -28,7 +28,7 @@ _Settings = Annotated[Config, PlainValidator(_config), PlainSerializer(Config.to
 
 
 class NewerVersion(ValueError):
-    """A record that only a newer version can read."""
+    """Only a newer version can read this record."""
 
 
 class _Part(BaseModel):
@@ -40,7 +40,7 @@ class _Part(BaseModel):
 
 
 class DocumentFacts(_Part):
-    """A document of the text: its name below the text's address, size, and SHA-256 of its content."""
+    """A document of the text: its path below the text's address, its size in bytes, and the SHA-256 of its content."""
 
     name: _Text
     bytes: _Count
@@ -48,7 +48,7 @@ class DocumentFacts(_Part):
 
 
 class CorpusFacts(_Part):
-    """The text that a run is trained on. `since` is the step from which on it is this one."""
+    """The text that a run is trained on, from the step `since` on."""
 
     name: _Text
     fingerprint: _Text
@@ -72,34 +72,34 @@ class MachineFacts(_Part):
 
 
 class RunRecord(_Part):
-    """All that decides a run, and where it came from."""
+    """Everything that decides a run's result, and where the run came from."""
 
     format: int
     created: Annotated[_Text, AfterValidator(lambda text: datetime.fromisoformat(text) and text)]
     requested: _Settings
-    """The settings as asked for: what the same command asks for again."""
+    """The settings that were asked for. The same command asks for the same ones."""
     settings: _Settings
-    """The settings as planned."""
+    """The settings in use, after planning."""
     corpus: CorpusFacts
     machine: MachineFacts
     versions: dict[_Text, _Text]
     track: Annotated[list[_Text], Field(max_length=10)] = []
     former_texts: Annotated[list[CorpusFacts], Field(max_length=1000)] = []
-    """Texts from before `--accept-changed-text` was given."""
+    """The texts before each `--accept-changed-text`."""
     imported: dict[_Text, _Text] | None = None
-    """Where the weights came from, if they were not trained here."""
+    """Where imported weights came from."""
     bits: dict[_Text, _Text] = {}
-    """What the last digits of all results depend on, as of now: see `machine.bits`."""
+    """What the last digits of results depend on, in the latest session; see `machine.bits`."""
     extended_at: _Count | None = None
-    """The step at which the run was given a new end, the last time."""
+    """The step at which the run was last given a new end."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON. Entries that were never set are left out."""
+        """JSON-ready. Entries that were never set are left out."""
         return self.model_dump(exclude_unset=True)
 
     @staticmethod
     def read(value: Any, what: str) -> RunRecord:
-        """Validate the content of a run's config.json. Entries that came later may be missing in older ones.
+        """Validate the content of a config.json. Newer entries may be missing.
 
         Raises ValueError, naming `what`, if it is not valid, or if only a newer version can read it.
         """

@@ -1,4 +1,4 @@
-"""A run in use: its model writes and is scored, its curves are explained, and all about it stands on one page."""
+"""A run and what you can do with it: generate, evaluate, explain its curves, plot and report."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from groundling.run.run_text import RunText
 
 
 class Run(RunFolder):
-    """A trained (or half-trained) model in its folder, and what can be done with it: write, score, explain, report."""
+    """A trained (or half-trained) model in its folder: generate, evaluate, explain, report."""
 
     def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
         """`checkpoint` is the one to use; the best one (else the newest) if None. For ValueErrors, see `RunFolder`."""
         super().__init__(folder, checkpoint)
         self.stopped_by: int | None = None
-        """The signal that ended training early, after `train` or `resume` returned; None if it came to the end."""
+        """The signal that stopped `train` or `resume` early. None if training finished."""
 
     def generate(
         self,
@@ -53,9 +53,11 @@ class Run(RunFolder):
     ) -> str:
         """Generate text that continues `prompt`.
 
-        `sampling` are the fields of `Sampling` (temperature, top_k, seed, ...), with its defaults and ValueErrors. The
-        same checkpoint, prompt, seed and `precision` (acceleration/precision.py) give the same text on a device. Of a
-        prompt longer than the context, the newest part is read.
+        `sampling` takes the fields of `Sampling` (temperature, top_k, seed, ...). On one device, the same checkpoint,
+        prompt, seed and `precision` (acceleration/precision.py) give the same text. If the prompt is longer than the
+        context, its end is used.
+
+        Raises ValueError for a bad option, or if the model has no token for a character of `prompt`.
         """
         options: Any = {"stop": stop, "precision": precision, "unknown": unknown}
         return "".join(self.stream(prompt, Sampling(**sampling), max_new_tokens, **options))
@@ -70,7 +72,7 @@ class Run(RunFolder):
         precision: Precision = "float32",
         unknown: Unknown = "error",
     ) -> Iterator[str]:
-        """Like `generate`, yielding text as it comes."""
+        """Like `generate`, but yields the text piece by piece."""
         if max_new_tokens < 0:
             raise ValueError(f"--max-new-tokens must be 0 or more, and it is {max_new_tokens}.")
         ids = self.prompt_ids(prompt, unknown)
@@ -79,12 +81,12 @@ class Run(RunFolder):
         return stream(model, self.tokenizer, ids, max_new_tokens, sampling, stop, drafter, decoder)
 
     def prompt_ids(self, prompt: str = "", unknown: Unknown = "error") -> list[int]:
-        """The tokens of `prompt`; those that a document begins with if it is empty. At least one."""
+        """The token ids of `prompt`, at least one. An empty prompt gives those that start a document."""
         return self.tokenizer.encode(prompt, unknown) or start_ids(self.tokenizer, self.record.corpus.documents)
 
     @property
     def text(self) -> RunText:
-        """The text that it was trained on. Raises ValueError if it was imported, without one."""
+        """The text that the run was trained on. Raises ValueError for an imported run, which has none."""
         if self.record.imported:
             raise ValueError(
                 f"The run {self.name} was imported, without a text. Give one with --text, or train the model further "
@@ -94,7 +96,7 @@ class Run(RunFolder):
 
     @cached_property
     def variants(self) -> ModelVariants:
-        """The model as texts are written with it: in a precision, and what makes it faster."""
+        """The model in each precision, with its fast decoders."""
         return ModelVariants(self.model)
 
     def evaluate(
@@ -109,11 +111,14 @@ class Run(RunFolder):
     ) -> dict[str, Any]:
         """Score the checkpoint on the run's validation part, or on `text` (a file, folder or corpus name).
 
-        `max_tokens` caps how much is read, evenly spread (0: no cap); by default as in training, so that the
-        figures are those of the training log. With `sliding`, windows overlap: see evaluation/score.py. `html` is a
-        page to write, on which the first `html_tokens` tokens (0: all) are painted by their loss.
+        Args:
+            max_tokens: at most this many tokens, evenly spread (0: all). Default: as in training, so that the result
+                is the loss of the training log.
+            sliding: overlapping windows; see evaluation/score.py.
+            html: a page to write. It colors the first `html_tokens` tokens (0: all) by their loss.
+            unknown: what to do with characters that the tokenizer does not know.
 
-        Returns the fields of `Score`, and `step` and `checkpoint`.
+        Returns the fields of `Score`, `step` and `checkpoint`.
         """
         if html is not None:
             _check_place("--html", Path(html))
@@ -139,10 +144,10 @@ class Run(RunFolder):
         return dataclasses.asdict(result) | {"step": self.step, "checkpoint": str(self.checkpoint)}
 
     def explain(self) -> dict[str, Any]:
-        """What the run's curves say, ready for JSON: `standing`, `findings` (each with kind, evidence and advice), and
-        `verdict`, which puts it into a few sentences."""
+        """Diagnose the run's curves. Returns JSON-ready values: `verdict` (a few sentences), `standing` (the loss among
+        the n-gram baselines), and `findings`, each with kind, evidence and advice."""
         if self.record.imported:
-            raise ValueError(f"The run {self.name} was imported: there are no curves of its training to explain.")
+            raise ValueError(f"The run {self.name} was imported, so there are no training curves to explain.")
         sees_future = bool(self.checkpoints.steps()) and sees_the_future(self.model)
         history = History.read(self.metrics(), self.config, sees_future)
         findings = diagnose(history)
@@ -169,7 +174,7 @@ class Run(RunFolder):
         return token_losses(self.model, tokens, self.tokenizer, self.machine, sliding=sliding)
 
     def training_text(self, progress: Callable[[str, int, int], None] = lambda *_: None) -> TrainingText:
-        """The training part of the run's text, indexed, so that `report` says what a sample copied from it.
+        """An index of the training part. Its method `report` finds what a sample copied from it.
 
         Raises ValueError if the text is gone, has changed, or has more than 100 MB.
         """
@@ -184,24 +189,24 @@ class Run(RunFolder):
         return dataclasses.replace(corpus.train, stop=corpus.validation.stop)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Draw the loss curve to `path` (`loss.png` in the run's folder) and return where it is."""
+        """Draw the loss curve to `path` (default: `loss.png` in the run's folder). Returns the path."""
         target = Path(path) if path else self.folder / "loss.png"
         plot_curves({self.name: self.metrics()}, target)
         return target
 
     def report(self, path: str | os.PathLike[str] | None = None, *, originality: bool = True) -> Path:
-        """Write all about the run on one HTML page, `path` (`report.html` in its folder), and return where it is.
+        """Write the run's report, one HTML page, to `path` (default: `report.html` in its folder). Returns the path.
 
-        It is made from the run's files. With `originality`, samples that were not compared with the training text when
-        they were written are compared now, which takes some seconds for a long one; not if the text is gone.
+        With `originality`, samples that were not compared with the training text during training are compared now,
+        if the text is still there. That takes seconds for a long text.
 
-        Raises ValueError if no step was logged yet, or if the page cannot be written there.
+        Raises ValueError if no step was logged yet, or if `path` cannot be written.
         """
         target = Path(path) if path else self.folder / "report.html"
         _check_place("--to", target)
         samples, text = self.samples(), None
         if originality and any(sample.get("copied_spans") is None for sample in samples):
-            with suppress(ValueError):  # it is gone, has changed, or is too long
+            with suppress(ValueError):  # the text is gone, has changed, or is too long
                 text = self.training_text()
         facts = Facts(self.reference, self.record.to_dict(), self.config, self.metrics(), samples, self.result, text)
         storage.write_file(target, run_page(facts).encode("utf-8", "replace"))
@@ -217,17 +222,17 @@ def _document_names(run: Run) -> list[str]:
             document.name for document in find_source(run.config.corpus, run.config.text.glob, stored=True).documents
         ]
     except (FileNotFoundError, ConnectionError):
-        return []  # the text is gone; its tokens, from the cache, have no names
+        return []  # the text is gone, and the cache keeps no names
 
 
 def _check_place(option: str, path: Path) -> None:
-    """Raise ValueError if no file can be written at `path`: long work is not to be lost at its end."""
+    """Raise ValueError if no file can be written at `path`, before long work whose result would be lost."""
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"{option} {path} cannot be written: it is a folder, or lies in one that is not there.")
+        raise ValueError(f"{option} {path} cannot be written: it is a folder, or its folder does not exist.")
 
 
 def _first(tokens: Tokens, n: int) -> Tokens:
-    """The first token, and `n` that are predicted (0: all)."""
+    """The first token and the `n` predicted ones after it (0: all)."""
     if n < 0:
-        raise ValueError(f"The number of tokens to paint must be 1 or more, or 0 for all, and it is {n}.")
+        raise ValueError(f"The number of tokens must be 1 or more, or 0 for all, but it is {n}.")
     return dataclasses.replace(tokens, stop=min(tokens.stop, tokens.start + n + 1)) if n else tokens

@@ -1,4 +1,4 @@
-"""The text that a run was trained on: found again, or described if it has changed."""
+"""The text of a run: open it again, and say what changed in it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from groundling.data.sources import Source, find_source, read_text
 from groundling.data.tokenizers.base import Tokenizer
 from groundling.run.record import CorpusFacts
 
-_PIECE = 2**20  # tokens that are compared at a time
+_PIECE = 2**20  # tokens compared at a time
 
 
 class TextChanged(ValueError):
-    """The text is not the one that a run was trained on."""
+    """The text is not the one that the run was trained on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunText:
-    """What a run knows of its text. `run` is how to call it on the command line."""
+    """What a run records about its text. `run` is the run's name on the command line."""
 
     run: str
     was: CorpusFacts
@@ -31,7 +31,7 @@ class RunText:
     tokenizer: Tokenizer
 
     def open(self, notice: Notice = silent, progress: Progress = silent) -> Corpus:
-        """Raises ValueError if the text is gone, and TextChanged, which says how it differs, if it was changed."""
+        """Raises ValueError if the text is gone, and TextChanged, with the difference, if it has changed."""
         address, fingerprint, settings = self.config.corpus, self.was.fingerprint, self.config.text
         try:
             source = find_source(address, settings.glob, stored=True)
@@ -39,7 +39,7 @@ class RunText:
             kept = reopen(fingerprint, self.was.name, address, self.tokenizer, settings, notice)
             if kept is None:
                 raise ValueError(f"The text of the run {self.run} is gone: {address} does not exist.") from None
-            notice(f"{address} does not exist any more. Using its tokens from the cache.")
+            notice(f"{address} no longer exists. Using its tokens from the cache.")
             return kept
         contents = fingerprint_of(source, progress)
         self.refuse_change(source, contents)
@@ -48,7 +48,7 @@ class RunText:
         )
 
     def refuse_change(self, source: Source, contents: TextFingerprint) -> None:
-        """Raise TextChanged, with what differs, if `source`, with these contents, is not the text of the run."""
+        """Raise TextChanged, with the difference, if `source`, with these contents, is not the run's text."""
         was = self.was
         if contents.fingerprint == was.fingerprint:
             return
@@ -56,7 +56,7 @@ class RunText:
         if was.documents == len(source.documents) == 1:
             size = f"{was.contents[0].bytes:,} bytes" if was.contents else f"{was.characters:,} characters"
             what = f"it had {size} and has {contents.documents[0]['bytes']:,} bytes now"
-            with suppress(ValueError, OSError):  # it is not a text any more, or the cache is damaged
+            with suppress(ValueError, OSError):  # it is no longer text, or the cache is damaged
                 kept = reopen(was.fingerprint, was.name, source.address, self.tokenizer, self.config.text)
                 if kept is not None:
                     new = (chunk.encode() for chunk in read_text(source.documents[0]))

@@ -1,4 +1,4 @@
-"""One training session of a run: from where its folder stands to its end or to a stop."""
+"""One training session of a run: from its newest checkpoint to its end or to a stop."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from groundling.training.trainer import Trainer
 
 
 def initial_model(config: Config, text: Corpus, run: RunFolder | None = None) -> InitialModel:
-    """What a model begins with. A run has its own copy of another run's weights (`--init-from`)."""
+    """The initial weights. With `--init-from`, a run keeps its own copy of the other run's weights."""
     checkpoint = run.folder / "initial" if run is not None else None
     if not config.training.init_from:
         checkpoint = None
-    elif checkpoint is None or not checkpoint.is_dir():  # older runs have no copy
+    elif checkpoint is None or not checkpoint.is_dir():  # runs of older versions have no copy
         checkpoint = load(config.training.init_from).checkpoint
     return InitialModel(config.model, text.tokenizer.vocab_size, config.training.seed, checkpoint)
 
 
 def train_run(run: Run, text: Corpus, tell: Subscriber, track: Sequence[Tracker] | None, began: float) -> Run:
-    """Train a run, whose folder is locked, from where it stands.
+    """Train a run, whose folder is locked, from its newest checkpoint.
 
-    `tell` is told everything that is to be logged or shown, `track` names the trackers (None: those of before), and
-    `began` is when the command was given, by `time.perf_counter()`.
+    `tell` receives every event, `track` names the trackers (None: those of the run's record), and `began` is the
+    `time.perf_counter()` at which the command started.
     """
     notice = reporters(tell)[0]
     trainer = _trainer(run, text, notice)
@@ -61,7 +61,7 @@ def train_run(run: Run, text: Corpus, tell: Subscriber, track: Sequence[Tracker]
             baselines = trainer.task.baselines()
             if baselines is not None:
                 trainer.emit(baselines)
-        stop = stack.enter_context(StopRequest())  # before, there was nothing to save
+        stop = stack.enter_context(StopRequest())  # from here on, there is something to save
         if trainer.run(stop, time.perf_counter() - began):
             _finish(run, trainer)
             return Run(run.folder)
@@ -71,16 +71,16 @@ def train_run(run: Run, text: Corpus, tell: Subscriber, track: Sequence[Tracker]
 
 
 def _trainer(run: Run, text: Corpus, notice: Callable[[str], None]) -> Trainer:
-    """A trainer that stands where the newest whole checkpoint does. The history is cut off there.
+    """A trainer at the newest undamaged checkpoint. The run's history is cut off there.
 
-    Raises ValueError if the record and the checkpoint are not of one run, or if the model is too large for this
-    machine, and OSError if there is no room for checkpoints.
+    Raises ValueError if the checkpoint does not fit the record, or if the model is too large for this machine, and
+    OSError if there is no room for checkpoints.
     """
     config, vocab_size = run.config, text.tokenizer.vocab_size
     for folder in (run.folder, run.checkpoints.folder):
         storage.remove_temporary(folder)
     check_memory(config.model, vocab_size)
-    said: list[str] = []  # and told when the history is rewritten
+    said: list[str] = []  # reported after the history is cut off
     newest = run.checkpoints.newest(said.append)
     if newest:
         check_record(run, newest)
@@ -110,7 +110,7 @@ def _remember(run: Run, event: Event) -> None:
 def _tracking(
     run: Run, track: Sequence[Tracker] | None, step: int, notice: Callable[[str], None]
 ) -> AbstractContextManager[Subscriber]:
-    """The trackers of this session. If none are given, those of before continue."""
+    """The trackers of this session. If `track` is None, those of the run's record."""
     names: list[Any] = list(run.record.track if track is None else track)
     if names != run.record.track:
         run.update(track=names)
@@ -151,7 +151,7 @@ def _finish(run: Run, trainer: Trainer) -> None:
 
 
 def both(log: MetricsLog, subscriber: Subscriber) -> Subscriber:
-    """One subscriber that tells two."""
+    """One subscriber that passes events to both."""
 
     def tell(event: Event) -> None:
         log(event)

@@ -1,4 +1,4 @@
-"""A run's folder before training: found or created, repaired, its record written or extended."""
+"""Prepare a run's folder for training: find or create it, repair it, extend its record."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MICRO_BATCH = {"batch_size", "accumulate"}
 
 @dataclasses.dataclass(frozen=True)
 class NewRun:
-    """What `groundling train` was asked for: a configuration, and the text that it was prepared with."""
+    """A request to train: a configuration, and the prepared text."""
 
     config: Config
     text: Corpus
@@ -39,7 +39,7 @@ class NewRun:
     contents: TextFingerprint
 
     def facts(self) -> CorpusFacts:
-        """The text, for the record."""
+        """The text's entry of the record."""
         return CorpusFacts(
             name=self.text.name,
             fingerprint=self.text.fingerprint,
@@ -51,7 +51,7 @@ class NewRun:
         )
 
     def record(self, planned: Config, machine: Machine) -> RunRecord:
-        """The record of a run with the settings of `planned`."""
+        """The record of a run with the settings `planned`."""
         return RunRecord(
             format=FORMAT,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -64,7 +64,7 @@ class NewRun:
 
 
 def find_or_create(new: NewRun, name: str | None, folder: Path, notice: Callable[[str], None], stack: ExitStack) -> Run:
-    """The unfinished run of the same command, or the empty folder of a new run; locked until `stack` closes.
+    """The unfinished run of the same command, or the empty folder of a new run. Locked until `stack` closes.
 
     Raises ValueError if the run of that `name` cannot be continued, or if the text of the unfinished one has changed.
     """
@@ -114,9 +114,9 @@ def _differing(one: Config, other: Config) -> list[str]:
 
 
 def repair(run: Run, notice: Callable[[str], None]) -> None:
-    """Restore a run's record and tokenizer from its newest checkpoint, where they are missing or damaged.
+    """Restore a missing or damaged record or tokenizer from the run's newest checkpoint.
 
-    What is not whole there either is left: whoever reads it says what is wrong.
+    If it is damaged there too, nothing is done, and reading it will raise an error.
     """
     for name, is_whole in (("config.json", _has_record), ("tokenizer.json", _has_tokenizer)):
         if not run.checkpoints.steps() or is_whole(run):
@@ -131,7 +131,7 @@ def _has_record(run: Run) -> bool:
     try:
         return bool(run.record)
     except NewerVersion:
-        return True  # it is as it should be, but not for us
+        return True  # intact, but only a newer version can read it
     except (ValueError, OSError):
         return False
 
@@ -144,7 +144,7 @@ def _has_tokenizer(run: Run) -> bool:
     except (ValueError, OSError):
         return False
     finally:
-        run.__dict__.pop("tokenizer", None)  # read again when it is restored
+        run.__dict__.pop("tokenizer", None)  # so that it is read again after a repair
 
 
 def check_record(run: Run, checkpoint: Path) -> None:
@@ -154,19 +154,19 @@ def check_record(run: Run, checkpoint: Path) -> None:
     if new["training"]["warmup_steps"] == _warmup(old["training"]["warmup_steps"], new["training"]["steps"]):
         free.add("warmup_steps")
     if prod(old["training"][k] for k in _MICRO_BATCH) == prod(new["training"][k] for k in _MICRO_BATCH):
-        free |= _MICRO_BATCH  # the same windows in other micro-batches, since memory ran out
+        free |= _MICRO_BATCH  # smaller micro-batches of the same windows, after running out of memory
     wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g][k] and k not in free]
     if wrong:
         raise ValueError(
-            f"{run.folder / 'config.json'} has another {', '.join(wrong)} than the checkpoint {checkpoint.name}: it is "
-            f"damaged or was edited. Copy {checkpoint / 'config.json'} over it to continue."
+            f"{run.folder / 'config.json'} and the checkpoint {checkpoint.name} differ in {', '.join(wrong)}: the file "
+            f"was damaged or edited. Copy {checkpoint / 'config.json'} over it to continue."
         )
 
 
 def accept_changed_text(run: Run, notice: Callable[[str], None], progress: Callable[..., None]) -> Corpus:
-    """The text that is at the run's address now. The run's record says from which step on it is trained on.
+    """Accept the text that is at the run's address now. The record keeps the step from which it is used.
 
-    Raises ValueError if the run's tokenizer cannot express it.
+    Raises ValueError if the run's tokenizer cannot encode it.
     """
     source = find_source(run.config.corpus, run.config.text.glob, stored=True)
     contents = fingerprint_of(source, progress)
@@ -189,7 +189,7 @@ def accept_changed_text(run: Run, notice: Callable[[str], None], progress: Calla
 
 
 def note_bits(run: Run, checkpoint: Path, machine: Machine, notice: Callable[[str], None]) -> None:
-    """Record what decides the last bits of all results. Say once what has changed since `checkpoint` was saved."""
+    """Record what decides the last bits of results (`machine.bits`). Report what changed since `checkpoint`."""
     now: dict[str, Any] = bits(machine)
     was = Run(run.folder, checkpoint).record.bits or now if checkpoint.exists() else now
     changes = ", ".join(f"{name} {was.get(name)} → {now[name]}" for name in now if was.get(name) != now[name])
@@ -200,18 +200,19 @@ def note_bits(run: Run, checkpoint: Path, machine: Machine, notice: Callable[[st
 
 
 def extend(run: Run, steps: int | None, minutes: float | None) -> None:
-    """Give a run a new end. Raises ValueError if it has come as far already."""
+    """Give a run a new end. Raises ValueError if it is already there."""
     newest = run.checkpoints.newest(silent)
     state = read_state(newest) if newest else TrainState()
     was = run.config.training
     if steps is not None:
         if state.step >= steps:
-            raise ValueError(f"--steps {steps}: the run {run.name} has made {state.step} steps already.")
+            raise ValueError(f"--steps {steps}: the run {run.name} is already at step {state.step}.")
         minutes = 0.0
     else:
         assert minutes is not None
         if state.elapsed >= 60 * minutes:
-            raise ValueError(f"--minutes {minutes}: the run {run.name} has taken {state.elapsed / 60:.1f} already.")
+            taken = f"{state.elapsed / 60:.1f} minutes"
+            raise ValueError(f"--minutes {minutes}: the run {run.name} has already trained for {taken}.")
         known = state.step > 0 and state.elapsed > 0
         steps = max(round(60 * minutes * state.step / state.elapsed) if known else was.steps, state.step + 1)
     warmup = _warmup(was.warmup_steps, steps)
@@ -221,5 +222,5 @@ def extend(run: Run, steps: int | None, minutes: float | None) -> None:
 
 
 def _warmup(warmup_steps: int, steps: int) -> int:
-    """A warm-up as long as it was, or as long as a run of so many steps leaves room for."""
+    """`warmup_steps`, or fewer if the run is shorter."""
     return min(warmup_steps, max(steps - 1, 0))

@@ -1,4 +1,4 @@
-"""The folder of runs: one of them by its name, or a summary of each."""
+"""The runs folder: load a run by name, or list a summary of each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from groundling.training.state import read_state
 
 
 def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Run:
-    """The run of a name in the runs folder, or of a path to a run or to one of its checkpoints.
+    """Load a run by its name in the runs folder, or by the path of the run or of one of its checkpoints.
 
-    Raises FileNotFoundError if there is none.
+    Raises FileNotFoundError if there is no such run, and ValueError if the path is another kind of model.
     """
     reference = os.fspath(run)
     folder = runs_folder(out)
@@ -27,15 +27,15 @@ def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = No
         if (path / "model.safetensors").is_file():
             if not (path / "state.json").is_file():
                 raise ValueError(
-                    f"{path} is not a checkpoint of groundling. If it is a model in Hugging Face's format, use "
+                    f"{path} is not a groundling checkpoint. If it is a Hugging Face model, use "
                     f"`groundling import {shlex.quote(str(path))}`."
                 )
             return Run(path.resolve().parent.parent, path.resolve())
-        if (path / "config.json").is_file() or (path / "checkpoints").is_dir():  # without the first, it can be mended
+        if (path / "config.json").is_file() or (path / "checkpoints").is_dir():  # config.json can be restored
             return Run(path.resolve())
     known = [path.name for path in _run_folders(folder)]
     hint = did_you_mean(reference, known) or (f"; there are {', '.join(known[-5:])}" if known else "")
-    raise FileNotFoundError(f"There is no run {reference!r} in {folder}, nor at that path{hint}.")
+    raise FileNotFoundError(f"No run {reference!r} in {folder}, and no run at that path{hint}.")
 
 
 def runs(out: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
@@ -73,5 +73,5 @@ def _summary(folder: Path) -> dict[str, Any]:
                 "status": "finished" if run.finished else "unfinished",
             }
     except (ValueError, OSError, KeyError):
-        row["status"] = "unreadable"  # a damaged run must not hide the others
+        row["status"] = "unreadable"  # one damaged run must not hide the others
     return row

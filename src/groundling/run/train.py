@@ -1,4 +1,4 @@
-"""train() and resume(): from a text to a run that is saved."""
+"""train() and resume(): from a text to a saved run."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def train(
 ) -> Run:
     """Train a model on your text and return its run.
 
-    `minutes` picks model size, batch and schedule to fit; so does the default, 5 minutes. `steps` or `preset` set them
-    yourself.
+    With `minutes` (the default is 5), model size, batch and schedule are planned to fit. With `steps` or `preset`, you
+    choose them.
 
     Args:
         corpus: a file, a folder, `-`, `shakespeare` (the default) or `python-docs`.
         preset: named settings to start from; see `groundling.config.PRESETS`.
-        name: the name of the run's folder. Default: made from the corpus. A run of this name with the same settings
-            and text that is not finished is resumed, so you can repeat the same command.
+        name: the name of the run's folder. Default: the corpus's name. If an unfinished run has this name, and the
+            same settings and text, it is resumed, so you can repeat the same command.
         out: folder for runs. Default: `$GROUNDLING_RUNS`, or `./runs`.
-        track: trackers to log to as well, each an extra to install; see reporting/trackers.py.
-        on_event: called with every event. Default: show them on the console.
-        elapsed: seconds of the time that were used before this call, such as those that starting Python took.
-        settings: any setting of `groundling.config`; it overrides the preset.
+        track: trackers to log to; see reporting/trackers.py for their names and the packages they need.
+        on_event: called with every event. Default: the console display.
+        elapsed: seconds that were used before this call, such as for starting Python. They count as training time.
+        settings: fields of `groundling.config`. They override the preset.
 
     Raises ValueError, OSError, FloatingPointError or MemoryError with a sentence for the user.
     """
@@ -83,7 +83,7 @@ def train(
         config = dataclasses.replace(config, corpus=source.address)
         contents = fingerprint_of(source, progress)
         text = prepare(source, config.text, fingerprint=contents.fingerprint, notice=notice, progress=progress)
-        new_task(text, config, initial_model(config, text))  # refuses a text that is too short before a folder is made
+        new_task(text, config, initial_model(config, text))  # raises if the text is too short
         new = NewRun(config, text, source, contents)
         run = find_or_create(new, name, runs_folder(out).resolve(), notice, stack)
         tell = both(MetricsLog(run.folder), emit)
@@ -108,28 +108,29 @@ def resume(
 ) -> Run:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
 
-    `steps` or `minutes`, both in total with what is done already, set a new end, for a run that is finished or should
-    be longer. From here on the learning rate follows the schedule of the longer run. Trackers of before continue,
-    unless `track` names others. A text that has changed is refused, unless `accept_changed_text`: then the run
-    continues with it, and its record says so.
+    Args:
+        steps, minutes: a new end, counted from the start of the run; give one of them. The learning rate then follows
+            the schedule of the longer run.
+        accept_changed_text: continue even if the text has changed. The record notes it.
+        track: trackers to log to. Default: those of the run so far.
 
-    Raises ValueError if there is nothing to do, or if the text is not the one that the run began with.
+    Raises ValueError if there is nothing to do, or if the text has changed.
     """
     began = time.perf_counter() - elapsed
     check_trackers(track or ())
     run = run if isinstance(run, Run) else load(run, out=out)
     if run.chosen not in (None, run.checkpoints.newest(lambda _: None)):
         raise ValueError(
-            f"{run.chosen} is not the newest checkpoint, and a run resumes from that one: `groundling resume "
-            f"{run.reference}`. To start a new run from this checkpoint, use `groundling train` with --init-from."
+            f"{run.chosen} is not the newest checkpoint, from which a run resumes: `groundling resume "
+            f"{run.reference}`. To start a new run from this one, use `groundling train` with --init-from."
         )
     run = Run(run.folder)
     if steps is not None and minutes is not None:
         raise ValueError(MINUTES_OR_STEPS)
     if steps is None and minutes is None and run.finished:
         raise ValueError(
-            f"The run {run.name} is finished. To train it further, use --steps N or --minutes N, in total with what "
-            "is done already."
+            f"The run {run.name} is finished. To train it further, use --steps N or --minutes N, counted from its "
+            "start."
         )
     with ExitStack() as stack:
         emit = on_event if on_event is not None else stack.enter_context(Console())
@@ -138,16 +139,16 @@ def resume(
         tell = both(MetricsLog(run.folder), emit)
         notice, progress = reporters(tell)
         text = accept_text(run, notice, progress) if accept_changed_text else run.text.open(notice, progress)
-        if steps is not None or minutes is not None:  # now that nothing can refuse it
+        if steps is not None or minutes is not None:  # last, since the checks above may raise
             extend(run, steps, minutes)
         return train_run(run, text, tell, track, began)
 
 
 def _create(run: Run, new: NewRun, planned: Config, record: Any) -> None:
-    """Write what a new run consists of, the record last: a folder without one holds no run."""
+    """Write the files of a new run. The record comes last, since a folder without one is not a run."""
     new.text.tokenizer.save(run.folder / "tokenizer.json")
     initial = initial_model(planned, new.text).checkpoint
-    if initial is not None:  # that run may delete the checkpoint while this one still needs it
+    if initial is not None:  # a copy, since that run may delete its checkpoint
         storage.remove_folder(run.folder / "initial")
         with storage.new_folder(run.folder / "initial", {"from": planned.training.init_from}) as folder:
             storage.disk.fill(folder / "model.safetensors", lambda to: shutil.copyfile(initial / to.name, to))
@@ -155,8 +156,8 @@ def _create(run: Run, new: NewRun, planned: Config, record: Any) -> None:
 
 
 def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dict[str, Any]:
-    """The settings of a run that begins with another's weights: its model and tokenizer. Defaults are its optimizer
-    with a tenth of its learning rates, and about 8,192 tokens a step."""
+    """The settings of a run that starts from another run's weights. Its model and tokenizer are fixed. Defaults: its
+    optimizer, a tenth of its learning rates, and about 8,192 tokens per step."""
     storage.verify(source.checkpoint)
     t = source.config.training
     rates = {"learning_rate": t.learning_rate / 10, "matrix_learning_rate": t.matrix_learning_rate / 10}

@@ -1,12 +1,11 @@
-"""The one door to the disk for everything that must not be lost.
+"""Crash-safe files and folders: data and JSON come in, files that are complete or absent go out.
 
-A folder is published whole or not at all: it is written under a temporary name, every file in it is
-flushed to the disk (fsync), a manifest with the hash of each file is written last, and only then is
-the folder renamed to its real name, which the file system does in one piece. Whoever finds the real
-name therefore finds everything, and `verify` proves it. Single files are replaced in the same way.
+A folder is written under a temporary name. All its files are flushed to the disk (fsync), then a manifest with the
+hash of each file is written, and then the folder is renamed, which the file system does atomically. So a folder under
+its real name is complete, and `verify` proves it. Single files are replaced in the same way.
 
-Whatever changes the disk is an operation of `disk`. Tests put another one in its place, which ends the
-process at operation k, or fails there, or records all of them to be replayed as after a power cut.
+Every change to the disk is a method of `disk`. Tests replace it by one that kills the process at operation k, fails
+there, or records the operations to replay them as after a power cut.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from groundling.storage import safe_read
 from groundling.storage.retry import cache_folder, free_bytes, in_bytes, readable_errors, retry_io
 
 __all__ = [
@@ -31,48 +31,46 @@ __all__ = [
     "write_checksummed", "write_file", "write_json",
 ]  # fmt: skip
 
-from groundling.storage import safe_read
-
 MANIFEST = "manifest.json"
 FORMAT = 1
 _TEMPORARY = ".tmp-"
 
 
 class Disk:
-    """What can be done to the disk, one operation a method. A crash comes before, after or in the midst of one."""
+    """All operations that change the disk. A crash comes before, after or in the middle of one."""
 
     def make_folder(self, path: Path) -> None:
         path.mkdir()
 
     def write(self, path: Path, content: bytes) -> None:
-        """Add to the end of a file, which is made if it is not there."""
+        """Append to a file. Create it if it does not exist."""
         with path.open("ab") as file:
             file.write(content)
 
     def fill(self, path: Path, write: Callable[[Path], object]) -> None:
-        """Let a library write a new file by itself, where its content in one piece would take memory twice."""
+        """Let a library write a new file itself, if passing its content would take twice the memory."""
         write(path)
 
     def sync(self, path: Path) -> None:
-        """Force a file's content, or the names in a folder, to the disk."""
+        """Flush a file's content, or the names in a folder, to the disk."""
         if path.is_dir() and os.name == "nt":
-            return  # Windows has no way to sync a folder; its renames are journalled.
-        # Windows syncs only handles that may write.
+            return  # Windows cannot sync a folder. Its renames are journalled.
+        # Windows only syncs handles that are open for writing.
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:
             os.fsync(handle)
             if hasattr(os, "posix_fadvise") and not path.is_dir():
-                # Forget what memory holds of it: whoever reads it back reads the disk.
+                # Drop it from the page cache, so that reading it back reads the disk.
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
 
     def rename(self, old: Path, new: Path) -> None:
-        """In one piece; a file at `new` is replaced, a folder that is not empty is not."""
+        """Atomically. A file at `new` is replaced, but not a folder with content."""
         os.replace(old, new)
 
     def delete(self, path: Path) -> None:
-        """A file, or an empty folder."""
+        """Delete a file or an empty folder."""
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
         else:
@@ -83,31 +81,30 @@ disk = Disk()
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it that are missing, so that it is still there after a power cut."""
-    if not path.is_dir():
-        make_folder(path.parent)
-        retry_io(path, 4096, lambda: _make_folder(path))
+    """Make a folder and its missing parents, so that they survive a power cut."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
 
+    def make() -> None:
+        with suppress(FileExistsError):  # made by another process, or by the previous try
+            disk.make_folder(path)
+        disk.sync(path.parent)
 
-def _make_folder(path: Path) -> None:
-    with suppress(FileExistsError):  # made by another process, or just before the fault after which this is tried again
-        disk.make_folder(path)
-    disk.sync(path.parent)
+    retry_io(path, 4096, make)
 
 
 @contextmanager
 def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path]:
-    """Yield a temporary folder to fill; on a clean exit it becomes `path`, on an exception it vanishes.
+    """Yield a temporary folder to fill. On a clean exit it becomes `path`, on an exception it is deleted.
 
-    `about` goes into the manifest beside the files' hashes. Raises FileExistsError if `path` exists:
-    nothing that was published is ever overwritten.
+    `about` goes into the manifest, beside the files' hashes. Raises FileExistsError if `path` exists: it is never
+    overwritten.
     """
     if path.exists():
-        raise FileExistsError(f"{path} exists already, and what is saved is never overwritten.")
+        raise FileExistsError(f"{path} already exists. Saved data is never overwritten.")
     make_folder(path.parent)
-    temporary = _temporary(path)
-    _delete(temporary)
-    try:
+    with _renamed_to(path) as temporary:
         disk.make_folder(temporary)
         yield temporary
         files = sorted(temporary.iterdir())
@@ -116,25 +113,26 @@ def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path
             disk.sync(file)
         disk.write(temporary / MANIFEST, _checksummed({"format": FORMAT, "about": about or {}, "files": hashes}))
         disk.sync(temporary / MANIFEST)
-        disk.sync(temporary)
-        disk.rename(temporary, path)
-        disk.sync(path.parent)
-    except BaseException:
-        _delete(temporary)
-        raise
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content` (text as UTF-8) in one piece: a reader sees the old file or the new one."""
+    """Replace `path` by `content` (text as UTF-8) atomically: a reader sees the old file or the new one."""
     data = content.encode() if isinstance(content, str) else content
-    retry_io(path, len(data), lambda: _replace(path, data))
+
+    def replace() -> None:
+        with _renamed_to(path) as temporary:
+            disk.write(temporary, data)
+
+    retry_io(path, len(data), replace)
 
 
-def _replace(path: Path, content: bytes) -> None:
+@contextmanager
+def _renamed_to(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to. On a clean exit it is renamed to `path`, on an exception it is deleted."""
     temporary = _temporary(path)
     _delete(temporary)
     try:
-        disk.write(temporary, content)
+        yield temporary
         disk.sync(temporary)
         disk.rename(temporary, path)
         disk.sync(path.parent)
@@ -148,7 +146,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_checksummed(path: Path, value: dict[str, Any]) -> None:
-    """Like `write_json`, with the hash of it all as one more entry, `sha256`, so that damage cannot go unseen."""
+    """Like `write_json`, with one more entry, `sha256`: the hash of all others, to detect any damage."""
     write_file(path, _checksummed(value))
 
 
@@ -158,33 +156,33 @@ def _checksummed(value: dict[str, Any]) -> bytes:
 
 
 def read_checksummed(path: Path, largest: int = safe_read.LARGEST_JSON) -> dict[str, Any]:
-    """Raises ValueError, naming the file, if a single bit is not as `write_sealed` wrote it."""
+    """Raises ValueError that names the file if a single bit differs from what `write_checksummed` wrote."""
     value = read_json(path, largest)
     if isinstance(value, dict):
         value.pop("sha256", None)
         if path.read_bytes() == _checksummed(value):
             return value
-    raise ValueError(f"{path} is damaged: its content is not what was saved.")
+    raise ValueError(f"{path} is damaged: its content differs from what was saved.")
 
 
 def read_json(path: Path, largest: int = safe_read.LARGEST_JSON) -> Any:
-    """Raises ValueError, naming the file, if it is not JSON or has more bytes than `largest`."""
+    """Raises ValueError that names the file if it is not JSON or has more bytes than `largest`."""
     return safe_read.parse(safe_read.read_bytes(path, largest), str(path))
 
 
 def append_json(path: Path, value: Any) -> None:
-    """Add a line to a JSON Lines file. Not flushed to the disk: whoever relies on it says `disk.sync(path)`."""
+    """Add a line to a JSON Lines file. Does not flush it to the disk: if you rely on it, call `disk.sync(path)`."""
     line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
     before = _size(path)
-    # Tried again, it goes on where it was cut off.
+    # The next try continues where the last one was cut off.
     retry_io(path, len(line), lambda: disk.write(path, line[_size(path) - before :]))
 
 
 def read_json_lines(path: Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """The lines of a JSON Lines file; a last line that a crash cut short is left out.
+    """The lines of a JSON Lines file, without a last line that a crash cut short.
 
-    Another line that is no JSON object is left out too if `damaged` is there to be told the sentence, which names
-    file and line; else it is a ValueError.
+    Any other line that is not a JSON object is skipped, and `damaged` is called with a message that names file and
+    line. Without `damaged`, this raises ValueError.
     """
     if not path.exists():
         return []
@@ -194,7 +192,7 @@ def read_json_lines(path: Path, damaged: Callable[[str], None] | None = None) ->
         try:
             value = safe_read.parse(line, place) if line.strip() else {}
             if not isinstance(value, dict):
-                raise ValueError(f"{place} is damaged: it is no object.")
+                raise ValueError(f"{place} is damaged: it is not a JSON object.")
         except ValueError as error:
             if damaged is None:
                 raise
@@ -206,24 +204,21 @@ def read_json_lines(path: Path, damaged: Callable[[str], None] | None = None) ->
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `new_folder` was told `about` the folder, after checking that every file has its recorded size.
-
-    Raises ValueError with a sentence that names what is missing or cut short.
-    """
+    """The `about` of `new_folder`. Raises ValueError that names the file if one is missing or has another size."""
     return dict(_manifest(folder)["about"])
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Like `read_manifest`, and also hash every file: proof that the folder is what was saved."""
+    """Like `read_manifest`, but also check the hash of every file."""
     manifest = _manifest(folder)
     for name, record in manifest["files"].items():
         if sha256(folder / name) != record["sha256"]:
-            raise ValueError(f"{folder / name} is damaged: its content is not what was saved.")
+            raise ValueError(f"{folder / name} is damaged: its content differs from what was saved.")
     return dict(manifest["about"])
 
 
 def verify_once(folder: Path) -> dict[str, Any]:
-    """Like `verify`, but files that this process has hashed, and nobody has touched since, are not read again."""
+    """Like `verify`, but does not read files again that this process has hashed and that have not changed since."""
     stamps = [(p, s.st_ino, s.st_size, s.st_mtime_ns) for p in sorted(folder.glob("*")) for s in [p.stat()]]
     if _hashed.get(folder) != stamps:
         _hashed.pop(folder, None)
@@ -237,46 +232,45 @@ _hashed: dict[Path, list[tuple[Path, int, int, int]]] = {}
 
 def _manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder} is not whole: it has no {MANIFEST}.")
+        raise ValueError(f"{folder} is incomplete: it has no {MANIFEST}.")
     manifest = read_checksummed(folder / MANIFEST)
     if not (
         isinstance(manifest.get("about"), dict)
         and isinstance(manifest.get("files"), dict)
         and all(isinstance(r, dict) and {"bytes", "sha256"} <= r.keys() for r in manifest["files"].values())
     ):
-        raise ValueError(f"{folder / MANIFEST} is damaged: it is not a list of files and their hashes.")
+        raise ValueError(f"{folder / MANIFEST} is damaged: it does not list files and their hashes.")
     for name, record in manifest["files"].items():
         file = folder / name
         if Path(name).name != name or not file.is_file():
-            raise ValueError(f"{folder} is not whole: {name} is missing.")
-        if file.stat().st_size != record["bytes"]:
-            raise ValueError(f"{file} is damaged: {file.stat().st_size} bytes where {record['bytes']} were saved.")
+            raise ValueError(f"{folder} is incomplete: {name} is missing.")
+        if (size := file.stat().st_size) != record["bytes"]:
+            raise ValueError(f"{file} is damaged: it has {size} bytes instead of {record['bytes']}.")
     return manifest
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a published folder; under a temporary name first, so that half of it is never taken for whole."""
-    doomed = _temporary(folder)
-    _delete(doomed)
-    try:
-        disk.rename(folder, doomed)
-    except FileNotFoundError:
-        return
-    _delete(doomed)
+    """Delete a folder. Rename it first, so that a half-deleted one never looks complete."""
+    temporary = _temporary(folder)
+    _delete(temporary)
+    with suppress(FileNotFoundError):
+        disk.rename(folder, temporary)
+    _delete(temporary)
 
 
 def remove_file(path: Path) -> None:
-    """Delete a file, if it is there."""
+    """Delete a file if it exists."""
     if path.exists():
         disk.delete(path)
         disk.sync(path.parent)
 
 
 def remove_temporary(parent: Path, name: str = "") -> None:
-    """Delete what killed processes left half-written in `parent`: everything, or what was to be called `name`."""
+    """Delete what killed processes left half-written in `parent`: everything, or only what is called `name`."""
     for leftover in sorted(parent.glob(f"{_TEMPORARY}{glob.escape(name)}{'-' if name else ''}*")):
         pid = leftover.name.rpartition("-")[2]
-        if not (pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))):  # else it is being written
+        in_use = pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))
+        if not in_use:
             _delete(leftover)
 
 
@@ -294,7 +288,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _delete(path: Path) -> None:
-    """Delete a file, or a folder and all that is in it, if it is there. What cannot be deleted is left to `sweep`."""
+    """Delete a file, or a folder with its content, if it exists. If that fails, `remove_temporary` tries it later."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             for inside in sorted(path.iterdir()):

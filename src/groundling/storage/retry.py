@@ -1,4 +1,4 @@
-"""When the disk will not: what may pass is waited for, and the rest becomes a sentence that says what to do."""
+"""Disk errors: retry those that may pass, and turn the rest into messages that say what to do."""
 
 from __future__ import annotations
 
@@ -12,60 +12,63 @@ from pathlib import Path
 from typing import TypeVar
 
 WAITS = (1.0, 2.0, 4.0)
-"""Seconds before a fault of the disk is tried again, and again."""
+"""Seconds to wait before each retry after a disk error."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT}
+_MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT}
 if os.name == "nt":
-    _PASSING.add(errno.EACCES)  # a virus scanner that holds a new file for a moment
+    _MAY_PASS.add(errno.EACCES)  # a virus scanner may hold a new file for a moment
 T = TypeVar("T")
 
 
 def cache_folder() -> Path:
-    """Where downloads, tokens and what was measured are kept: `GROUNDLING_CACHE`, or the user's cache folder."""
+    """Folder for downloads, tokens and measurements: `GROUNDLING_CACHE`, or the user's cache folder."""
     import platformdirs
 
     return Path(os.environ.get("GROUNDLING_CACHE") or platformdirs.user_cache_dir("groundling", appauthor=False))
 
 
 def retry_io(path: Path, n_bytes: int, action: Callable[[], T]) -> T:
-    """Do what writes `n_bytes` to `path`. A fault that may pass is waited for: tried again after 1, 2 and 4 seconds.
+    """Call `action`, which writes `n_bytes` to `path`. Retry it after 1, 2 and 4 seconds if the error may pass.
 
-    Raises OSError with a sentence that says what is needed, what is free and where, and what to do.
+    Raises OSError that says what space is needed, what is free and where, and what to do.
     """
     for wait in (*WAITS, None):
         try:
             return action()
         except OSError as error:
-            if wait is None or error.errno not in _PASSING:
-                raise _refusal(path, n_bytes, error) from None
+            if wait is None or error.errno not in _MAY_PASS:
+                raise _readable(path, n_bytes, error) from None
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
 @contextmanager
 def readable_errors(path: Path, n_bytes: int) -> Iterator[None]:
-    """Turn the error of a full or read-only disk, met while about `n_bytes` are written to `path`, into a sentence."""
+    """Turn errors of a full or read-only disk, while writing about `n_bytes` to `path`, into readable ones."""
     try:
         yield
     except OSError as error:
-        raise _refusal(path, n_bytes, error) if error.errno in {*_FULL, errno.EROFS} else error from None
+        raise _readable(path, n_bytes, error) if error.errno in {*_FULL, errno.EROFS} else error from None
 
 
-def _refusal(path: Path, n_bytes: int, error: OSError) -> OSError:
-    """The same as a sentence for the user: what could not be written, what it takes, and what to do."""
+def _readable(path: Path, n_bytes: int, error: OSError) -> OSError:
+    """The same error with a message that says what could not be written, what space it needs, and what to do."""
     home = next(folder for folder in path.absolute().parents if folder.exists())
-    sentence = f"{path} cannot be written: {(error.strerror or str(error)).lower()}."
     if error.errno in _FULL:
         free = "" if error.errno == errno.EDQUOT else f", and {in_bytes(free_bytes(home))} are free"
-        sentence += (
-            f" It takes {in_bytes(n_bytes)}{free}. Make room on the disk of {home}: delete runs or checkpoints that "
-            f"you do not need, or empty {cache_folder()}."
+        advice = (
+            f"It needs {in_bytes(n_bytes)}{free}. Free some space on the disk of {home}: delete runs or checkpoints "
+            f"that you do not need, or empty {cache_folder()}."
         )
     else:
-        sentence += f" See whether the disk of {home} is healthy and may be written."
-    refusal = OSError(f"{sentence} Whatever was saved before is as it was; the same command goes on from there.")
-    refusal.errno = error.errno
-    return refusal
+        advice = f"Check that the disk of {home} is healthy and writable."
+    reason = (error.strerror or str(error)).lower()
+    readable = OSError(
+        f"{path} cannot be written: {reason}. {advice} What was saved before is intact. Run the same command again to "
+        "resume."
+    )
+    readable.errno = error.errno
+    return readable
 
 
 def free_bytes(folder: Path) -> int:
@@ -73,5 +76,5 @@ def free_bytes(folder: Path) -> int:
 
 
 def in_bytes(n: int) -> str:
-    """About how much, in the unit that suits it."""
+    """Rounded, in a unit that suits it, such as `1.5 MB`."""
     return f"{n / 1e3:,.1f} kB" if n < 1e6 else f"{n / 1e6:,.1f} MB" if n < 1e9 else f"{n / 1e9:,.1f} GB"

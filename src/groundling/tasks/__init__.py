@@ -1,6 +1,6 @@
-"""What can be learned: each task brings examples, loss, evaluation and samples to the one training loop.
+"""The tasks that can be trained. Each brings its batches, loss, evaluation and samples to the one training loop.
 
-A run's record names its task. `TASKS` makes it from the text, the settings and the initial model.
+A run's record names its task, and `TASKS` makes it. docs/ARCHITECTURE.md shows how to add one.
 """
 
 from __future__ import annotations

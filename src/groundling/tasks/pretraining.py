@@ -8,7 +8,7 @@ from functools import cached_property
 
 from groundling.analysis.leakage import WINDOW, shared
 from groundling.analysis.memorization import TrainingText
-from groundling.analysis.ngrams import milestones, one_gram
+from groundling.analysis.ngrams import ngram_losses, one_gram
 from groundling.config import Config, Sampling
 from groundling.data.batches import Batch, WindowSampler
 from groundling.data.corpus import Corpus
@@ -20,20 +20,18 @@ from groundling.model.initial import InitialModel
 from groundling.training.events import Checked, Sample
 from groundling.training.task import Score, Task
 
-_SAMPLE_SEED = 1  # always the same, so that samples can be compared
-_MAX_INDEXED = 10_000_000  # characters of a text: indexing a longer one would take seconds of the training time
+_SAMPLE_SEED = 1  # fixed, so that samples of different steps are comparable
+_MAX_INDEXED = 10_000_000  # characters; indexing a longer text would take seconds of training time
 
 
 class Pretraining(Task):
-    """Windows of the training part to learn from, the loss on the validation part, and samples that are compared with
-    the training text."""
+    """Trains on windows of the training part, evaluates the loss on the validation part, and writes samples."""
 
     def __init__(self, corpus: Corpus, config: Config, initial: InitialModel) -> None:
         """Raises ValueError if the text is too short."""
         if len(corpus.validation) < 2:
             raise ValueError(
-                f"The text has {corpus.n_characters} character(s), too few to set a validation part aside. "
-                "Use a longer text."
+                f"The text has {corpus.n_characters} character(s), too few for a validation part. Use a longer text."
             )
         self.corpus, self.settings = corpus, config.training
         self.chance = math.log(corpus.tokenizer.vocab_size)
@@ -58,15 +56,15 @@ class Pretraining(Task):
         return Score(found.loss, bits_per_byte=found.bits_per_byte)
 
     def baselines(self) -> Checked:
-        """The losses of n-gram models, and how much of the validation part the training part contains."""
+        """The losses of n-gram models, and the share of the validation part that also occurs in the training part."""
         text, V = self.corpus, self.corpus.tokenizer.vocab_size
         tokens = len(text.train) + len(text.validation)
         window = max(8, round(WINDOW * tokens / text.n_characters))  # a token may be several characters
         leakage = shared(text.train, text.validation, window)
-        return Checked(milestones(text.train, text.validation, V), one_gram(text.train, V), leakage)
+        return Checked(ngram_losses(text.train, text.validation, V), one_gram(text.train, V), leakage)
 
     def sample(self, model: GPT, step: int, stopped: Callable[[], bool]) -> Sample:
-        """What it writes after the prompt of the settings, and how much of it the training text contains."""
+        """A continuation of the settings' prompt, and how much of it is copied from the training text."""
         tokenizer, settings = self.corpus.tokenizer, self.settings
         ids = tokenizer.encode(settings.sample_prompt, "skip") or start_ids(tokenizer, self.corpus.n_documents)
         pieces: list[str] = []
@@ -82,5 +80,5 @@ class Pretraining(Task):
 
     @cached_property
     def _training_text(self) -> TrainingText | None:
-        """Indexed for the first sample. None for a text that would take long."""
+        """An index, made for the first sample. None for a text that would take too long."""
         return TrainingText.of(self.corpus) if self.corpus.n_characters <= _MAX_INDEXED else None

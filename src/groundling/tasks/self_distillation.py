@@ -1,8 +1,8 @@
-"""Self-distillation: a second model learns from the text and from what the first one made of it, and so on.
+"""Self-distillation: each generation is a new model that learns from the text and from the previous generation.
 
-A text shows one next token where several were possible, and a text that is read often is memorized. The predictions of
-a model of the same kind hold them all, and are harder to overfit (Furlanello et al., "Born-Again Neural Networks",
-2018). docs/LOG.md says what it gains.
+A text shows only one of several possible next tokens, and after many epochs the model memorizes it. A teacher's
+probabilities cover all of them and are harder to overfit (Furlanello et al., "Born-Again Neural Networks", 2018).
+docs/LOG.md says how much it gains.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from groundling.training.events import Event, Generation
 from groundling.training.task import Loss
 
 _TEACHER = "/teacher"
-_SHARE = 0.5  # of the teacher in the loss; 0.8 was no better
+_SHARE = 0.5  # of the teacher's term in the loss; 0.8 was no better
 
 
 def end_of(generation: int, generations: int) -> float:
-    """The share of a run after which `generation` of its `generations` are over.
+    """The share of a run, in (0, 1], after which the first `generation` of its `generations` are over.
 
-    The second is twice as long as the first, the third three times: with a teacher, a model can learn for longer
-    before it memorizes the text.
+    The second is twice as long as the first, the third three times: with a teacher, a model can train longer before it
+    memorizes the text.
     """
     return min(1.0, generation * (generation + 1) / (generations * (generations + 1)))
 
 
 class SelfDistillation(Pretraining):
-    """Pretraining in several generations, each a new model with the one before as its teacher."""
+    """Pretraining in generations: each is a new model, with the previous one as its teacher."""
 
     def __init__(self, corpus: Corpus, config: Config, initial: InitialModel) -> None:
         super().__init__(corpus, config, initial)
@@ -66,8 +66,8 @@ class SelfDistillation(Pretraining):
         return Generation(step, stage)
 
     def loss(self, forward: Forward, batch: Batch) -> Loss:
-        """Its value is the next-token loss, so that curves mean the same with and without a teacher. Its gradient is
-        half of the next-token loss and half of the cross-entropy to the teacher's predictions."""
+        """The value is the next-token loss, so that curves are comparable with and without a teacher. The gradient is
+        half that of the next-token loss and half that of the cross-entropy with the teacher's probabilities."""
         if self._predict is None:
             return super().loss(forward, batch)
         with torch.no_grad():

@@ -1,1 +1,1 @@
-"""NUMBERS -> WEIGHTS"""
+"""Batches in, weights out: the training loop, its optimizers and schedule, checkpoints, and recovery from faults."""

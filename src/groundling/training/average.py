@@ -1,4 +1,4 @@
-"""The moving average of the weights (EMA), which is what is evaluated, sampled and saved."""
+"""Exponential moving average (EMA) of the weights. The average is what is evaluated, sampled and saved."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TRAINED = "/trained"
 class WeightAverage:
     """A second copy of the weights that follows the trained ones.
 
-    It averages over the latest steps, a fixed `share` of all so far (Karras et al., "Analyzing and Improving the
-    Training Dynamics of Diffusion Models", 2024, section 3.1). With share 0 it does nothing, and the model is saved as
-    it was trained.
+    It averages over the last `share` of all steps so far (Karras et al., "Analyzing and Improving the
+    Training Dynamics of Diffusion Models", 2024, section 3.1). With share 0 it does nothing, and the trained
+    weights are saved.
     """
 
     def __init__(self, model: nn.Module, share: float) -> None:
@@ -28,7 +28,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, before: int, applied: torch.Tensor | None = None) -> None:
-        """Take in a step, `before` which so many were made. Where `applied` (a scalar) is 0, the step was skipped."""
+        """Add the weights after a step that followed `before` others. If `applied`, a scalar, is 0, the step was
+        skipped."""
         if not self._share:
             return
         if not self._averages:
@@ -44,7 +45,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model's tensors hold the average."""
+        """A context in which the model's tensors are the average."""
         self._swap()
         try:
             yield
@@ -59,7 +60,7 @@ class WeightAverage:
             average.copy_(trained)
 
     def finish(self) -> None:
-        """Leave the average in the model and start over."""
+        """Put the average into the model, and start a new average."""
         self._swap()
         self.forget()
 
@@ -71,7 +72,7 @@ class WeightAverage:
         return {name: self._averages.get(name, p.detach()) for name, p in self._parameters.items()}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The trained weights, where the model is saved as their average."""
+        """The trained weights, if the average is saved as the model."""
         return {name + _TRAINED: self._parameters[name].detach() for name in self._averages}
 
     def state_shapes(self) -> dict[str, Shape]:

@@ -1,14 +1,14 @@
-"""A checkpoint is a folder that needs nothing else, in open formats. It is whole or not there.
+"""Checkpoints: self-contained folders in open formats, written atomically.
 
 checkpoints/step-000400/
-  model.safetensors      the weights, or their average
-  optimizer.safetensors  everything else that training needs: optimizer state, the weights as trained (where the model
-                         is their average), and what the task names, such as a teacher's weights
-  state.json             where training stood: step, tokens, seconds, best score, ...
+  model.safetensors      the weights, or their moving average
+  optimizer.safetensors  the other tensors of training: optimizer state, weights as trained (if averaged),
+                         and the task's own, such as a teacher's weights
+  state.json             the training state: step, tokens, seconds, best score, ...
   config.json            the run's record
   tokenizer.json
   manifest.json          sizes and hashes, written last
-checkpoints/best.json    {"checkpoint": "step-000400"}: a pointer that Windows can follow too
+checkpoints/best.json    {"checkpoint": "step-000400"}: a pointer that also works on Windows
 checkpoints/last.json
 """
 
@@ -40,7 +40,7 @@ _OTHER_FILES = 20_000  # bytes beside the tensors
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint holds of a training run: its state, the model's `weights`, and the tensors of `training`."""
+    """The content of a checkpoint: the training state, the model's `weights`, and the other tensors, `training`."""
 
     state: TrainState
     weights: Mapping[str, torch.Tensor]
@@ -53,18 +53,18 @@ class Snapshot:
 
 
 def size_in_bytes(*shapes: Mapping[str, Shape]) -> int:
-    """About how large a checkpoint with tensors of these shapes is."""
+    """Approximate size in bytes of a checkpoint with tensors of these shapes."""
     return _OTHER_FILES + 4 * sum(prod(shape) for each in shapes for shape in each.values())
 
 
 class Checkpoints:
-    """The checkpoints of a run, in the subfolder `folder` of its own."""
+    """The checkpoints of a run, in its subfolder `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, whole or not, in ascending order."""
+        """Steps that have a checkpoint, damaged or not, in ascending order."""
         names = [path.name for path in self.folder.glob("step-*") if path.is_dir() and _NAME.fullmatch(path.name)]
         return sorted(int(name.removeprefix("step-")) for name in names)
 
@@ -74,11 +74,11 @@ class Checkpoints:
     def save(self, snapshot: Snapshot, keep: int) -> Path:
         """Save, read it back, update the pointers `last` and `best`, then delete the oldest beyond `keep` (0: none).
 
-        At least two whole checkpoints are kept, since one may be damaged on the disk. Raises OSError with a sentence
-        if the disk refuses; the checkpoints before are then as they were.
+        At least two undamaged checkpoints are kept. Raises OSError with a sentence if writing fails; the earlier
+        checkpoints are not changed then.
         """
         state, path = snapshot.state, self.path(snapshot.state.step)
-        # What was logged before this step must not be missing after a power cut: it is not computed again.
+        # What was logged before this step must survive a power cut, since it is not computed again.
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (file := self.folder.parent / name).exists():
                 storage.retry_io(file, 0, partial(storage.disk.sync, file))
@@ -94,7 +94,7 @@ class Checkpoints:
     def _save(self, path: Path, snapshot: Snapshot) -> None:
         if path.exists():
             try:
-                # A resumed run passes a step that was saved before: the same bits, unless they were damaged.
+                # A resumed run comes to a step that is already saved, with the same bits.
                 self.verify(path)
                 return
             except ValueError:
@@ -120,23 +120,23 @@ class Checkpoints:
             ) from None
 
     def verify(self, path: Path, again: bool = True) -> None:
-        """Raise ValueError with a sentence if a checkpoint is not whole, or is not of the step in its name.
+        """Raise ValueError with a sentence if a checkpoint is damaged, or is not of the step in its name.
 
-        Without `again`, files that this process has verified and nobody has touched since are not read again.
+        Without `again`, files that this process has verified, and that have not changed since, are not read again.
         """
         try:
             step = (storage.verify(path) if again else storage.verify_once(path)).get("step")
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
         if path != self.path(step if isinstance(step, int) else -1):
-            raise ValueError(f"{path} is not what its name says: it holds step {step}.")
+            raise ValueError(f"{path} does not match its name: it contains step {step}.")
 
     def _prune(self, keep: int, spare: set[Path]) -> None:
-        """Delete what is older than the newest `keep` whole checkpoints, except those to `spare`."""
+        """Delete checkpoints older than the newest `keep` undamaged ones, except those to `spare`."""
         whole = 0
         for path in map(self.path, reversed(self.steps())):
             if whole >= keep and path not in spare:
-                with suppress(OSError):  # it takes disk space, and the next save tries again
+                with suppress(OSError):  # it only takes disk space, and the next save tries again
                     storage.remove_folder(path)
             elif whole < keep:
                 with suppress(ValueError):
@@ -152,12 +152,12 @@ class Checkpoints:
             target = storage.read_checksummed(self.folder / f"{name}.json").get("checkpoint")
         except (OSError, ValueError):
             return None
-        if not isinstance(target, str) or not _NAME.fullmatch(target):  # it must not lead anywhere else
+        if not isinstance(target, str) or not _NAME.fullmatch(target):  # it must not point anywhere else
             return None
         return self.folder / target if (self.folder / target).is_dir() else None
 
     def newest(self, notice: Callable[[str], None]) -> Path | None:
-        """The newest whole checkpoint. Damaged ones are skipped, with a notice."""
+        """The newest undamaged checkpoint. Damaged ones are skipped, with a notice."""
         steps = self.steps()
         for path in map(self.path, reversed(steps)):
             try:
@@ -166,15 +166,15 @@ class Checkpoints:
             except ValueError as error:
                 notice(f"{error} Using the checkpoint before it." if path != self.path(steps[0]) else str(error))
         if steps:
-            notice("No checkpoint is whole. Training starts again at step 0.")
+            notice("All checkpoints are damaged. Training starts again at step 0.")
         return None
 
     def check_room(self, size: int, settings: TrainingSettings) -> None:
-        """Raise OSError with a sentence if the disk has no room for all checkpoints, of `size` bytes each, that will
-        exist at once."""
-        count = max(settings.keep_checkpoints, 2) + 2  # the best one, and the one that is being written
+        """Raise OSError with a sentence if the disk has no room for all checkpoints that will exist at the same time,
+        of `size` bytes each."""
+        count = max(settings.keep_checkpoints, 2) + 2  # the best one, and the one being written
         if not settings.keep_checkpoints:
-            count = settings.steps // settings.checkpoint_every + 2  # all; those at a new best score come on top
+            count = settings.steps // settings.checkpoint_every + 2  # all, plus those at a new best score
         needed = size * max(count - len(self.steps()), 1)
         home = next(folder for folder in self.folder.absolute().parents if folder.exists())
         if needed > (free := storage.free_bytes(home)):

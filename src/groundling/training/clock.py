@@ -1,4 +1,4 @@
-"""Progress of a run: by its steps or, with `--minutes`, by the clock."""
+"""Progress of a run, measured in steps or, with `--minutes`, in time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from groundling.training.state import TrainState
 
 Kind = Literal["step", "evaluation", "save"]
 
-_PICTURE = 2.5  # seconds for what follows the last save: verdict, loss.png, report.html, and leaving Python
-_UNMEASURED = 0.04  # of the budget is kept for the last evaluation and save, until one was timed
+_PICTURE = 2.5  # seconds after the last save, for verdict, loss.png, report.html and Python's exit
+_UNMEASURED = 0.04  # of the budget is reserved for the last evaluation and save, until one was timed
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Timing:
 class Clock:
     """Times steps, evaluations and saves, and decides from that when to end.
 
-    A run with a budget in minutes ends when its last evaluation and save still fit. Its progress is the share of the
-    time that has passed, so the learning rate reaches its floor exactly then, however fast the machine is.
+    A run with a time budget ends while its last evaluation and save still fit. Its progress is the share of the time
+    that has passed, so the learning rate reaches its floor at the end on any machine.
     """
 
     def __init__(self, elapsed_before: float, settings: TrainingSettings) -> None:
@@ -42,13 +42,13 @@ class Clock:
 
     @contextmanager
     def timing(self, kind: Kind) -> Iterator[Timing]:
-        """Times what is done inside. Set `times` on the result if it was done more than once."""
+        """A context that times its body. Set `times` on the result if the body did the work several times."""
         start, timing = time.perf_counter(), Timing()
         yield timing
         self._seconds[kind].append((time.perf_counter() - start) / timing.times)
 
     def typical(self, kind: Kind) -> float:
-        """Seconds that one takes, or 0 if none was timed yet."""
+        """Seconds that one takes. 0 if none was timed yet."""
         return statistics.median(self._seconds[kind]) if self._seconds[kind] else 0.0
 
     def progress(self, step: int) -> float:
@@ -56,7 +56,7 @@ class Clock:
         return min(1.0, self.share(step + 1, self.elapsed() + self.typical("step")))
 
     def share(self, step: int, elapsed: float) -> float:
-        """The share of the run that is done after so many steps and seconds."""
+        """The share of the run that is done after `step` steps and `elapsed` seconds."""
         return elapsed / self._time_for_steps() if self._budget else step / self._steps
 
     def stage_progress(self, state: TrainState, end: float) -> float:
@@ -75,7 +75,7 @@ class Clock:
     def seconds_left(self, step: int) -> float:
         if self._budget:
             return max(0.0, self._budget - self.elapsed())
-        # The evaluation after the last step comes in any case.
+        # The evaluation after the last step always happens.
         evaluations = (self._steps - 1) // self._eval_every - step // self._eval_every + 1
         return (self._steps - step) * self.typical("step") + evaluations * self.typical("evaluation")
 
@@ -84,5 +84,5 @@ class Clock:
             closing = self.typical("evaluation") + self.typical("save")
         else:
             closing = _UNMEASURED * self._budget
-        # However long the closing takes, half of the time is for learning.
+        # However long the end takes, half of the time is for training.
         return max(self._budget - closing - _PICTURE, self._budget / 2)

@@ -1,4 +1,4 @@
-"""torch.compile where it works and pays for itself: tried on the model itself, and remembered for this machine."""
+"""Decide whether torch.compile pays off, by a trial on the model. The result is remembered for this machine."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from groundling.model.gpt import GPT
 from groundling.training.out_of_memory import is_out_of_memory
 from groundling.training.task import Task
 
-_COLD = 30.0  # seconds that compiling is expected to take where it was never tried
-_GAIN = 0.25  # share of the time that it is expected to save there
-_PATIENCE = 2.0  # seconds: a pass that takes longer is timed once
-_WORTH = 0.03  # the share that it must save to be used: less is noise
+_COLD = 30.0  # expected seconds of compiling before any trial
+_GAIN = 0.25  # expected share of the time that it saves
+_PATIENCE = 2.0  # seconds; a pass that takes longer is timed only once
+_WORTH = 0.03  # the share of the time that it must save; less is noise
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What came of compiling: seconds that a forward and backward pass takes either way, and that compiling took."""
+    """A trial: seconds per forward and backward pass without and with compiling, and of compiling itself."""
 
     plain: float
     compiled: float | None  # None: it failed
@@ -35,12 +35,12 @@ class Timing:
 
     @property
     def gain(self) -> float:
-        """The share of the time that is saved."""
+        """The share of the time that compiling saves."""
         return 1 - self.compiled / self.plain if self.compiled else 0.0
 
 
 class Choice(NamedTuple):
-    """What to call instead of the model, whether it is compiled, and a sentence that says why."""
+    """The forward function to use, whether it is compiled, and the reason as a sentence."""
 
     forward: Forward
     compiled: bool
@@ -48,13 +48,13 @@ class Choice(NamedTuple):
 
 
 class CompileTrial:
-    """Finds out whether compiling a model is worth it for a task, on batches like `batch`."""
+    """Decides whether to compile a model for a task, on batches like `batch`."""
 
     def __init__(self, model: GPT, task: Task, batch: Batch, machine: Machine) -> None:
         self.model, self.task, self.batch, self.machine = model, task, batch, machine
 
     def choose(self, passes: float, graphs: bool = True) -> Choice:
-        """The choice for about `passes` passes forward and backward; with CUDA `graphs` if each pass is a step."""
+        """The choice for about `passes` forward and backward passes, with CUDA `graphs` if each pass is a step."""
         model, machine = self.model, self.machine
         if machine.compile == "off":
             return Choice(model, False, "")
@@ -64,7 +64,7 @@ class CompileTrial:
             plain, known = self._seconds(model, times=1), self._recall()
             if known is not None and known.error:
                 return Choice(model, False, f"not compiled: it failed here before ({known.error})")
-            # Code that was compiled once is loaded from disk the next time, in about a fifth of the time.
+            # The second time, compiled code is loaded from disk, in about a fifth of the time.
             cost, gain = (_COLD, _GAIN) if known is None else (known.seconds / 5, known.gain)
             if known is not None and gain < _WORTH:
                 return Choice(model, False, "not compiled: it was no faster here before")
@@ -81,8 +81,8 @@ class CompileTrial:
         return Choice(compiled, True, f"compiled in {timing.seconds:.0f} s, saves {max(timing.gain, 0):.0%} of a step")
 
     def _try(self, compiled: Forward) -> Timing:
-        """Compile, time it, and remember what came of it."""
-        # The compiled code is kept with the rest of the cache, not in a temporary folder that a restart empties.
+        """Compile, time it, and remember the result."""
+        # Keep compiled code in our cache, not in a temporary folder that a restart empties.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
         plain = self._seconds(self.model)
         start = time.perf_counter()
@@ -90,7 +90,7 @@ class CompileTrial:
             self._seconds(compiled, times=1)
             seconds = time.perf_counter() - start
             timing = Timing(plain, self._seconds(compiled), seconds)
-        except Exception as error:  # it fails in many ways, and none of them may stop a run
+        except Exception as error:  # it can fail in many ways, and none may stop a run
             if is_out_of_memory(error):
                 raise
             reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
@@ -101,8 +101,8 @@ class CompileTrial:
         return timing
 
     def _seconds(self, forward: Forward, times: int = 3) -> float:
-        """The fastest of some passes forward and backward. Leaves the model and PyTorch's random numbers as they
-        were."""
+        """Seconds of the fastest of several forward and backward passes. The model and PyTorch's random state do not
+        change."""
         fastest, end = float("inf"), time.perf_counter() + _PATIENCE
         with self.machine.own_randomness():
             self.model.train()
@@ -120,7 +120,7 @@ class CompileTrial:
 
     @property
     def _memory(self) -> Path:
-        """The file that remembers the trial of such a model with such batches on this machine."""
+        """The file for the trial of this model with these batches on this machine."""
         where = [versions(), processor(), str(self.machine.device), str(self.machine.dtype), self.machine.threads]
         compiler = compiler_path()
         stamp = os.stat(compiler).st_mtime_ns if compiler else 0
@@ -132,14 +132,14 @@ class CompileTrial:
         try:
             return Timing(**storage.read_json(self._memory))
         except (OSError, ValueError, TypeError):
-            return None  # never tried, or no longer readable: it is tried again
+            return None  # never tried, or unreadable: try again
 
     def _remember(self, timing: Timing) -> None:
         try:
             storage.make_folder(self._memory.parent)
             storage.write_json(self._memory, asdict(timing))
         except OSError:
-            pass  # a cache that cannot be written costs the next run some seconds, and nothing else
+            pass  # a cache that cannot be written only costs the next run some seconds
 
 
 def _rounded(seconds: float) -> str:

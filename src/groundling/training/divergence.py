@@ -1,12 +1,12 @@
-"""What to do about losses, gradients and weights that are not finite, and about losses that jump.
+"""Losses, gradients and weights that are not finite, and loss spikes: skip the step, or roll back.
 
-A step with a bad loss or gradient is skipped: weights and optimizer stay as they were, and the next step reads what
-comes next in the text. After three bad steps in a row, or when a weight or optimizer state is not finite, training
-rolls back to the last good checkpoint (or to the start) and continues at half the learning rate, without the text of
-those three steps. PaLM was brought past its loss spikes like that (Chowdhery et al., 2022, section 5.1). After three
-rollbacks training ends and says why.
+A step with a bad loss or gradient is skipped: weights and optimizer do not change, and the next step uses the next
+batch. After three bad steps in a row, or if a weight or optimizer state is not finite, training rolls back to the last
+good checkpoint (or to the start) and continues at half the learning rate, without the batches of those three steps.
+PaLM was trained past its loss spikes in this way (Chowdhery et al., 2022, section 5.1). After three rollbacks, training
+ends with an error that says why.
 
-All that decides is part of the `TrainState`, so a run that was stopped takes the same path to the bit.
+The guard is part of the `TrainState`, so a run that was stopped and resumed makes the same decisions.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pydantic import ConfigDict
 from groundling.config import TrainingSettings
 from groundling.machine import Machine
 
-_REMEMBERED = 64  # losses whose median is the usual one
-_FEWEST = 16  # losses before which none is called a spike
+_REMEMBERED = 64  # losses, whose median counts as usual
+_FEWEST = 16  # losses are needed before one can be a spike
 _SPIKE = 5  # times the usual loss, and ...
-_ABOVE_CHANCE = 3  # times the loss of guessing; docs/diagnosis.md shows how far below healthy runs stay
+_ABOVE_CHANCE = 3  # times the loss of guessing; healthy runs stay far below, see docs/diagnosis.md
 _BAD_STEPS = 3  # in a row
 _ROLLBACKS = 3
 _SLOWER = 0.5  # of the learning rate, at each rollback
@@ -41,7 +41,7 @@ class Anomaly(Exception):
 
 
 class DivergedError(FloatingPointError):
-    """Training cannot get beyond `step` because of `cause`, whatever was tried."""
+    """Training failed at `step` because of `cause`, even after rollbacks."""
 
     def __init__(self, anomaly: Anomaly, settings: TrainingSettings, machine: Machine) -> None:
         helps = [f"--learning-rate {settings.learning_rate / 10:.1g}"]
@@ -61,24 +61,23 @@ class DivergedError(FloatingPointError):
 
 @dataclass
 class DivergenceGuard:
-    """Judges each step, and remembers what it needs to."""
+    """Judges each step. Its fields are part of the training state."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     last_good_step: int = 0  # the last scheduled checkpoint: a rollback goes there
     recent_losses: list[float] = field(default_factory=list)
-    bad_steps: list[int] = field(default_factory=list)  # skipped just now, in a row
+    bad_steps: list[int] = field(default_factory=list)  # skipped in a row, up to now
     rollbacks: int = 0
-    lr_scale: float = 1.0  # what the rollbacks have left of the learning rate
-    skipped_steps: list[int] = field(default_factory=list)  # never made again
+    lr_scale: float = 1.0  # share of the learning rate after the rollbacks
+    skipped_steps: list[int] = field(default_factory=list)  # whose batches are left out
 
     def find_anomaly(self, loss: float, norm: float, chance: float | None) -> str:
-        """What is wrong with a step's loss or its gradient norm, in words. Empty if nothing is.
+        """What is wrong with a step's loss or gradient norm, in words. Empty if nothing is wrong.
 
         A loss is a spike if it is above five times the median of the last 64 and above three times the loss of
-        guessing, `chance`. The latter, because rare text can cost a model that has memorized the rest a thousand times
-        its usual loss, and is worth learning. But it costs less than twice what guessing does.
-        """
+        guessing, `chance`. The second condition lets rare text pass: on a model that has memorized the rest, its loss
+        can be a thousand times the usual one, but it is less than twice the loss of guessing."""
         if not math.isfinite(loss):
             return f"loss is {_named(loss)}"
         if not math.isfinite(norm):
@@ -91,34 +90,34 @@ class DivergenceGuard:
         return ""
 
     def note_good(self, loss: float) -> None:
-        """A good step: its loss counts among the usual ones from now on."""
+        """Record the loss of a good step."""
         self.recent_losses = [*self.recent_losses[1 - _REMEMBERED :], loss]
         self.bad_steps = []
 
     def note_bad(self, step: int, cause: str) -> None:
-        """A skipped step, with `step` steps before it. Raises Anomaly at the third in a row."""
+        """Record a skipped step, after `step` others. Raises Anomaly at the third in a row."""
         self.bad_steps = [*self.bad_steps, step]
         if len(self.bad_steps) >= _BAD_STEPS:
             raise Anomaly(step + 1, f"{cause}, as in the {_BAD_STEPS - 1} steps before", self.bad_steps)
 
     def new_stage(self) -> None:
-        """A new model's losses are no spikes."""
+        """Forget the losses of the model before."""
         self.recent_losses, self.bad_steps = [], []
 
     @property
     def exhausted(self) -> bool:
-        """Whether rolling back once more is pointless."""
+        """Whether there were too many rollbacks already."""
         return self.rollbacks >= _ROLLBACKS
 
     def roll_back(self, before: DivergenceGuard, anomaly: Anomaly) -> None:
-        """This guard comes from a checkpoint. Take over what the rollback changes; `before` is the guard until now."""
+        """Update this guard, which was loaded from a checkpoint, for a rollback. `before` is the guard until now."""
         self.rollbacks, self.lr_scale = before.rollbacks + 1, _SLOWER * before.lr_scale
         self.skipped_steps = sorted({*before.skipped_steps, *anomaly.blamed})
 
 
 def check_finite(step: int, optimizer: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
     """Raise Anomaly, naming it, if an optimizer state or a weight is not finite."""
-    # The optimizer first: it spoils the weights, and they do not spoil it.
+    # The optimizer first, since the weights come from it.
     for key, tensor in optimizer.items():
         if not tensor.isfinite().all():
             name, _, quantity = key.rpartition("/")

@@ -1,5 +1,4 @@
-"""What happens during training, as typed events. The trainer emits them; the console, the log files, trackers and the
-studio subscribe."""
+"""Typed events of training. The trainer emits them; the console, the log files, trackers and the studio subscribe."""
 
 from __future__ import annotations
 
@@ -11,13 +10,13 @@ from typing import Any
 from groundling.data.progress import Progress
 
 VALIDATION_LOSS = "validation loss"
-_USUAL = {"figures": {}, "metric": VALIDATION_LOSS}  # what goes without saying
+_USUAL = {"figures": {}, "metric": VALIDATION_LOSS}  # left out of JSON
 
 
 @dataclass(frozen=True)
 class Event:
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the event's name, in lower case, and its fields. `figures` and `metric` only if unusual."""
+        """JSON-ready: the event's name in lower case and its fields. Default `figures` and `metric` are left out."""
         values = {"event": type(self).__name__.lower()} | dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in _USUAL or value != _USUAL[name]}
 
@@ -31,7 +30,7 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class Preparing(Event):
-    """The text is being read; `done` of `total` bytes."""
+    """The text is being read: `done` of `total` bytes so far."""
 
     doing: str
     done: int
@@ -63,7 +62,7 @@ class Planned(Event):
 
 @dataclass(frozen=True)
 class Started(Event):
-    """Training starts or resumes at `step`. With `minutes`, the clock ends it, and `steps` is an estimate."""
+    """Training starts or resumes at `step`. With `minutes`, training ends by the clock, and `steps` is an estimate."""
 
     run: str
     step: int
@@ -77,11 +76,11 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Step(Event):
-    """An optimizer step was made: `step` of them so far. `loss` is that of the training batch, in nats per token.
+    """An optimizer step, the `step`-th. `loss` is that of the training batch, in nats per token.
 
-    `elapsed` and `seconds_left` are seconds over all sessions of the run, with evaluations. `grad_norm` is None where
-    float16 could not hold the gradients and the step was skipped. `figures` are what the task logs beside the loss.
-    """
+    `elapsed` and `seconds_left` are in seconds and cover all sessions of the run, including evaluations. `grad_norm` is
+    None where float16 could not hold the gradients and the step was skipped. `figures` are what the task logs beside
+    the loss."""
 
     step: int
     loss: float
@@ -98,7 +97,7 @@ class Step(Event):
 class Evaluation(Event):
     """The model was evaluated after `step` steps. `training_loss` is the mean since the last evaluation.
 
-    `validation_loss` is the figure by which checkpoints are compared, a loss in nats per token unless `metric` says
+    `validation_loss` is the value by which checkpoints are compared, a loss in nats per token unless `metric` says
     otherwise. `bits_per_byte` is None where the task has none. `figures` are what the task reports beside them.
     """
 
@@ -131,7 +130,7 @@ class Sample(Event):
 
 @dataclass(frozen=True)
 class Generation(Event):
-    """After `step` steps a new model starts, the `generation`-th. The one before is its teacher from now on."""
+    """After `step` steps, the `generation`-th model starts. The previous one becomes its teacher."""
 
     step: int
     generation: int
@@ -141,7 +140,7 @@ class Generation(Event):
 class Checked(Event):
     """The n-gram baselines of the text. `milestones[n]` is the validation loss of the n-gram model in nats per token,
     from the uniform model (n = 0) on. `one_gram` is the 1-gram model's loss on the training part. `leakage` is the
-    share of the validation part that the training part contains too, or None if that was not checked."""
+    share of the validation part that also occurs in the training part, or None if that was not checked."""
 
     milestones: list[float]
     one_gram: float
@@ -150,9 +149,9 @@ class Checked(Event):
 
 @dataclass(frozen=True)
 class Skipped(Event):
-    """Step `step` was skipped because of `cause`, a bad loss or gradient: weights and optimizer are as before it.
+    """Step `step` was skipped because of `cause`, a bad loss or gradient. Weights and optimizer did not change.
 
-    `rollbacks` is how many there were before.
+    `rollbacks` is the number of rollbacks before.
     """
 
     step: int
@@ -162,10 +161,10 @@ class Skipped(Event):
 
 @dataclass(frozen=True)
 class RolledBack(Event):
-    """Training went back from `step`, because of `cause`, to the checkpoint of step `to` (0: the start).
+    """Because of `cause`, training went back from `step` to the checkpoint of step `to` (0: the start).
 
-    The steps between are made again, with `rate_share` of the original learning rate. `evaluated_step` is the last one
-    up to `to` that was evaluated, `rollbacks` how many there were before.
+    The steps between are repeated with `rate_share` of the original learning rate. `evaluated_step` is the last one
+    up to `to` that was evaluated, `rollbacks` the number of rollbacks before.
     """
 
     step: int
@@ -182,7 +181,7 @@ class OutOfMemory(Event):
     which together are the same windows as before. Evaluations read `evaluation_batch` windows at once.
 
     If it happened in the optimizer, training `went_back` to `step`. `evaluated_step` is the last one that was evaluated
-    by then, and `rollbacks` how many there were.
+    by then, and `rollbacks` the number of rollbacks.
     """
 
     step: int
@@ -197,7 +196,7 @@ class OutOfMemory(Event):
 
 @dataclass(frozen=True)
 class Diverged(Event):
-    """Training cannot get beyond `step` because of `cause`. Nothing of that step is saved."""
+    """Training failed at `step` because of `cause`. That step is not saved."""
 
     step: int
     cause: str = ""
@@ -211,7 +210,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Paused(Event):
-    """Training stopped because the user asked for it. Everything is saved."""
+    """Training was stopped by the user. Everything is saved."""
 
     step: int
     run: str
@@ -219,7 +218,7 @@ class Paused(Event):
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """All steps are done."""
+    """Training is finished."""
 
     run: str
     step: int
@@ -237,5 +236,5 @@ Subscriber = Callable[[Event], None]
 
 
 def reporters(tell: Subscriber) -> tuple[Callable[[str], None], Progress]:
-    """Two functions that tell a subscriber a sentence, and how far the reading of a text is."""
+    """Two functions that pass a notice, or the progress of reading a text, to a subscriber."""
     return lambda sentence: tell(Notice(sentence)), lambda doing, done, total: tell(Preparing(doing, done, total))

@@ -1,4 +1,4 @@
-"""Everything of a training run that consists of tensors: weights, optimizer state, weight average, the task's own."""
+"""All tensors of a training run: weights, optimizer state, weight average, and the task's own."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ from groundling.training.task import Task
 class Learner:
     """Computes gradients, applies them, and saves and loads all tensors together.
 
-    `forward` is the model itself, or the model compiled. Evaluation and sampling use `model`, since for each of their
-    shapes it would be compiled again.
-    """
+    `forward` is the model or its compiled form. Evaluation and sampling use `model`, since each of their shapes would
+    be compiled again."""
 
     def __init__(self, initial: InitialModel, task: Task, settings: TrainingSettings, machine: Machine) -> None:
         self.initial, self.task = initial, task
@@ -42,7 +41,7 @@ class Learner:
     def gradients(
         self, batches: Iterable[tuple[Batch, float]], n: int, machine: Machine, scale: float = 1.0
     ) -> dict[str, torch.Tensor]:
-        """Compute the gradients of `n` micro-batches, each given with its share of the loss, and clip them.
+        """Compute and clip the gradients of `n` micro-batches, each given with its share of the loss.
 
         `scale` multiplies the loss before the backward pass and divides the gradients after it. Returns scalars on the
         device: `loss`, the mean, `grad_norm` before clipping, and the means of the task's own figures.
@@ -61,9 +60,9 @@ class Learner:
         return {"loss": sums.pop("loss") / n, "grad_norm": norm} | {name: value / n for name, value in sums.items()}
 
     def apply(self, before: int, found_inf: torch.Tensor | None = None) -> None:
-        """Let the optimizer make a step, `before` which so many were made in this stage.
+        """Make an optimizer step, which follows `before` others in this stage.
 
-        Where `found_inf`, a scalar on the device, is 1, nothing changes. Raises HalfDoneError if memory runs out.
+        If `found_inf`, a scalar on the device, is 1, nothing changes. Raises HalfDoneError if memory runs out.
         """
         try:
             self.optimizer.step(found_inf)
@@ -77,20 +76,20 @@ class Learner:
         self.optimizer.zero_grad()
 
     def next_stage(self, stage: int, step: int) -> Event:
-        """A new optimizer, on the weights as they would be saved or on those that the task puts in their place."""
+        """Start a stage with a new optimizer, on the weights that would be saved or on others that the task sets."""
         self.average.finish()
         self.optimizer.forget()
         return self.task.begin_stage(stage, step, self.model)
 
     def reset(self) -> None:
-        """Back to the weights before the first step."""
+        """Reset to the initial weights."""
         self.optimizer.forget()
         self.average.forget()
         self.model.load_state_dict(self.initial.build().state_dict())
         self.task.load_state_dict({}, self.model)
 
     def check_finite(self, step: int) -> None:
-        """Raise Anomaly if a weight or something of the optimizer's state is not finite."""
+        """Raise Anomaly if a weight or optimizer state is not finite."""
         check_finite(step, self.optimizer.state_dict(), self.model.state_dict())
 
     def snapshot(self, state: TrainState) -> Snapshot:
@@ -103,7 +102,7 @@ class Learner:
         state, file = read_state(checkpoint), checkpoint / "optimizer.safetensors"
         task = self.task.state_shapes(state.stage)
         optimizer, average = self.optimizer.state_shapes(), self.average.state_shapes()
-        if not read_shapes(file).keys() - task.keys():  # before the first step of a stage there are none
+        if not read_shapes(file).keys() - task.keys():  # before the first step of a stage, there are none
             optimizer, average = {}, {}
         tensors = read_tensors(file, {**task, **optimizer, **average})
         self.optimizer.load_state_dict({name: tensors[name] for name in optimizer})
@@ -113,7 +112,7 @@ class Learner:
 
     @property
     def checkpoint_size(self) -> int:
-        """Bytes of the largest checkpoint that this run saves."""
+        """Size in bytes of the largest checkpoint of this run."""
         weights = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         task = self.task.state_shapes(len(self.task.stages))
         return size_in_bytes(weights, self.optimizer.state_shapes(), self.average.state_shapes(), task)

@@ -14,9 +14,9 @@ from groundling.model.gpt import GPT, StackedLinear
 
 
 class Optimizers:
-    """One or several optimizers, used as one. `names` are the names of their parameters.
+    """Several PyTorch optimizers, used as one. `names` are the names of their parameters.
 
-    Their state is named `<parameter>/<quantity>`, such as `wte.weight/exp_avg`, in open files.
+    State tensors are named `<parameter>/<quantity>`, such as `wte.weight/exp_avg`.
     """
 
     def __init__(self, names: Mapping[torch.Tensor, str], *optimizers: torch.optim.Optimizer) -> None:
@@ -31,15 +31,15 @@ class Optimizers:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def schedule(self, factor: float) -> None:
-        """Set every learning rate to that share of its own peak."""
+        """Set every learning rate to `factor` times its peak."""
         for group in self.groups:
             group["lr"] = factor * group["peak"]
 
     def step(self, found_inf: torch.Tensor | None = None) -> None:
-        """One optimizer step. Where `found_inf`, a scalar on the device, is 1, it changes nothing: neither weights nor
-        state. Nobody waits for the device to know."""
+        """One optimizer step. If `found_inf`, a scalar on the device, is 1, it changes neither weights nor state. The
+        CPU does not wait for the device to find out."""
         for optimizer in self.optimizers:
-            optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # the fused AdamW's own name for it
+            optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # the name that the fused AdamW looks for
             optimizer.step()
 
     def zero_grad(self) -> None:
@@ -47,12 +47,12 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def forget(self) -> None:
-        """Back to the state before the first step."""
+        """Reset to the state before the first step."""
         for optimizer in self.optimizers:
             optimizer.state.clear()
 
     def state_of(self, parameter: torch.Tensor) -> dict[str, Any]:
-        """The state that belongs to `parameter`, to read or to fill."""
+        """The state of `parameter`, to read or to write."""
         state: dict[str, Any] = self._owners[parameter].state[parameter]
         return state
 
@@ -98,7 +98,7 @@ def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = t
         ],
         settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
-        fused=model.device.type != "mps",  # on Apple GPUs the fused kernel is far slower than the plain one
+        fused=model.device.type != "mps",  # on Apple GPUs, the fused kernel is far slower
     )
     if not matrices:
         return Optimizers(names, adamw)
@@ -106,8 +106,8 @@ def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = t
 
 
 def block_matrices(model: GPT) -> dict[torch.Tensor, list[int]]:
-    """The weight matrices of the blocks, and the rows of the matrices that each is stacked from: Muon treats those
-    apart."""
+    """The weight matrices of the blocks, each with the row counts of the matrices that it is stacked from. Muon updates
+    those separately."""
     linears = [module for module in model.h.modules() if isinstance(module, torch.nn.Linear)]
     return {
         linear.weight: list(linear.sizes) if isinstance(linear, StackedLinear) else [linear.out_features]
@@ -118,14 +118,13 @@ def block_matrices(model: GPT) -> dict[torch.Tensor, list[int]]:
 class Muon(torch.optim.Optimizer):
     """Orthogonalized momentum (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024).
 
-    The update of a matrix is its Nesterov momentum with all singular values brought near 1: every direction is learned
-    at the same speed, rare ones too. Unlike in torch.optim.Muon, matrices of one shape go through the products
-    together, stacked matrices are taken apart, and the products run in `dtype`: bfloat16, always, would be many times
-    slower on a CPU without instructions for it.
+    The update of a matrix is its Nesterov momentum with all singular values brought near 1, so that all directions are
+    learned at the same speed. Unlike torch.optim.Muon, this one batches the products of matrices of the same shape,
+    separates stacked matrices, and computes in `dtype`: bfloat16 would be many times slower on a CPU without
+    instructions for it.
 
-    Decay acts only on weights that the step makes smaller, so that it never works against what is learned (Chen et al.,
-    "Cautious Weight Decay", 2025). Where a text is read often, that is 0.007 nats better than decay of all weights
-    (docs/LOG.md).
+    Decay acts only on weights that the step makes smaller, so that it never opposes the gradient (Chen et al.,
+    "Cautious Weight Decay", 2025). Over many epochs, that is 0.007 nats better than decaying all weights (docs/LOG.md).
     """
 
     found_inf: torch.Tensor | None = None
@@ -154,7 +153,7 @@ class Muon(torch.optim.Optimizer):
             momenta = [self.state[p]["momentum"] for p in parameters]
             gradients = self._usable(parameters, momenta)
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
+            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov momentum
             # (rows, columns) -> [(part of a parameter, part of its update)]
             shapes: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
             for parameter, update in zip(parameters, updates, strict=True):
@@ -164,18 +163,18 @@ class Muon(torch.optim.Optimizer):
             for shape, pairs in shapes.items():
                 directions = orthogonalize(torch.stack([change for _, change in pairs]), self.dtype)
                 if self.found_inf is not None:
-                    directions = directions * (1 - self.found_inf)  # a step of length 0, in which nothing decays
-                # A tall matrix gets longer steps, so that its outputs change as much as a wide one's.
+                    directions = directions * (1 - self.found_inf)  # a step of length 0, without decay
+                # Tall matrices get longer steps, so that their outputs change as much as those of wide ones.
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for (part, _), direction in zip(pairs, directions, strict=True):
-                    # 1 where the step, which goes against its direction, makes the weight smaller, else 0. By
+                    # 1 where the step, which is minus this direction, makes the weight smaller, else 0. By
                     # arithmetic, since `torch.where` takes ten times as long on CPUs.
                     shrinks = (part * direction).sign_().clamp_(min=0)
                     part.addcmul_(part, shrinks, value=-group["lr"] * group["weight_decay"])
                     part.add_(direction, alpha=-rate)
 
     def _usable(self, parameters: list[torch.Tensor], momenta: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The gradients; in a step to be skipped the momenta, which then stay as they are."""
+        """The gradients. In a step to skip, the momenta, which then do not change."""
         if self.found_inf is None:
             return [p.grad for p in parameters if p.grad is not None]
         skip = self.found_inf > 0

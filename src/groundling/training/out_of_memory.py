@@ -1,6 +1,6 @@
 """Out of memory: how to recognize it, and what to make smaller.
 
-Nothing here imports torch, so that the command line can use it.
+This module does not import torch, so that the command line can use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ADVICE = "Use a smaller --n-embd, --n-layer or --block-size, or close other prog
 
 
 class OutOfMemoryError(MemoryError):
-    """Nothing can be made smaller automatically. The message says which settings can be."""
+    """Nothing more can be made smaller automatically. The message says which settings to reduce."""
 
 
 class HalfDoneError(MemoryError):
@@ -49,19 +49,19 @@ def halved(settings: TrainingSettings) -> TrainingSettings | None:
 
 
 def retrying(action: Callable[[], T], shrink: Callable[[], None]) -> T:
-    """`action()`, and again after `shrink()` each time that memory runs out."""
+    """Call `action()`. Each time that memory runs out, call `shrink()` and try again."""
     while True:
         try:
             return action()
         except Exception as error:
             if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
                 raise
-        shrink()  # only now is the error gone, and with it the memory of all that the failed action had computed
+        shrink()  # the error is freed by now, and with it the memory that the failed action had used
 
 
 @contextmanager
 def named(doing: str) -> Iterator[None]:
-    """Where memory runs out inside, raise OutOfMemoryError that says what was being done and what to do about it."""
+    """A context that turns running out of memory into an OutOfMemoryError, which says during what, and what to do."""
     try:
         yield
     except Exception as error:

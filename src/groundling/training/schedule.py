@@ -10,8 +10,8 @@ from groundling.config import TrainingSettings
 def rate_factor(progress: float, settings: TrainingSettings) -> float:
     """The learning rate as a share of its peak: linear warm-up, then decay to `final_lr_fraction`.
 
-    `progress` is that of the present stage. Each stage has the whole schedule, so its warm-up is as large a share of
-    it as `warmup_steps` are of `steps`.
+    `progress` is that of the current stage. Each stage has the whole schedule, and its warm-up takes the same share of
+    it as `warmup_steps` of `steps`.
     """
     warmup = settings.warmup_steps / settings.steps
     if progress < warmup:

@@ -1,6 +1,6 @@
-"""Ctrl-C (SIGINT), SIGTERM and SIGHUP: what has been learned is saved first; the second one ends the process at once.
+"""Ctrl-C (SIGINT), SIGTERM and SIGHUP: the first one saves and stops, the second one ends the process at once.
 
-Nothing here imports torch, so that a signal is answered while that is still being imported.
+This module does not import torch, so that signals are handled even while torch is still being imported.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-_SHOW_CURSOR = b"\x1b[?25h"  # a live display has hidden it, and whoever is killed cannot bring it back
+_SHOW_CURSOR = b"\x1b[?25h"  # a live display hides it, and a killed process cannot restore it
 
 
 class StopRequest:
-    """While it is entered, the first of the signals asks for a stop: `stop()` is true from then on.
+    """A context manager. After the first signal, `stop()` is true.
 
-    The second one is left to the system, which ends the process at once, even in the midst of a long computation:
-    whatever is saved is whole at any time. Where SIGHUP was ignored before, as it is under `nohup`, it stays so.
+    The second signal gets the system's default action, which ends the process at once, even in the middle of a long
+    computation. That loses no saved work, since files are replaced atomically. If SIGHUP is ignored, as under `nohup`,
+    it stays ignored.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,7 @@ class StopRequest:
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
         self.signal = number
-        say("Stopping: what is learned is saved first; once more to quit at once.")
+        say("Saving and stopping. Press Ctrl-C again to quit without saving.")
 
     def __enter__(self) -> StopRequest:
         self._before = _handled_by(self._handle)
@@ -50,9 +51,9 @@ class StopRequest:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """What is done inside has nothing to save yet: the first signal ends the process, with one line and 128 + signal.
+    """A context manager for work with nothing to save: the first signal ends the process with exit code 128 + signal.
 
-    Not by an exception: one that appears in the midst of an import is often taken for a broken library.
+    It does not raise an exception, since libraries often catch one during their import and report themselves broken.
     """
     before = _handled_by(_end)
     try:
@@ -62,22 +63,22 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    say("groundling: stopped. What was saved before is whole, and the same command goes on from there.")
-    with suppress(Exception):  # it may be in use just now
+    say("groundling: stopped. Nothing that was saved is lost; run the same command again to continue.")
+    with suppress(Exception):  # another thread may be using it
         sys.stdout.flush()
     os._exit(128 + number)
 
 
 def say(sentence: str) -> None:
-    """Straight to the file descriptor: a display may hold its lock just now. A terminal may be gone, too."""
+    """Write to the file descriptor, since a display may hold the lock of `sys.stderr`. The terminal may be gone."""
     with suppress(OSError):
         os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + f"\n{sentence}\n".encode())
 
 
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Sets the handler of all three, and returns those of before."""
+    """Install the handler for all three signals. Returns the previous handlers."""
     before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+    if threading.current_thread() is threading.main_thread():  # Python allows it only there
         for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Where training stands: with the weights and the optimizer's state, everything that a resume needs."""
+"""The training state: everything a resume needs besides weights and optimizer state."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from groundling.training.step import LossScaler
 
 @dataclass
 class TrainState:
-    """The order of the examples and dropout are functions of seed and step, so they need no state of their own."""
+    """The order of examples and dropout are functions of seed and step, so they have no state."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # for those read from a file
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # checked for files
 
     step: int = 0
     tokens: int = 0
@@ -31,8 +31,8 @@ class TrainState:
     loss_sum: float = 0.0  # of the training losses since the last evaluation
     loss_count: int = 0
     stage: int = 1
-    stage_step: int = 0  # the steps before this stage, ...
-    stage_elapsed: float = 0.0  # and the seconds
+    stage_step: int = 0  # steps before this stage, ...
+    stage_elapsed: float = 0.0  # and seconds
     scaler: LossScaler = field(default_factory=LossScaler)
     guard: DivergenceGuard = field(default_factory=DivergenceGuard)
 
@@ -49,18 +49,18 @@ _RENAMED = {
     "best_loss": "best_score", "generation": "stage", "born": "stage_step", "born_at": "stage_elapsed",
     "sound_step": "last_good_step", "rate_share": "lr_scale", "passed_over": "skipped_steps",
 }  # fmt: skip
-"""What state.json of earlier versions called them."""
+"""Names in the state.json of earlier versions."""
 
 
 def read_state(checkpoint: Path) -> TrainState:
-    """Read `state.json` of a checkpoint. What an older version did not save gets its default.
+    """Read `state.json` of a checkpoint. Fields that an older version did not save get their defaults.
 
     Raises ValueError if the file is damaged or from a newer version.
     """
     file = checkpoint / "state.json"
     values = storage.read_json(file)
     if not isinstance(values, dict):
-        raise ValueError(f"{file} is damaged: it is not an object.")
+        raise ValueError(f"{file} is damaged: it is not a JSON object.")
     flat: dict[str, Any] = {_RENAMED.get(name) or name: value for name, value in values.items()}
     for part, kind in _PARTS.items():
         names = [field.name for field in dataclasses.fields(kind)]

@@ -1,4 +1,4 @@
-"""Micro-batches of an optimizer step, and float16's loss scale."""
+"""Micro-batches of an optimizer step, and loss scaling for float16."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _STEPS_BEFORE_SCALING_UP = 1000
 
 @dataclass
 class LossScaler:
-    """For float16, where small gradients would vanish: the loss is scaled up before the backward pass, and gradients
-    are scaled down after it (Micikevicius et al., "Mixed Precision Training", 2018)."""
+    """Loss scaling for float16, in which small gradients would become 0: the loss is scaled up before the backward
+    pass, and gradients are scaled down after it (Micikevicius et al., "Mixed Precision Training", 2018)."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     loss_scale: float = 2.0**16
-    steps_in_range: int = 0  # since the scale was changed
+    steps_in_range: int = 0  # since the scale changed
 
     def update(self, in_range: bool) -> None:
-        """Halve the scale where gradients overflowed, and double it after many steps where they did not."""
+        """Halve the scale if gradients overflowed, and double it after many steps without an overflow."""
         self.steps_in_range = self.steps_in_range + 1 if in_range else 0
         if not in_range:
             self.loss_scale = max(self.loss_scale / 2, 1.0)
@@ -37,10 +37,10 @@ class LossScaler:
 def micro_batches(
     batch: Batch, n: int, seed: int, step: int, stopped: Callable[[], bool]
 ) -> Iterator[tuple[Batch, float]]:
-    """`n` micro-batches, each with its weight as a share of the mean weight, so that a token counts the same in a long
-    and a short one. Before each, PyTorch's random numbers are seeded for its dropout.
+    """Split a batch into `n` micro-batches. Each comes with its weight divided by the mean weight, so that a token
+    counts the same in all of them. PyTorch's random numbers are seeded before each, for dropout.
 
-    Raises Interrupted between two of them once `stopped()`.
+    Raises Interrupted between two micro-batches once `stopped()`.
     """
     parts = batch.split(n)
     weights = [part.weight for part in parts]

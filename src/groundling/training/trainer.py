@@ -33,9 +33,9 @@ from groundling.training.task import Score, Task
 
 
 class Trainer:
-    """Trains a model on a task. It alone changes what changes on the way: the tensors, by its `learner`, and `state`.
+    """Trains a model on a task. It owns everything that changes: `learner` has the tensors, `state` the numbers.
 
-    Call `resume` to start from a checkpoint, `compile`, then `run`. Whatever happens is told to the `subscribers`.
+    Call `resume` to start from a checkpoint, then `compile`, then `run`. Events go to the `subscribers`.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Trainer:
             subscriber(event)
 
     def resume(self, checkpoint: Path, text_since: int = 0, extended_at: int | None = None) -> None:
-        """Continue from a checkpoint. `text_since` is the step since which the run has its present text, and
-        `extended_at` the one at which it was given a new end. Raises ValueError if the checkpoint does not fit."""
+        """Continue from a checkpoint. At step `text_since` the run got its current text, and at step `extended_at` its
+        current end. Raises ValueError if the checkpoint does not fit."""
         self.state = state = self.learner.load(checkpoint)
-        if 0 < state.best_step <= text_since:  # the best on another text, which is to be evaluated anew
+        if 0 < state.best_step <= text_since:  # the best on another text: evaluate again
             state.best_step, state.best_score, state.evaluations_since_best = -1, None, 0
             state.evaluated_step = min(state.evaluated_step, state.step - 1)
         if state.step == extended_at:
@@ -67,11 +67,11 @@ class Trainer:
     def run(self, stopped: Callable[[], bool] = lambda: False, before: float = 0.0) -> bool:
         """Train to the end and return True, or until `stopped()` and return False. Either way everything is saved.
 
-        `before` are seconds that this session has taken already. Raises DivergedError if every rollback failed, and
-        OutOfMemoryError if nothing can be made smaller.
+        `before` is the time in seconds that this session has already used. Raises DivergedError if every rollback
+        failed, and OutOfMemoryError if nothing more can be made smaller.
         """
         self.stopped, self.clock = stopped, Clock(self.state.elapsed + before, self.settings)
-        with self.machine.own_randomness():  # dropout is seeded in every step; the caller's numbers are left alone
+        with self.machine.own_randomness():  # dropout is seeded in every step; the caller's random state is kept
             while True:
                 try:
                     return self._train()
@@ -82,18 +82,18 @@ class Trainer:
                     if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
                         raise
                     undo = isinstance(error, HalfDoneError) or self.machine.runs_ahead
-                if undo:  # the error is gone by now, and with it the memory of all that the failed pass had computed
+                if undo:  # the error is freed by now, and with it the memory that the failed pass had used
                     self._restore()
                 self._shrink("in a training step", went_back=undo)
 
     def _train(self) -> bool:
-        """Evaluate, save and learn in turns, to the end or to a stop. Raises Anomaly, or that memory ran out."""
+        """Evaluate, save and make steps, until the end or a stop. Raises Anomaly, or an out-of-memory error."""
         state, over = self.state, False
         while True:
-            over = over or self.clock.is_over(state.step)  # remembered, because the evaluation below takes time too
+            over = over or self.clock.is_over(state.step)  # remembered, since the evaluation below takes time
             ends, improved = over or self._stage_is_over(), False
             if self._evaluation_is_due(ends):
-                with suppress(Interrupted):  # it is made when the run is resumed
+                with suppress(Interrupted):  # the evaluation happens after a resume
                     improved = self._evaluate(ends)
             over = over or 0 < self.settings.patience <= state.evaluations_since_best
             ends = (ends or over) and state.evaluated_step == state.step
@@ -111,13 +111,13 @@ class Trainer:
             else:
                 try:
                     self._learn()
-                except Interrupted:  # nothing else was changed, and what was learned is saved
+                except Interrupted:  # the weights did not change, and are saved
                     self.learner.zero_grad()
 
     # --- learning
 
     def _stage_is_over(self) -> bool:
-        """Whether another stage follows now."""
+        """Whether the stage ends and another follows."""
         end = self.task.stages[self.state.stage - 1]
         return end < 1 and self.state.step > self.state.stage_step and self.clock.is_over(self.state.step, end)
 
@@ -128,7 +128,7 @@ class Trainer:
         self.emit(self.learner.next_stage(state.stage, state.step))
 
     def _learn(self) -> None:
-        """Make one optimizer step, or all up to where results are looked at, and log the last one if it is time."""
+        """Make one optimizer step and log it if it is time. On a GPU, make all steps until the next log line."""
         results: list[dict[str, torch.Tensor]] = []
         state, tokens = self.state, 0
         with self.clock.timing("step") as timing:
@@ -149,8 +149,8 @@ class Trainer:
             self._log(dict(zip(names, values[-1], strict=True)), factor, tokens)
 
     def _step(self, batch: Batch, interruptible: bool) -> tuple[dict[str, torch.Tensor], str]:
-        """One optimizer step, which changes everything or nothing. Returns its figures, still on the device, and why
-        it was skipped, if it was. Raises Interrupted before anything has changed."""
+        """One optimizer step, all or nothing. Returns its figures, still on the device, and the cause if it was
+        skipped. Raises Interrupted before anything changes."""
         state, settings, machine = self.state, self.settings, self.machine
         scale = state.scaler.loss_scale if machine.dtype == torch.float16 else 1.0
         stopped = self.stopped if interruptible else lambda: False
@@ -159,11 +159,11 @@ class Trainer:
         cause, in_range, found_inf = "", True, None
         if self.machine.runs_ahead:
             both = torch.stack([figures["loss"], figures["grad_norm"]])
-            found_inf = 1 - both.isfinite().all().float()  # the device alone knows, and skips the step by itself
+            found_inf = 1 - both.isfinite().all().float()  # only the device knows, and skips the step itself
         else:
             loss, norm = float(figures["loss"]), float(figures["grad_norm"])
             in_range = math.isfinite(norm)
-            # Gradients that leave the range at a larger scale say nothing about the model.
+            # Gradients that overflow only because of the scale say nothing about the model.
             cause = state.guard.find_anomaly(loss, 0.0 if scale > 1 else norm, self.task.chance)
         if in_range and not cause:
             self.learner.apply(state.step - state.stage_step, found_inf)
@@ -173,7 +173,8 @@ class Trainer:
         return figures, cause
 
     def _take_in(self, step: int, tokens: int, result: tuple[float, float], cause: str) -> bool:
-        """Note loss and gradient norm of a step, `step` steps before it. Returns whether it changed the weights."""
+        """Record loss and gradient norm of the step that follows `step` others. Returns whether it changed the
+        weights."""
         (loss, norm), state, guard = result, self.state, self.state.guard
         skipped = cause != ""
         if self.machine.runs_ahead:
@@ -264,7 +265,7 @@ class Trainer:
     # --- checkpoints and rollbacks
 
     def _save(self, scheduled: bool) -> None:
-        """`scheduled` is a checkpoint that every such run has, and not one because somebody stopped it."""
+        """Save a checkpoint. `scheduled` is False if it exists only because the run was stopped."""
         state = self.state
         self.learner.check_finite(state.step)
         if scheduled and not state.guard.bad_steps:
@@ -275,7 +276,7 @@ class Trainer:
         self.emit(events.Saved(state.step, path.name))
 
     def _roll_back(self, anomaly: Anomaly) -> None:
-        """Go back, and continue at a lower learning rate. Raises DivergedError if that was done often enough."""
+        """Go back, and continue at a lower learning rate. Raises DivergedError after too many rollbacks."""
         self.learner.zero_grad()
         before = self.state.guard
         if before.exhausted:
@@ -288,10 +289,10 @@ class Trainer:
         self.emit(events.RolledBack(*place, anomaly.cause, state.guard.lr_scale, before.rollbacks))
 
     def _restore(self) -> None:
-        """Load the last good checkpoint, the one before it if that is damaged, or go back to the start.
+        """Load the last good checkpoint that is undamaged, or go back to the start.
 
-        Later checkpoints are deleted, since their steps will be made again in another way. Those that exist because
-        somebody stopped the run are passed over, so that a run that was stopped goes back as far as one that was not.
+        Later checkpoints are deleted, since their steps will be repeated differently. Checkpoints that exist only
+        because the run was stopped are not used, so that a stopped run goes back as far as any other.
         """
         last_good = self.state.guard.last_good_step
         for step in reversed(self.checkpoints.steps()):
@@ -308,7 +309,7 @@ class Trainer:
     # --- compiler and memory
 
     def compile(self) -> None:
-        """Decide whether to compile the model. The decision is in `machine` from then on."""
+        """Decide whether to compile the model, and put the decision into `machine`."""
         retrying(self._compile, lambda: self._shrink("in the first pass"))
 
     def _compile(self) -> None:
@@ -324,9 +325,9 @@ class Trainer:
         self.task.place(self.machine)
 
     def _shrink(self, doing: str, went_back: bool = False) -> None:
-        """Micro-batches of half the size from now on: the same step in about half the memory.
+        """Use micro-batches of half the size from now on: the same step in about half the memory.
 
-        Raises OutOfMemoryError if a micro-batch has a single window already.
+        Raises OutOfMemoryError if a micro-batch has only one window already.
         """
         smaller = out_of_memory.halved(self.settings)
         if smaller is None:

@@ -1,1 +1,13 @@
-"""TEXT <-> TOKENS"""
+"""Text -> token ids, and back. Importing this package registers every kind of tokenizer with `Tokenizer.load`."""
+
+from groundling.data.tokenizers.base import READERS, ByteTokenizer, CharTokenizer
+from groundling.data.tokenizers.bpe import BpeTokenizer
+from groundling.data.tokenizers.huggingface import HuggingFaceTokenizer, read_foreign
+
+READERS.update({
+    "char": CharTokenizer.from_dict,
+    "byte": ByteTokenizer.from_dict,
+    "bpe": BpeTokenizer.from_dict,
+    "huggingface": HuggingFaceTokenizer.from_dict,
+    None: read_foreign,
+})  # fmt: skip

@@ -1,17 +1,15 @@
-"""Text <-> tokens. One class to hold, whatever a token is; characters and bytes here, learned pieces in bpe.py.
+"""The `Tokenizer` class, and the character and byte tokenizers. BPE is in bpe.py and huggingface.py.
 
-A tokenizer travels with every checkpoint as `tokenizer.json`, and its fingerprint says whether two of
-them are the same.
+Every checkpoint holds its tokenizer as `tokenizer.json`. Two tokenizers are the same if their fingerprints are equal.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -27,43 +25,43 @@ Unknown = Literal["error", "skip"]
 
 
 class UnknownText(ValueError):
-    """Text that a tokenizer cannot express."""
+    """Text that a tokenizer cannot encode."""
 
 
 class Tokenizer(ABC):
-    """What every kind of tokenizer can do. Ids run from 0 to `vocab_size - 1`.
+    """Base class of all tokenizers. Ids run from 0 to `vocab_size - 1`.
 
-    Each token stands for some bytes of UTF-8, its piece, and a text is its tokens' pieces one after another.
+    Each token has a piece, some bytes of UTF-8. The pieces of a text's tokens, joined, are the text.
     """
 
     kind: str
     vocab_size: int
     end_of_text_id: int | None
-    """The token that ends a document; None if there is none, as for the characters of a single document."""
+    """The token that ends a document. None if there is none, as for the characters of a single document."""
 
     @abstractmethod
     def encode_array(self, text: str, unknown: Unknown = "error", offset: int = 0) -> npt.NDArray[np.uint32]:
         """Ids of `text`, shape (tokens,). Special tokens are never read from text.
 
-        Text that the tokenizer cannot express is an UnknownText (a ValueError) naming the place, counted from
-        `offset`, or is left out (`unknown="skip"`).
+        Text that the tokenizer cannot encode raises UnknownText (a ValueError) with its position, counted from
+        `offset`. With `unknown="skip"` it is dropped instead.
         """
 
     @property
     @abstractmethod
     def pieces(self) -> Sequence[bytes]:
-        """The bytes that each token stands for, by id; none for a special token."""
+        """The bytes of each token, by id. Special tokens have none."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Everything that defines it, ready for JSON."""
+        """Everything that defines the tokenizer, ready for JSON."""
 
     @abstractmethod
     def to_huggingface(self) -> dict[str, Any]:
-        """The same tokenizer as the content of a `tokenizer.json` of Hugging Face's library `tokenizers`.
+        """The content of a `tokenizer.json` with which Hugging Face's library `tokenizers` gives the same ids.
 
-        That library gives every text the same ids; what this tokenizer cannot express it leaves out. It reads
-        `<|endoftext|>` from text as the special token, unless its `encode_special_tokens` is set.
+        The library drops text that this tokenizer cannot encode, and reads `<|endoftext|>` in a text as the special
+        token, unless its `encode_special_tokens` is set.
         """
 
     def encode(self, text: str, unknown: Unknown = "error") -> list[int]:
@@ -71,25 +69,26 @@ class Tokenizer(ABC):
         return self.encode_array(text, unknown).tolist()
 
     def encode_chunks(self, chunks: Iterable[str], unknown: Unknown = "error") -> Iterator[npt.NDArray[np.uint32]]:
-        """Ids of a document that comes in chunks, exactly those of the whole, in memory that does not grow with it."""
+        """Ids of a document that comes in chunks: the same ids as for the whole, in memory for one chunk."""
         position = 0
         for chunk in chunks:
             yield self.encode_array(chunk, unknown, offset=position)
             position += len(chunk)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of `ids`; they may begin or end inside a character. Raises ValueError for an id out of range."""
+        """The bytes of `ids`, which may start or end inside a character. Raises ValueError for an id out of range."""
         try:
             array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
+            in_range = array.size == 0 or (array.min() >= 0 and array.max() < self.vocab_size)
         except OverflowError:
-            raise ValueError(f"Token ids must lie in [0, {self.vocab_size}).") from None
-        if array.size and not (array.min() >= 0 and array.max() < self.vocab_size):
+            in_range = False
+        if not in_range:
             raise ValueError(f"Token ids must lie in [0, {self.vocab_size}).")
         pieces = self.pieces
         return b"".join([pieces[i] for i in array.tolist()])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; special tokens give nothing, and bytes that are no character U+FFFD.
+        """The text of `ids`. Special tokens give no text, and bytes that are not valid UTF-8 give U+FFFD.
 
         Raises ValueError for an id out of range.
         """
@@ -97,35 +96,35 @@ class Tokenizer(ABC):
 
     @cached_property
     def sizes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """How many bytes and how many characters each token counts for, both of shape (vocab_size,).
+        """Bytes and characters of each token, two arrays of shape (vocab_size,).
 
-        A character counts where its first byte stands, so the sums over a text are exact for any tokens.
+        A character counts for the token with its first byte, so the sums over a text are exact.
         """
         n_characters = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces]
         return np.array([len(piece) for piece in self.pieces], np.int64), np.array(n_characters, np.int64)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the definition: equal for tokenizers that give the same ids."""
+        """SHA-256 of the definition. Tokenizers with equal fingerprints give the same ids."""
         canonical = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write our `tokenizer.json`, which `load` reads."""
+        """Write groundling's `tokenizer.json`. `load` reads it."""
         storage.write_json(Path(path), self.to_dict())
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Tokenizer:
-        """Read a tokenizer: our `tokenizer.json`, one of the library `tokenizers`, GPT-2's `vocab.json` beside its
-        `merges.txt`, or a folder with any of these, such as a run's.
+        """Read a tokenizer from groundling's `tokenizer.json`, Hugging Face's `tokenizer.json`, GPT-2's `vocab.json`
+        with its `merges.txt` beside it, or a folder with one of these, such as a run's.
 
-        Raises FileNotFoundError if nothing is there, ValueError if it is damaged or of an unknown kind.
+        Raises FileNotFoundError if there is no such file, ValueError if it is damaged or of an unknown kind.
         """
         path = Path(path)
         if path.is_dir():
             names = [name for name in ("tokenizer.json", "vocab.json") if (path / name).is_file()]
             if not names:
-                raise FileNotFoundError(f"The folder {path} holds no tokenizer.json, and no vocab.json either.")
+                raise FileNotFoundError(f"The folder {path} holds no tokenizer.json and no vocab.json.")
             path = path / names[0]
         elif not path.exists():
             raise FileNotFoundError(f"There is no tokenizer at {path}.")
@@ -133,18 +132,12 @@ class Tokenizer(ABC):
 
     @staticmethod
     def of(value: Any, path: Path) -> Tokenizer:
-        """The tokenizer that some JSON of the file `path` defines. Raises ValueError if that is none."""
-        if not isinstance(value, dict):
-            raise ValueError(f"{path} does not hold a tokenizer that this version knows.")
-        kind = value.get("kind")
-        # Found by name, so that each kind may stand in a file of its own that imports this one.
-        if not isinstance(kind, str):  # not ours; in a vocabulary, "kind" may be a token, whose value is its id
-            tokenizer: Tokenizer = importlib.import_module("groundling.data.tokenizers.bpe").read_foreign(value, path)
-            return tokenizer
-        if kind not in _KINDS:
-            raise ValueError(f"{path} does not hold a tokenizer that this version knows.")
-        module, name = _KINDS[kind]
-        return getattr(importlib.import_module(module), name).from_dict(value, path)
+        """The tokenizer that `value`, the JSON of the file `path`, defines. Raises ValueError if it defines none."""
+        if isinstance(value, dict):
+            kind = value.get("kind")  # in GPT-2's vocab.json, "kind" may be a token, and its value an id
+            if reader := READERS.get(kind if isinstance(kind, str) else None):
+                return reader(value, path)
+        raise not_a_tokenizer(path)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.fingerprint == other.fingerprint
@@ -156,16 +149,18 @@ class Tokenizer(ABC):
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]!r})"
 
 
-_KINDS = {
-    "char": (__name__, "CharTokenizer"),
-    "byte": (__name__, "ByteTokenizer"),
-    "bpe": ("groundling.data.tokenizers.bpe", "BpeTokenizer"),
-    "huggingface": ("groundling.data.tokenizers.bpe", "HuggingFaceTokenizer"),
-}
+READERS: dict[str | None, Callable[[dict[str, Any], Path], Tokenizer]] = {}
+"""What reads the JSON of each kind of file; None reads files without a kind, which are not groundling's.
+
+`data/tokenizers/__init__.py` fills it, so that this file need not import the kinds, which import it."""
+
+
+def not_a_tokenizer(path: Path) -> ValueError:
+    return ValueError(f"{path} does not hold a tokenizer that this version of groundling can read.")
 
 
 class CharTokenizer(Tokenizer):
-    """One token a character: `sorted(set(text))`, and one more to end a document if the text has several."""
+    """One token per character, `sorted(set(text))`, and one to end a document if the text has several."""
 
     kind = "char"
 
@@ -173,14 +168,15 @@ class CharTokenizer(Tokenizer):
         if list(characters) != sorted(set(characters)) or any(len(c) != 1 for c in characters):
             raise ValueError("A character tokenizer needs distinct single characters in sorted order.")
         self.characters = "".join(characters)
-        utf8(self.characters)  # half a character is none
+        utf8(self.characters)  # refuses lone surrogates
         self.end_of_text_id = len(characters) if end_of_text else None
         self.vocab_size = len(characters) + end_of_text
-        self._codes = np.array([ord(c) for c in characters], dtype=np.uint32)  # sorted, as searchsorted wants
+        # For searchsorted. The last one is above all characters, so that it always finds a place inside.
+        self._codes = np.array([*map(ord, characters), 2**32 - 1], dtype=np.uint32)
 
     @classmethod
     def fit(cls, chunks: Iterable[str], end_of_text: bool = False) -> CharTokenizer:
-        """The tokenizer of a text that comes in chunks; memory does not grow with the text."""
+        """The tokenizer of a text that comes in chunks. Memory does not grow with the text."""
         seen = np.zeros(0x110000, dtype=bool)
         for chunk in chunks:
             seen[_code_points(chunk)] = True
@@ -192,24 +188,21 @@ class CharTokenizer(Tokenizer):
 
     def encode_array(self, text: str, unknown: Unknown = "error", offset: int = 0) -> npt.NDArray[np.uint32]:
         codes = _code_points(text)
-        if len(self._codes) == 0:
-            ids, known = np.zeros(len(codes), dtype=np.uint32), np.zeros(len(codes), dtype=bool)
-        else:
-            ids = np.searchsorted(self._codes, codes).astype(np.uint32)
-            known = self._codes[np.minimum(ids, len(self._codes) - 1)] == codes
-        if not known.all():
-            if unknown == "error":
-                position = int(np.argmin(known))
-                raise UnknownText(
-                    f"The character {text[position]!r} (U+{ord(text[position]):04X}) at position {offset + position} "
-                    f"is not among the {len(self._codes)} that this model knows; remove it. sample, chat, eval and "
-                    "serve can leave it out, with --unknown skip."
-                )
-            ids = ids[known]
-        return ids
+        ids = np.searchsorted(self._codes, codes).astype(np.uint32)
+        known = self._codes[ids] == codes
+        if known.all():
+            return ids
+        if unknown == "skip":
+            return ids[known]
+        position = int(np.argmin(known))
+        raise UnknownText(
+            f"The character {text[position]!r} (U+{ord(text[position]):04X}) at position {offset + position} is not "
+            f"among the {len(self.characters)} in the vocabulary. Remove it, or drop unknown characters with "
+            "--unknown skip (sample, chat, eval, serve)."
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        special = {} if self.end_of_text_id is None else {END_OF_TEXT: self.end_of_text_id}
+        special = special_tokens(self.end_of_text_id)
         return {"kind": self.kind, "version": 1, "characters": self.characters, "special_tokens": special}
 
     @classmethod
@@ -217,24 +210,23 @@ class CharTokenizer(Tokenizer):
         """The inverse of `to_dict`. Raises ValueError that names `path` if it is damaged."""
         characters, special = value.get("characters"), value.get("special_tokens")
         if value.get("version") != 1 or not isinstance(characters, str) or not isinstance(special, dict):
-            raise ValueError(f"{path} does not hold a tokenizer that this version knows.")
+            raise not_a_tokenizer(path)
         try:
             tokenizer = cls(characters, END_OF_TEXT in special)
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
         if value != tokenizer.to_dict():
-            raise ValueError(f"{path} is damaged: it has entries that a character tokenizer has not.")
+            raise ValueError(f"{path} is damaged: its special tokens, or other entries, do not fit its characters.")
         return tokenizer
 
     def to_huggingface(self) -> dict[str, Any]:
-        # BPE that merges nothing: a symbol of its model is a character, so there is no id beside ours.
-        return huggingface(
-            {c: i for i, c in enumerate(self.characters)}, [], self.end_of_text_id, None, {"type": "Fuse"}
-        )
+        # A BPE without merges: its tokens are the characters, so it has the same ids and no others.
+        vocabulary = {c: i for i, c in enumerate(self.characters)}
+        return huggingface_bpe(vocabulary, [], self.end_of_text_id, None, {"type": "Fuse"})
 
 
 class ByteTokenizer(Tokenizer):
-    """One token a byte of UTF-8, its value the id, and 256 to end a document: any text in any script."""
+    """One token per byte of UTF-8, its value the id, and 256 to end a document. Encodes any text in any script."""
 
     kind = "byte"
     vocab_size = 257
@@ -251,30 +243,27 @@ class ByteTokenizer(Tokenizer):
     def from_dict(cls, value: dict[str, Any], path: Path) -> ByteTokenizer:
         """The inverse of `to_dict`. Raises ValueError that names `path` if it is damaged."""
         if value != cls().to_dict():
-            raise ValueError(f"{path} does not hold a tokenizer that this version knows.")
+            raise not_a_tokenizer(path)
         return cls()
 
     def to_huggingface(self) -> dict[str, Any]:
         vocabulary = {letter: value for value, letter in enumerate(BYTE_LETTERS)}
-        bytes_only = BYTE_LEVEL | {"use_regex": False}
-        return huggingface(vocabulary, [], self.end_of_text_id, bytes_only, BYTE_LEVEL)
+        return huggingface_bpe(vocabulary, [], self.end_of_text_id, BYTE_LEVEL | {"use_regex": False}, BYTE_LEVEL)
 
 
 def utf8(text: str, unknown: Unknown = "error", offset: int = 0) -> bytes:
-    """`text` in UTF-8. Half a surrogate pair is an UnknownText naming its place from `offset`, or is left out."""
+    """`text` in UTF-8. A lone surrogate raises UnknownText with its position from `offset`, or is dropped."""
     try:
-        return text.encode()
+        return text.encode("utf-8", "ignore" if unknown == "skip" else "strict")
     except UnicodeEncodeError as error:
-        if unknown == "skip":
-            return text.encode("utf-8", "ignore")
         raise UnknownText(
             f"The text has a lone surrogate (U+{ord(text[error.start]):04X}) at position {offset + error.start}: half "
-            "of a UTF-16 pair, which is no character. Remove it."
+            "of a UTF-16 pair, not a character. Remove it."
         ) from None
 
 
 def _byte_letters() -> str:
-    """GPT-2's printable stand-in for each byte: itself where Latin-1 prints it, else the next letter from U+0100."""
+    """GPT-2's printable letter for each byte: its Latin-1 letter if printable, otherwise the next from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
@@ -282,40 +271,35 @@ def _byte_letters() -> str:
 
 BYTE_LETTERS = _byte_letters()
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-"""Words as GPT-2 splits them, in those letters."""
+"""GPT-2's splitting into words, in those letters."""
 
 
-def huggingface(
+def special_tokens(end_of_text_id: int | None) -> dict[str, int]:
+    return {} if end_of_text_id is None else {END_OF_TEXT: end_of_text_id}
+
+
+def huggingface_bpe(
     vocabulary: dict[str, int],
     merges: Sequence[Sequence[str]],
     end_of_text_id: int | None,
     pre_tokenizer: dict[str, Any] | None,
     decoder: dict[str, Any],
 ) -> dict[str, Any]:
-    """A BPE as the library `tokenizers` writes it into `tokenizer.json`."""
-    special = {
-        "id": end_of_text_id, "content": END_OF_TEXT, "special": True,
-        "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-    }  # fmt: skip
-    if end_of_text_id is not None:
-        vocabulary = vocabulary | {END_OF_TEXT: end_of_text_id}
+    """A BPE as `tokenizer.json` of the library `tokenizers`."""
+    special = special_tokens(end_of_text_id)
+    exact = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": i, "content": token, "special": True} | exact for token, i in special.items()]
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [] if end_of_text_id is None else [special],
-        "normalizer": None,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
-        "decoder": decoder,
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+        "pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": decoder,
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-            "vocab": vocabulary, "merges": [list(pair) for pair in merges],
+            "vocab": vocabulary | special, "merges": [list(pair) for pair in merges],
         },
     }  # fmt: skip
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
-    # `surrogatepass`: a lone surrogate must reach the caller as an unknown character, not as a codec's error.
+    # `surrogatepass`: `encode_array` reports a lone surrogate as an unknown character, not as a codec's error.
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

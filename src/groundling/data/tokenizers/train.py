@@ -1,4 +1,4 @@
-"""The tokenizer of a text: read from a file, or made from the text itself."""
+"""Fit a tokenizer to a text, or read one from a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from groundling.data.split import split_point
 from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
 
-_SAMPLE = 64 * 2**20  # characters that a BPE is learned from at most: its memory grows with the different words
+_SAMPLE = 64 * 2**20  # characters to train a BPE on, at most: memory grows with the number of different words
 
 
 def train_tokenizer(
@@ -28,18 +28,18 @@ def train_tokenizer(
     notice: Notice = silent,
     progress: Progress = silent,
 ) -> Tokenizer:
-    """The tokenizer that a run on this text with the same settings would have, to `save` and use elsewhere.
+    """Train a tokenizer on a text: the same one as for a run with these settings. Use `save` to keep it.
 
-    `bpe` learns from the text without its validation part (a tenth, at its end), and from 64 million characters of
-    it at most, spread evenly. Raises ValueError or OSError with a sentence if the text cannot be read.
+    `bpe` trains on the text without its validation part (the last tenth), and on at most 67 million characters, spread
+    evenly. Raises ValueError or OSError with a sentence if the text cannot be read.
     """
     return fit_tokenizer(find_source(corpus, glob), CorpusSettings(kind, vocab_size, glob), once(notice), progress)
 
 
 def fit_tokenizer(source: Source, settings: CorpusSettings, notice: Notice, progress: Progress) -> Tokenizer:
-    """The tokenizer that `settings` ask for: see `train_tokenizer`, and `Tokenizer.load` for those of a file.
+    """The tokenizer of `settings`: see `train_tokenizer`, and `Tokenizer.load` for tokenizer files.
 
-    Characters are those of the whole text; nothing else about its validation part is learned from.
+    The vocabulary of `char` comes from the whole text. `bpe` does not see the validation part.
     """
     if settings.tokenizer == "byte":
         return ByteTokenizer()
@@ -49,16 +49,16 @@ def fit_tokenizer(source: Source, settings: CorpusSettings, notice: Notice, prog
     if settings.tokenizer == "char":
         chunks = (chunk for document in documents for chunk in document)
         return CharTokenizer.fit(chunks, end_of_text=len(source.documents) > 1)
-    sizes = [sum(map(len, document)) + 1 for document in documents]  # with the mark that ends each
+    sizes = [sum(map(len, document)) + 1 for document in documents]  # each with its end token
     ends = np.array(sizes, dtype=np.int64).cumsum()
     stop = split_point(ends, int(ends[-1]), settings.val_fraction)
     if stop > _SAMPLE:
-        notice(f"The tokenizer learns from {_SAMPLE / 1e6:.0f} million characters, spread evenly over the text.")
+        notice(f"Training the tokenizer on {_SAMPLE / 1e6:.0f} million characters, spread evenly over the text.")
     tokenizer = BpeTokenizer.fit(_before(stop, source, notice, progress), settings.vocab_size)
     if tokenizer.vocab_size < settings.vocab_size:
         notice(
-            f"The text gives a vocabulary of {tokenizer.vocab_size:,} tokens and not {settings.vocab_size:,}: no "
-            "other pair of tokens occurs twice in its training part."
+            f"The vocabulary has {tokenizer.vocab_size:,} tokens instead of {settings.vocab_size:,}: no other pair of "
+            "tokens occurs twice in the training part."
         )
     return tokenizer
 
@@ -70,9 +70,11 @@ def _read(source: Source, doing: str, notice: Notice, progress: Progress) -> Ite
 
 
 def _before(stop: int, source: Source, notice: Notice, progress: Progress) -> Iterator[str]:
-    """The text before `stop`, where a document counts its characters and one more; `_SAMPLE` of it, spread evenly."""
+    """The text before `stop`, at most `_SAMPLE` characters of it, spread evenly.
+
+    `stop` counts the characters of each document, and one more for its end."""
     share, position = min(1.0, _SAMPLE / max(stop, 1)), 0
-    for document in _read(source, "learning tokens from", notice, progress):
+    for document in _read(source, "training a tokenizer on", notice, progress):
         for chunk in document:
             yield chunk[: int(share * min(len(chunk), max(0, stop - position)))]
             position += len(chunk)

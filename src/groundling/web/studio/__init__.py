@@ -1,1 +1,1 @@
-"""The studio: a page in a browser on which runs are started, watched, tried out and looked into."""
+"""The studio: web pages to start and watch runs, generate text, and look inside models."""

@@ -1,4 +1,4 @@
-"""The studio as an app of its own, or mounted on another's."""
+"""The studio as an app of its own, or mounted on another app."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from groundling.web.guard import Guard
 from groundling.web.sockets import bind
 from groundling.web.studio.inside_page import inside_page
 from groundling.web.studio.new_page import new_page
-from groundling.web.studio.parts import Text, frame, style
+from groundling.web.studio.parts import style
 from groundling.web.studio.playground import playground
 from groundling.web.studio.policy import Policy
 from groundling.web.studio.run_page import run_page
@@ -35,38 +35,20 @@ _ICON = (
 
 
 def mount(app: FastAPI, studio: Studio, path: str = "/") -> ASGIApp:
-    """Put the studio's pages below `path` of `app`, and return what to serve in its place.
+    """Add the studio's pages to `app` below `path`. Returns the app to serve in its place.
 
-    NiceGUI has one set of pages a process, so this is done once.
+    Call it once per process: NiceGUI keeps one set of pages.
     """
     nicegui.app.on_shutdown(studio.closing.set)
-    # NiceGUI looks at each object that there is, at PyTorch's deprecated ones too.
+    # NiceGUI inspects every object in memory, including PyTorch's deprecated ones.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"nicegui\.")
     ui.add_head_html(f"<style>{style()}</style>", shared=True)
 
-    @ui.page("/")
-    def _runs() -> None:
-        runs_page(studio)
-
-    @ui.page("/new")
-    def _new() -> None:
-        new_page(studio)
-
-    @ui.page("/runs/{name}")
-    def _run(name: str) -> None:
-        try:
-            run_page(studio, name)
-        except ValueError as error:
-            with frame("No such run"):
-                Text("p", str(error))
-
-    @ui.page("/playground")
-    def _playground(run: str = "") -> None:
-        playground(studio, run)
-
-    @ui.page("/inside")
-    def _inside(run: str = "") -> None:
-        inside_page(studio, run)
+    ui.page("/")(lambda: runs_page(studio))
+    ui.page("/new")(lambda: new_page(studio))
+    ui.page("/runs/{name}")(lambda name: run_page(studio, name))
+    ui.page("/playground")(lambda run="": playground(studio, run))
+    ui.page("/inside")(lambda run="": inside_page(studio, run))
 
     ui.run_with(
         app, mount_path=path, title="groundling", favicon=_ICON, dark=None, tailwind=False, reconnect_timeout=30,
@@ -78,23 +60,23 @@ def mount(app: FastAPI, studio: Studio, path: str = "/") -> ASGIApp:
 def serve_studio(
     *, out: str | os.PathLike[str] | None = None, host: str = "127.0.0.1", port: int = 8001, open: bool = False
 ) -> None:
-    """Show the runs of a folder on a page until Ctrl-C.
+    """Serve the studio until Ctrl-C.
 
     Args:
-        out: the folder of runs; `GROUNDLING_RUNS`, or `runs` in the working directory, if None.
-        host: where it listens: this machine alone.
-        port: 0 takes a free one.
-        open: open a browser there.
+        out: folder of runs. None: `GROUNDLING_RUNS`, or `runs` in the working directory.
+        host: a loopback address.
+        port: 0 picks a free one.
+        open: also open a browser.
 
-    Raises ValueError if `host` is not this machine, OSError if the port is taken.
+    Raises ValueError if `host` is not a loopback address, OSError if the port is taken.
     """
-    if not _is_here(host):
+    if not _is_loopback(host):
         raise ValueError(
-            f"The studio starts programs and reads files, so it listens on this machine alone, and {host} is another "
-            "address. From elsewhere, reach it through `ssh -L 8001:127.0.0.1:8001 THIS-MACHINE`."
+            f"The studio starts programs and reads files, so it listens on loopback addresses only, not on {host}. "
+            "To reach it from another machine, use `ssh -L 8001:127.0.0.1:8001 THIS-MACHINE`."
         )
     studio = Studio(runs_folder(out))
-    torch.set_num_threads(1)  # the cores are for training; one text at a time needs no more
+    torch.set_num_threads(1)  # leave the cores to training; generating one text needs no more
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     guarded = Guard(mount(app, studio), names=frozenset({"localhost"}), loopback=True, key=None, uploads=True)
     config = uvicorn.Config(
@@ -104,18 +86,18 @@ def serve_studio(
     with bind(host, port, None) as listener:
         listener.listen()
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        print(f"The studio is at {address} (Ctrl-C ends it)", flush=True)
+        print(f"The studio is at {address} (Ctrl-C stops it)", flush=True)
         if open:
             webbrowser.open(address)
         try:
             uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn raises the signal again when all is closed
+        except KeyboardInterrupt:  # uvicorn raises the signal again after it has closed everything
             pass
-    for folder, number in studio.processes.all_started().items():
-        print(f"{folder.name} goes on training (process {number}): open the studio again to pause it.")
+    for folder, pid in studio.processes.all_started().items():
+        print(f"{folder.name} is still training (process {pid}). To pause it, open the studio again.")
 
 
-def _is_here(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""A run as its files tell it, read on as they grow: who trains it, and where it was started, makes no difference."""
+"""A run, read from its files as they grow. It does not matter which process trains it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from groundling.reporting.run_facts import Facts
 from groundling.run.metrics_log import read_line
 from groundling.run.run import Run
 
-_PIECE = 2**25  # bytes that are read at a time
+_CHUNK = 2**25  # bytes per read
 
 
 class Tail:
@@ -22,10 +22,10 @@ class Tail:
         self.lines: list[dict[str, Any]] = []
 
     def read(self) -> bool:
-        """Read on; whether anything was new. A file that was replaced (a run that resumes drops what happens again) is
-        read from its beginning. A line that is still being written is left for the next time.
+        """Read new lines. Returns whether anything changed.
 
-        Raises ValueError, naming the file, if a line is no event.
+        Starts over if the file was replaced: a resumed run drops the lines of steps that it repeats. Leaves an
+        unfinished last line for the next call. Raises ValueError, naming the file, if a line is not an event.
         """
         try:
             file = self._path.open("rb")
@@ -39,17 +39,17 @@ class Tail:
             elif now.st_size == self._offset:
                 return False
             file.seek(self._offset)
-            content = file.read(_PIECE)
-        whole = content.rpartition(b"\n")
-        if len(content) == _PIECE and not whole[1]:
-            raise ValueError(f"{self._path} is damaged: a line of it has more than {_PIECE:,} bytes.")
-        self.lines += [read_line(line, f"A line of {self._path}") for line in whole[0].split(b"\n") if line.strip()]
-        self._offset += len(whole[0]) + len(whole[1])
-        return bool(whole[0]) or replaced
+            content = file.read(_CHUNK)
+        whole, newline, _ = content.rpartition(b"\n")
+        if len(content) == _CHUNK and not newline:
+            raise ValueError(f"{self._path} is damaged: one line has more than {_CHUNK:,} bytes.")
+        self.lines += [read_line(line, f"A line of {self._path}") for line in whole.split(b"\n") if line.strip()]
+        self._offset += len(whole) + len(newline)
+        return bool(whole) or replaced
 
 
 class Live:
-    """What a run's page shows, kept up to date by `refresh`."""
+    """What the page of a run shows. `refresh` brings it up to date."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,16 +57,16 @@ class Live:
         self._record, self._outdated = 0, False
         self.run = Run(folder)
         self.facts: Facts | None = None
-        """None until a step has been logged."""
+        """None until a step or an evaluation has been logged."""
         self.version = 0
-        """Counts what was new: a page that has shown this version has nothing to do."""
+        """Increases with each change, so that a page knows whether to redraw."""
 
     def refresh(self) -> None:
-        """Read what is new. Raises ValueError if the files are damaged."""
+        """Read what is new. Raises ValueError if a file is damaged."""
         try:
             record = (self.folder / "config.json").stat().st_mtime_ns
         except FileNotFoundError:
-            return  # it has just been started
+            return  # the run is just starting
         changed = record != self._record
         if changed:
             self._record, self.run = record, Run(self.folder)
@@ -74,8 +74,8 @@ class Live:
         changed |= self._samples.read()
         if not changed and not self._outdated:
             return
-        self._outdated = True  # until all is read: what is damaged is told each time
-        if any(line["event"] in ("step", "evaluation") for line in self._metrics.lines):
+        self._outdated = True  # until everything is read: a damaged file raises on every call
+        if self.last is not None:
             run = self.run
             samples = [line for line in self._samples.lines if line["event"] == "sample"]
             self.facts = Facts(run.name, run.record.to_dict(), run.config, self._metrics.lines, samples, run.result)
@@ -84,12 +84,14 @@ class Live:
 
     @property
     def last(self) -> dict[str, Any] | None:
-        """The last step or evaluation that was logged."""
-        lines = self._metrics.lines
-        return next((line for line in reversed(lines) if line["event"] in ("step", "evaluation")), None)
+        """The last logged step or evaluation."""
+        return self._last("step", "evaluation")
 
     @property
     def seconds_left(self) -> float | None:
-        """As the last step of this session has it."""
-        lines = self._metrics.lines
-        return next((line["seconds_left"] for line in reversed(lines) if line["event"] == "step"), None)
+        """Remaining seconds, as logged with the last step."""
+        step = self._last("step")
+        return step["seconds_left"] if step else None
+
+    def _last(self, *kinds: str) -> dict[str, Any] | None:
+        return next((line for line in reversed(self._metrics.lines) if line["event"] in kinds), None)

@@ -8,49 +8,47 @@ from nicegui import events, ui
 
 from groundling.config import PRESETS
 from groundling.web.guard import MAX_UPLOAD
-from groundling.web.studio.parts import Text, frame, told
+from groundling.web.studio.parts import Text, errors_shown, frame
 from groundling.web.studio.studio import NAMED, Studio
 
-_PLANNED = "planned for the time"
-_TOKENIZERS = {"char": "characters", "byte": "bytes", "bpe": "pieces of words"}
+_TOKENIZERS = {"char": "char: characters", "byte": "byte: UTF-8 bytes", "bpe": "bpe: subwords"}
 
 
 def new_page(studio: Studio) -> None:
-    """A text, a time, and off it goes."""
+    """A form for text, time and options."""
     with frame("New run"):
-        Text("p", "A text and a time is all it takes: size, batch and schedule are planned for that time.", "soft")
+        Text("p", "Choose a text and a time. Model size, batch and schedule are picked to fit.", "soft")
         with Text("div", classes="form"):
-            path = ui.input("Text: the path of a file or folder on this machine, or " + " or ".join(NAMED)).props(
-                "outlined"
-            )
+            path = ui.input(f"Text: path of a file or folder on this machine, or {' or '.join(NAMED)}")
+            path.props("outlined")
 
-            async def take(upload: events.UploadEventArguments) -> None:
-                with told():
-                    if upload.file.size() > MAX_UPLOAD:
-                        raise ValueError(f"The text is larger than {MAX_UPLOAD // 2**20} MB: give its path instead.")
+            async def upload(event: events.UploadEventArguments) -> None:
+                with errors_shown():
+                    studio.check_upload(event.file.size())
                     place = studio.place_for_upload()
-                    await upload.file.save(place)
-                    path.value = str(await asyncio.to_thread(studio.keep_upload, upload.file.name, place))
+                    await event.file.save(place)
+                    path.value = str(await asyncio.to_thread(studio.keep_upload, event.file.name, place))
 
             ui.upload(
-                label="or a file: drop it here, or press +", on_upload=take, auto_upload=True,
+                label="Or upload a file: drop it here, or press +", on_upload=upload, auto_upload=True,
                 max_file_size=MAX_UPLOAD, max_files=1,
-                on_rejected=lambda: ui.notify(f"A text of up to {MAX_UPLOAD // 2**20} MB can be uploaded."),
+                on_rejected=lambda: ui.notify(f"Uploads are limited to {MAX_UPLOAD // 2**20} MB."),
             ).props("flat bordered")  # fmt: skip
             minutes = ui.number("Minutes", value=5, min=0.2, max=14 * 24 * 60, step=1).props("outlined")
-            with ui.expansion("More").props("dense"), Text("div", classes="form"):
-                name = ui.input("Name of the run (made from the text if empty)").props("outlined")
-                shape = {"": _PLANNED} | {key: f"{key}: {each.description}" for key, each in PRESETS.items()}
-                preset = ui.select(shape, value="", label="Model").props("outlined options-dense")
-                tokenizer = ui.select(_TOKENIZERS, value="char", label="Tokens are").props("outlined")
+            with ui.expansion("More options").props("dense"), Text("div", classes="form"):
+                name = ui.input("Run name (default: from the text)").props("outlined")
+                shapes = {"": "automatic: fits the time"}
+                shapes |= {key: f"{key}: {each.description}" for key, each in PRESETS.items()}
+                preset = ui.select(shapes, value="", label="Model").props("outlined options-dense")
+                tokenizer = ui.select(_TOKENIZERS, value="char", label="Tokenizer").props("outlined")
 
-            async def begin() -> None:
-                with told():
-                    begun = await asyncio.to_thread(
+            async def start() -> None:
+                with errors_shown():
+                    started = await asyncio.to_thread(
                         studio.begin, path.value or "", minutes=float(minutes.value or 0), preset=preset.value or None,
                         tokenizer=tokenizer.value, name=name.value or "",
                     )  # fmt: skip
-                    ui.navigate.to(f"/runs/{begun}")
+                    ui.navigate.to(f"/runs/{started}")
 
-            ui.button("Start", on_click=begin).props("unelevated no-caps")
-        Text("p", "The run is a process of its own: it goes on when this page, or the studio, is closed.", "soft")
+            ui.button("Start", on_click=start).props("unelevated no-caps")
+        Text("p", "Training is a separate process. It continues if you close this page or stop the studio.", "soft")

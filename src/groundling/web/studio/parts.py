@@ -1,4 +1,4 @@
-"""The elements that the studio's pages are made of. Whatever they show is set as text: none of it is read as HTML."""
+"""The elements of the studio's pages. They show text as text and never parse it as HTML."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ class Text(TextElement):
         self.classes(classes)
 
 
-class Plot(Element, component="plot.js"):
-    """A chart, as `report.charts.drawn` makes them. `axis` is what it runs along: "step" or "second"."""
+class Plot(Element, component="assets/plot.js"):
+    """A chart as `reporting.charts.drawn` returns it."""
 
-    def __init__(self, axis: str = "step", classes: str = "") -> None:
+    def __init__(self, classes: str = "") -> None:
         super().__init__()
-        self.props["axis"] = axis
         self.classes(classes)
 
     def show(self, chart: dict[str, Any] | None, last: float, axis: str = "step") -> None:
-        """Draw `chart`, which reaches to `last`; nothing if it is None."""
-        self.props["axis"], self.props["last"], self.props["chart"] = axis, last, chart
+        """Draw `chart`, or nothing if it is None. The x-axis ends at `last` and counts "step"s or "second"s."""
+        self.props.update(chart=chart, last=last, axis=axis)
         self.update()
 
 
-class Slide(Element, component="slide.js"):
-    """A slider from `low` to `high`; `on_move` is called when the user has moved it."""
+class Slide(Element, component="assets/slide.js"):
+    """A slider from `low` to `high`. Calls `on_move` when the user moves it."""
 
     def __init__(
         self, label: str, low: float, high: float, step: float, value: float, on_move: Callable[[], Any]
@@ -49,28 +48,41 @@ class Slide(Element, component="slide.js"):
 
         def moved(event: GenericEventArguments) -> Any:
             self.value = min(max(float(event.args), low), float(self.props["high"]))
-            with self.props.suspend_updates():  # it is where it is already
+            with self.props.suspend_updates():  # the browser already shows it
                 self.props["value"] = self.value
             return on_move()
 
         self.on("moved", moved, throttle=0.05)
 
     def place(self, value: float, high: float) -> None:
-        """Put it somewhere, and its end too."""
+        """Set the value and the upper end."""
         self.value = value
         self.props.update(value=value, high=high)
         self.update()
 
 
-class Strip(Element, component="strip.js"):
-    """A text that a model wrote, token by token, each painted by how unlikely it was; pointing at one, or moving to it
-    with the arrow keys, shows what might have stood there instead.
+def knob(
+    name: str, low: float, high: float, step: float, value: float, on_move: Callable[[], Any], hint: str = ""
+) -> tuple[Slide, Text]:  # fmt: skip
+    """A slider below its name, and the element that shows its value."""
+    with Text("div", classes="knob"):
+        with Text("p"):
+            Text("span", name)
+            shown = Text("b", f"{value:g}")
+            if hint:
+                Text("span", hint, "soft")
+        return Slide(name, low, high, step, value, on_move), shown
 
-    A token is a list of its text, its probability, and its choices, each a text and a probability.
+
+class Strip(Element, component="assets/strip.js"):
+    """Generated text, each token shaded by its probability: a stronger color means less likely.
+
+    Pointing at a token, or moving to it with the arrow keys, shows its alternatives. A token is a list of its text,
+    its probability, and its alternatives, each a text and a probability.
     """
 
     def __init__(self, label: str, on_branch: Callable[[int, int], Any]) -> None:
-        """`on_branch` is called with a token's place and the number of the choice that was taken in its stead."""
+        """`on_branch` gets the index of a token and of the alternative that the user picked."""
         super().__init__()
         self.props["label"] = label
         self.on("branch", lambda event: on_branch(int(event.args["at"]), int(event.args["choice"])))
@@ -82,13 +94,15 @@ class Strip(Element, component="strip.js"):
         self.run_method("add", tokens)
 
     def mark_copied(self, copied: Sequence[int]) -> None:
-        """For each token 0, or 1 or 2 in turn where it lies in a copied span."""
+        """`copied` holds one number per token: 0 if not copied, else 1 or 2, alternating from span to span."""
         self.run_method("mark", copied)
 
 
-class Cells(Element, component="cells.js"):
-    """A table of cells, each painted by a number from 0 to 1; pointing at one, or moving to it with the arrow keys,
-    says in words what it holds."""
+class Cells(Element, component="assets/cells.js"):
+    """A table of cells, each shaded by a number from 0 to 1.
+
+    Pointing at a cell, or moving to it with the arrow keys, shows its description.
+    """
 
     def __init__(self, label: str, classes: str = "") -> None:
         super().__init__()
@@ -98,14 +112,14 @@ class Cells(Element, component="cells.js"):
     def show(
         self, columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[tuple[str, float, str]]]
     ) -> None:
-        """`cells` are text, number and words, row by row; a row may be shorter than there are columns."""
-        self.props["columns"], self.props["rows"], self.props["cells"] = list(columns), list(rows), cells
+        """`cells` holds text, number and description, row by row. A row may be shorter than `columns`."""
+        self.props.update(columns=list(columns), rows=list(rows), cells=cells)
         self.update()
 
 
 @contextmanager
 def frame(title: str, here: str = "") -> Iterator[None]:
-    """A page: its head, the way to the others, and what is made inside."""
+    """A page: title, navigation, and what you create inside. `here` is its name in the navigation."""
     ui.page_title(f"{title} · groundling")
     with Text("header", classes="top"):
         ui.link("groundling", "/").classes("home")
@@ -127,8 +141,8 @@ def heading(text: str, about: str = "") -> None:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """What goes wrong as a user could have known is told in a sentence, and the page stays."""
+def errors_shown() -> Iterator[None]:
+    """Show a ValueError or OSError as a notification instead of raising it."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -136,10 +150,11 @@ def told() -> Iterator[None]:
 
 
 def style() -> str:
-    """The style of all pages."""
-    return resources.files(__package__).joinpath("studio.css").read_text(encoding="utf-8")
+    """The CSS of all pages."""
+    files = ("reporting/chart.css", "web/studio/assets/studio.css")
+    return "".join(resources.files("groundling").joinpath(file).read_text(encoding="utf-8") for file in files)
 
 
-def shown(text: str) -> str:
-    """A token in one line: what cannot be seen, by its sign."""
-    return "".join({" ": "␣", "\n": "↵", "\t": "⇥"}.get(c, c) for c in text)
+def visible(text: str) -> str:
+    """A token on one line, with signs for spaces, newlines and tabs."""
+    return text.translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥"})

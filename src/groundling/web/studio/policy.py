@@ -1,8 +1,8 @@
-"""What the browser may do on the studio's pages, told by a Content Security Policy.
+"""The Content Security Policy of the studio's pages: what the browser may run and load.
 
-NiceGUI's pages carry their elements in inline scripts, which differ from page to page: each is named by its hash, so
-that no other one runs. `unsafe-eval` cannot be left out, since NiceGUI compiles the templates of its elements in the
-browser; and neither can inline styles. Nothing can be loaded from, or sent to, anywhere else.
+NiceGUI puts a page's elements into inline scripts, which differ from page to page. The policy allows each by its hash,
+and no other script. `unsafe-eval` is needed because NiceGUI compiles its elements' templates in the browser, and inline
+styles are needed too. A page can load nothing from, and send nothing to, any other site.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 
 
 class Policy:
-    """ASGI middleware: pages get their policy."""
+    """ASGI middleware that adds security headers, and to each page its policy."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; the beginning of a page waits until the whole page is there, to be hashed."""
+        """Pass the request on. Holds back a page until it is complete, since its hashes go into the headers."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         start: list[Message] = []
@@ -52,7 +52,7 @@ class Policy:
 
 
 def policy(page: bytes) -> str:
-    """The policy for a page, with its own inline scripts allowed."""
+    """The policy of a page. It allows the page's own inline scripts."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(code).digest()).decode()}'" for code in _SCRIPT.findall(page)
     )

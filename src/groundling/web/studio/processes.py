@@ -1,7 +1,7 @@
-"""Runs that train: each a process of its own, started, found, paused and resumed.
+"""Training processes: start, find and pause them. Each run trains in a process of its own.
 
-A run belongs to no studio. Whoever holds the lock of a run's folder trains it, so runs that were started in a terminal
-are found as well, and one that was started here goes on when the studio ends.
+The process that holds the lock of a run's folder trains that run. So the studio also finds runs started in a terminal,
+and a run started in the studio continues after the studio stops.
 """
 
 from __future__ import annotations
@@ -19,72 +19,72 @@ import psutil
 from groundling.run.lock import LOCK
 
 OUTPUT = "output.log"
-"""What the processes of a run said, in its folder."""
+"""What a run's processes printed to stderr, in the run's folder."""
 
-_PAUSED = (128 + signal.SIGINT, -signal.SIGINT)  # as a run ends that was asked to once, or twice
-_FRESH = 2.0  # seconds for which it is remembered who trains what: to look takes some milliseconds a process
+_PAUSED = (128 + signal.SIGINT, -signal.SIGINT)  # exit status after one Ctrl-C, and after two
+_FRESH = 2.0  # seconds between searches: a search takes some milliseconds per process
 
 
 class Processes:
-    """The training processes of this machine that this user may see."""
+    """The training processes on this machine that this user may see."""
 
     def __init__(self) -> None:
         self._started: dict[Path, subprocess.Popen[bytes]] = {}
         self._found: dict[Path, psutil.Process] = {}
-        self._looked = -_FRESH
+        self._searched = -_FRESH
 
-    def start(self, folder: Path, verb: Sequence[str]) -> None:
-        """Let `python -m groundling` run `verb`, which trains the run in `folder`; it goes on without this process."""
+    def start(self, folder: Path, command: Sequence[str]) -> None:
+        """Run `python -m groundling *command`, which trains the run in `folder` and goes on when this process ends."""
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / OUTPUT).open("ab") as output:
             self._started[folder] = subprocess.Popen(
-                [sys.executable, "-P", "-m", "groundling", *verb],
+                [sys.executable, "-P", "-m", "groundling", *command],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output,
-                # A Ctrl-C that ends the studio is not for it. (0x200 is Windows's CREATE_NEW_PROCESS_GROUP.)
+                # So that Ctrl-C stops the studio only. (0x200 is Windows's CREATE_NEW_PROCESS_GROUP.)
                 start_new_session=True, creationflags=0x200 if os.name == "nt" else 0,
             )  # fmt: skip
 
     def training(self, folder: Path) -> psutil.Process | None:
-        """The process that trains the run in `folder`, or is about to; None if there is none."""
+        """The process that trains the run in `folder`, or is about to. None if there is none."""
         started = self._started.get(folder)
         if started is not None and started.poll() is None:
             if folder not in self._found or self._found[folder].pid != started.pid:
                 self._found[folder] = psutil.Process(started.pid)
             return self._found[folder]
-        if time.monotonic() - self._looked > _FRESH:
-            self._look()
+        if time.monotonic() - self._searched > _FRESH:
+            self._search()
         process = self._found.get(folder)
         return process if process is not None and process.is_running() else None
 
     def all_started(self) -> dict[Path, int]:
-        """Those that were started here and are training: the run's folder, and the process's number."""
+        """Run folder and process id of every process that was started here and is still training."""
         return {folder: process.pid for folder, process in self._started.items() if process.poll() is None}
 
     def ended(self, folder: Path) -> bool:
-        """Whether it was started here, and is not training any more."""
+        """Whether the run was started here and has ended."""
         started = self._started.get(folder)
         return started is not None and started.poll() is not None
 
     def pause(self, folder: Path) -> None:
-        """Ask for a stop, as Ctrl-C does: the step is finished and everything is saved. Asked twice, it quits at once.
+        """Pause a run as Ctrl-C does: it finishes its step and saves everything. A second call quits at once.
 
-        Raises ValueError if nothing trains that run.
+        Raises ValueError if nothing trains the run.
         """
         process = self.training(folder)
         if process is None:
-            raise ValueError(f"The run {folder.name} is not being trained now.")
+            raise ValueError(f"Run {folder.name} is not training.")
         process.send_signal(signal.CTRL_BREAK_EVENT if os.name == "nt" else signal.SIGINT)  # type: ignore[attr-defined]
 
     def failure(self, folder: Path) -> str | None:
-        """The last line that the process said if it was started here and failed; None if it did not."""
+        """The last line that the process printed, if it was started here and failed. Else None."""
         started = self._started.get(folder)
         if started is None or (status := started.poll()) is None or status in (0, *_PAUSED):
             return None
-        lines = said(folder)
-        return lines[-1].removeprefix("groundling: ") if lines else f"It ended with status {status}."
+        lines = last_output(folder)
+        return lines[-1].removeprefix("groundling: ") if lines else f"the process exited with status {status}."
 
-    def _look(self) -> None:
-        """Find who holds the lock of a run. A process that was known stays the same object: it measures its load."""
+    def _search(self) -> None:
+        """Find who holds the lock of a run. Keeps the object of a known process: it measures CPU load between calls."""
         known = {process.pid: process for process in self._found.values()}
         self._found = {}
         for process in psutil.process_iter(["name"]):
@@ -96,12 +96,12 @@ class Processes:
                     if Path(file.path).name == LOCK:
                         self._found[Path(file.path).parent] = known.get(process.pid, process)
             except (psutil.Error, OSError):
-                continue  # another user's, or gone meanwhile
-        self._looked = time.monotonic()
+                continue  # another user's process, or it has ended
+        self._searched = time.monotonic()
 
 
-def said(folder: Path, most: int = 20) -> list[str]:
-    """The last lines of what the processes of a run said, without what is for terminals."""
+def last_output(folder: Path, most: int = 20) -> list[str]:
+    """The last `most` lines that the processes of a run printed, without blank ones."""
     try:
         with (folder / OUTPUT).open("rb") as file:
             file.seek(max(0, (folder / OUTPUT).stat().st_size - 20_000))

@@ -1,4 +1,4 @@
-"""The page of a run: where it is, its curves, what they say, what it writes, and what it takes."""
+"""The page of a run: progress, curves, diagnosis, samples and resources."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from nicegui import ui
 from groundling.reporting.console import duration
 from groundling.reporting.run_facts import Facts
 from groundling.web.studio.live import Live
-from groundling.web.studio.parts import Plot, Slide, Text, frame, heading, told
-from groundling.web.studio.processes import said
+from groundling.web.studio.parts import Plot, Slide, Text, errors_shown, frame, heading
+from groundling.web.studio.processes import last_output
 from groundling.web.studio.studio import Studio
 
 
 def run_page(studio: Studio, name: str) -> None:
-    """Raises ValueError if there is no run of that name."""
-    live = studio.live(name)
+    """The page of the run `name`, or an error if there is none."""
+    try:
+        live = studio.live(name)
+    except ValueError as error:
+        with frame("Run not found"):
+            Text("p", str(error))
+        return
     with frame(name):
         RunPage(studio, live)
 
 
 class RunPage:
-    """Looks at the run's files every second, and shows what is new."""
+    """Reads the run's files every second, and shows what is new."""
 
     def __init__(self, studio: Studio, live: Live) -> None:
         self.studio, self.live, self.shown, self.pausing = studio, live, -1, False
@@ -32,103 +37,96 @@ class RunPage:
         self.status = Text("p", "", "state").props('role="status"')
         with Text("div", classes="bar"):
             self.pause = ui.button("Pause", on_click=self.pause_run).props("unelevated no-caps")
-            self.resume = ui.button("Go on", on_click=self.resume_run).props("unelevated no-caps")
-            self.minutes = (
-                ui.number("Minutes in all", min=0.2, step=1).props("outlined dense hide-bottom-space").classes("short")
-            )
-            self.uses = Text("div", classes="bar")
-            with self.uses:
-                ui.button("Let it write", on_click=lambda: ui.navigate.to(f"/playground?run={name}")).props(
-                    "outline no-caps"
-                )
-                ui.button("Look inside", on_click=lambda: ui.navigate.to(f"/inside?run={name}")).props(
-                    "outline no-caps"
-                )
+            self.resume = ui.button("Resume", on_click=self.resume_run).props("unelevated no-caps")
+            self.minutes = ui.number("Total minutes", min=0.2, step=1).props("outlined dense hide-bottom-space")
+            self.minutes.classes("short")
+            with Text("div", classes="bar") as self.uses:
+                for label, page in (("Generate text", "playground"), ("Look inside", "inside")):
+                    target = f"/{page}?run={name}"
+                    ui.button(label, on_click=lambda target=target: ui.navigate.to(target)).props("outline no-caps")
         self.progress = ui.linear_progress(0, show_value=False).props('aria-label="Progress"')
         self.figures = Text("div", classes="figures")
         self.log = Text("pre", "", "log")
         with Text("section") as self.body:
-            self.loss = Plot(classes="tall levels")
-            self.ladder = Text("p", "Dashed lines are what models that only count reach on the validation part, from "
-                               "chance to the best n-gram model.", "soft")  # fmt: skip
+            self.loss = Plot("tall levels")
+            self.ladder = Text("p", "Dashed lines are n-gram baselines: their loss on the validation part, from chance "
+                               "to the best n-gram model.", "soft")  # fmt: skip
             with Text("div", classes="pair"):
                 self.rate, self.speed = Plot(), Plot()
-            heading("How it goes")
-            self.words = Text("div")
-            heading("What it writes", "From the same prompt and seed each time. Copied spans are marked.")
+            heading("Diagnosis")
+            self.diagnosis = Text("div")
+            heading("Samples", "Each uses the same prompt and seed. Copied spans are marked.")
             self.sample = Sample()
-            heading("What it takes")
-            self.takes = Text("div", classes="figures")
+            heading("Resources")
+            self.usage = Text("div", classes="figures")
         ui.timer(1.0, self.refresh)
 
     async def refresh(self) -> None:
-        """Show what is new since the last time."""
+        """Show what is new since the last call."""
         try:
             await asyncio.to_thread(self.live.refresh)
         except ValueError as error:
             self.status.set_text(str(error))
             return
         process = await asyncio.to_thread(self.studio.processes.training, self.live.folder)
-        self.state(process)
-        self.resources(process)
+        self.show_state(training=process is not None)
+        self.show_usage(process)
         if self.live.version == self.shown:
             return
         self.shown = self.live.version
         facts = self.live.facts
         if facts is not None:
-            self.curves(facts.charts, facts.last_step)
-            self.say(facts)
+            charts = facts.charts
+            for plot, key in ((self.loss, "loss"), (self.rate, "rate"), (self.speed, "speed")):
+                plot.show(charts.get(key), facts.last_step)
+            self.show_diagnosis(facts)
             self.sample.show(facts.slides)
-            fill(self.figures, facts.figures)
+            show_figures(self.figures, facts.figures)
             self.ladder.set_visibility(bool(facts.ladder))
 
-    def state(self, process: psutil.Process | None) -> None:
-        """Where it is, in words, and what can be done about it."""
-        live, facts, training = self.live, self.live.facts, process is not None
+    def show_state(self, training: bool) -> None:
+        """The run's state in words, and the buttons that apply to it."""
+        live, facts = self.live, self.live.facts
         failure = None if training else self.studio.processes.failure(live.folder)
         finished = live.run.finished
         if failure:
-            words = f"It stopped: {failure}"
-        elif training and facts is None:
-            words = "Starting: the text is read and the machine is measured."
-        elif training and live.last is not None:
-            left = live.seconds_left
-            words = f"Training: {facts.status.split(': ')[-1]}" if facts else "Training"
-            words = words.replace("last logged at ", "") + (f", {duration(left)} left" if left is not None else "")
+            state = f"Stopped: {failure}"
+        elif facts is None:
+            state = "Starting: reading the text and measuring the machine." if training else "No step logged yet."
+        elif training:
+            _, step, position = facts.status.partition("step ")
+            state = f"Training: {step}{position}" if step else "Training"
+            if live.seconds_left is not None:
+                state += f", {duration(live.seconds_left)} left"
         else:
-            words = (facts.status if facts else "Nothing is logged yet.").capitalize()
-        self.status.set_text(words)
+            state = facts.status.capitalize()
+        self.status.set_text(state)
         self.pausing = self.pausing and training
         self.pause.set_visibility(training)
-        self.pause.set_enabled(not self.pausing)  # asked a second time, it would quit at once
+        self.pause.set_enabled(not self.pausing)  # a second pause would quit at once
         self.resume.set_visibility(not training and live.run.exists)
         self.minutes.set_visibility(not training and finished)
         self.uses.set_visibility(bool(live.run.checkpoints.steps()))
         self.progress.set_visibility(training)
         self.progress.props["indeterminate"] = facts is None
-        self.progress.value = self.share(finished)
+        self.progress.value = self.share_done(finished)
         self.body.set_visibility(facts is not None)
-        lines = said(live.folder) if facts is None else []
+        lines = last_output(live.folder) if facts is None else []
         self.log.set_text("\n".join(lines))
         self.log.set_visibility(bool(lines))
 
-    def share(self, finished: bool) -> float:
-        """How much of it is done."""
+    def share_done(self, finished: bool) -> float:
         last, left = self.live.last, self.live.seconds_left
         if finished or last is None or left is None:
             return float(finished)
         return float(last["elapsed"] / max(last["elapsed"] + left, 1e-9))
 
-    def curves(self, charts: dict[str, Any], last: int) -> None:
-        for plot, key in ((self.loss, "loss"), (self.rate, "rate"), (self.speed, "speed")):
-            plot.show(charts.get(key), last)
-
-    def say(self, facts: Facts) -> None:
-        """What the curves say."""
-        self.words.clear()
-        with self.words:
+    def show_diagnosis(self, facts: Facts) -> None:
+        """How good the loss is, what is wrong, and what to do."""
+        self.diagnosis.clear()
+        with self.diagnosis:
             if facts.best is not None and facts.standing:
-                Text("p", f"Its best loss, {facts.best['validation_loss']:.3f} nats a token, is {facts.standing}.")
+                Text("p", f"Best loss {facts.best['validation_loss']:.3f} nats per token: {facts.standing}.")
             for sentence in facts.generations:
                 Text("p", sentence)
             for finding in facts.findings:
@@ -138,10 +136,10 @@ class RunPage:
                     Text("p", finding.advice)
             if not facts.findings:
                 verdict = facts.verdict if self.live.run.finished else ""
-                Text("p", f"Nothing is wrong. {verdict}".strip() if facts.evaluations else "It is too early to say.")
+                Text("p", f"No problems found. {verdict}".strip() if facts.evaluations else "Too early to tell.")
 
-    def resources(self, process: psutil.Process | None) -> None:
-        """What the run, and all of the machine, uses just now."""
+    def show_usage(self, process: psutil.Process | None) -> None:
+        """What the run and the whole machine use now."""
         memory = psutil.virtual_memory()
         rows = list[tuple[str, str]]()
         if process is not None:
@@ -150,42 +148,42 @@ class RunPage:
                     used, load = process.memory_info().rss, process.cpu_percent()
             except psutil.Error:
                 used, load = 0, 0.0
-            rows += [(f"{used / 1e9:.2f} GB", "memory of this run"), (f"{load / 100:.1f}", "cores busy with it")]
+            rows += [(f"{used / 1e9:.2f} GB", "memory of this run"), (f"{load / 100:.1f}", "cores used by this run")]
         elif (result := self.live.run.result) is not None:
-            rows.append((f"{result['peak_memory'] / 1e9:.2f} GB", "memory at its peak"))
-        rows.append((f"{memory.available / 1e9:.1f} GB", f"free of the machine's {memory.total / 1e9:.1f}"))
-        rows.append((f"{psutil.cpu_percent():.0f} %", f"of the machine's {psutil.cpu_count()} cores busy"))
-        fill(self.takes, rows)
+            rows.append((f"{result['peak_memory'] / 1e9:.2f} GB", "peak memory of this run"))
+        rows.append((f"{memory.available / 1e9:.1f} GB", f"of {memory.total / 1e9:.1f} GB memory free"))
+        rows.append((f"{psutil.cpu_percent():.0f} %", f"CPU load ({psutil.cpu_count()} cores)"))
+        show_figures(self.usage, rows)
 
     async def pause_run(self) -> None:
-        with told():
+        with errors_shown():
             self.studio.processes.pause(self.live.folder)
             self.pausing = True
-            ui.notify("It finishes its step, saves everything, and stops.")
+            ui.notify("Pausing: the run finishes its step and saves everything.")
             await self.refresh()
 
     async def resume_run(self) -> None:
-        with told():
+        with errors_shown():
             minutes = self.minutes.value if self.live.run.finished else None
             if self.live.run.finished and not minutes:
-                raise ValueError("It has come to its end: say how many minutes it is to take in all.")
+                raise ValueError("This run is finished. To train it further, enter the total minutes.")
             self.studio.resume(self.live.folder.name, minutes)
             await self.refresh()
 
 
 class Sample:
-    """What the model wrote on the way, with a slider through time. It stays with the newest until it is moved."""
+    """Samples from training, with a slider through time. It follows the newest sample until you move it."""
 
     def __init__(self) -> None:
         self.slides: list[dict[str, Any]] = []
         with Text("div", classes="card") as self.card:
             self.slider = Slide("Training time", 0, 0, 1, 0, self.draw)
-            self.said = Text("p", "", "soft")
+            self.caption = Text("p", "", "soft")
             self.text = Text("div", classes="sample").props("dir=auto")
-        self.none = Text("p", "Nothing yet.", "soft")
+        self.none = Text("p", "No samples yet.", "soft")
 
     def show(self, slides: list[dict[str, Any]]) -> None:
-        """Take the samples that are there now."""
+        """Replace the samples."""
         newest = self.slider.value >= len(self.slides) - 1
         self.slides = slides
         self.card.set_visibility(bool(slides))
@@ -196,11 +194,11 @@ class Sample:
             self.draw()
 
     def draw(self) -> None:
-        """Show the sample that the slider is at."""
+        """Show the sample at the slider's position."""
         if not self.slides:
             return
         slide = self.slides[min(int(self.slider.value), len(self.slides) - 1)]
-        self.said.set_text(slide["said"])
+        self.caption.set_text(slide["said"])
         self.text.clear()
         with self.text:
             Text("span", slide["prompt"], "soft")
@@ -208,19 +206,16 @@ class Sample:
                 Text("mark" if mark else "span", piece, "two" if mark == 2 else "")
 
 
-def fill(box: Text, rows: list[tuple[str, str]]) -> None:
-    """Figures: each a value and what it is. They are written over where they are as many as before."""
-    cards = list(box)
-    if len(cards) != len(rows):
+def show_figures(box: Text, rows: list[tuple[str, str]]) -> None:
+    """Cards with a value and what it is. Reuses the cards if their number did not change."""
+    if len(list(box)) != len(rows):
         box.clear()
         with box:
-            for value, what in rows:
+            for _ in rows:
                 with Text("div"):
-                    Text("b", value)
-                    Text("span", what)
-        return
-    for card, (value, what) in zip(cards, rows, strict=True):
-        bold, about = list(card)
-        assert isinstance(bold, Text) and isinstance(about, Text)
-        bold.set_text(value)
-        about.set_text(what)
+                    Text("b")
+                    Text("span")
+    for card, row in zip(box, rows, strict=True):
+        for part, text in zip(card, row, strict=True):
+            assert isinstance(part, Text)
+            part.set_text(text)

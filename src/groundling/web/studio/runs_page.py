@@ -1,4 +1,4 @@
-"""The first page: all runs, and the curves of several on one chart."""
+"""The first page: all runs, and a chart that compares several."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nicegui import events, ui
 
 from groundling.reporting.charts import drawn
 from groundling.web.studio.charts import MEASURES, comparison
-from groundling.web.studio.parts import Plot, Text, frame, told
+from groundling.web.studio.parts import Plot, Text, errors_shown, frame
 from groundling.web.studio.studio import Studio
 
 _STATUS = {"new": "starting", "unfinished": "paused or stopped"}
@@ -22,7 +22,7 @@ def runs_page(studio: Studio) -> None:
 
 
 class RunsPage:
-    """The list, its search, and the comparison of those that are ticked."""
+    """The list of runs with its search, and the comparison of the selected runs."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
@@ -34,36 +34,32 @@ class RunsPage:
         self.list = Text("div", classes="runs")
         self.empty = Text("p", "", "soft")
         with Text("section") as self.comparing:
-            Text("h2", "Compared")
+            Text("h2", "Comparison")
             with Text("div", classes="bar"):
-                self.measure = ui.select(
-                    list(MEASURES), value="bits per byte", label="What", on_change=self.compare
-                ).props("outlined dense")  # fmt: skip
-                self.axis = ui.toggle(
-                    {"step": "by steps", "second": "by time"}, value="step", on_change=self.compare
-                ).props("no-caps unelevated")  # fmt: skip
-            self.plot = Plot(classes="tall")
+                self.measure = ui.select(list(MEASURES), value="bits per byte", label="Metric", on_change=self.compare)
+                self.measure.props("outlined dense")
+                self.axis = ui.toggle({"step": "by step", "second": "by time"}, value="step", on_change=self.compare)
+                self.axis.props("no-caps unelevated")
+            self.plot = Plot("tall")
             self.note = Text("p", "", "soft")
         ui.timer(2.0, self.refresh)
 
     async def refresh(self) -> None:
         """Show the runs as they are now."""
-        with told():
+        with errors_shown():
             rows = await asyncio.to_thread(self.studio.runs)
-            self.chosen = [name for name in self.chosen if any(row["name"] == name for row in rows)]
-            wanted = (self.search.value or "").lower().split()
+            names = {row["name"] for row in rows}
+            self.chosen = [name for name in self.chosen if name in names]
+            words = (self.search.value or "").lower().split()
             found = [
-                row
-                for row in rows
-                if all(w in f"{row['name']} {row['corpus']} {row['preset']}".lower() for w in wanted)
+                row for row in rows if all(w in f"{row['name']} {row['corpus']} {row['preset']}".lower() for w in words)
             ]
             if [row["name"] for row in found] != list(self.rows):
                 self.rebuild(found)
             for row in found:
                 self.fill(row)
-            self.empty.set_text(
-                "" if found else "No run is called so." if rows else f"There are no runs in {self.studio.out} yet."
-            )
+            nothing = "No run matches." if rows else f"No runs in {self.studio.out} yet."
+            self.empty.set_text("" if found else nothing)
             await self.compare()
 
     def rebuild(self, found: list[dict[str, Any]]) -> None:
@@ -80,7 +76,7 @@ class RunsPage:
                     self.rows[name] = {key: Text("span", classes=key) for key in ("about", "loss", "step", "status")}
 
     def fill(self, row: dict[str, Any]) -> None:
-        """Write a run's figures into its line."""
+        """Show a run's figures in its line."""
         line, best, steps = self.rows[row["name"]], row.get("best_validation_loss"), row.get("steps")
         line["about"].set_text(f"{row.get('corpus') or '–'} · {row.get('preset') or '–'}")
         line["loss"].set_text("–" if best is None else f"loss {best:.3f}")
@@ -89,17 +85,17 @@ class RunsPage:
         line["status"].classes(replace=f"status {row['status']}")
 
     async def choose(self, name: str, event: events.ValueChangeEventArguments[bool | None]) -> None:
-        """Take a run into the comparison, or out of it."""
+        """Add a run to the comparison, or remove it."""
         self.chosen = [each for each in self.chosen if each != name] + [name] * bool(event.value)
         await self.compare()
 
     async def compare(self) -> None:
-        """Draw the chosen runs together."""
+        """Draw the selected runs on one chart."""
         self.comparing.set_visibility(bool(self.chosen))
         if not self.chosen:
             return
-        with told():
+        with errors_shown():
             measure, axis = self.measure.value, self.axis.value
             chart, last, missing = await asyncio.to_thread(comparison, self.studio, self.chosen, measure, axis)
             self.plot.show(drawn(chart, last) if chart else None, last, axis)
-            self.note.set_text(f"Nothing is logged yet of {', '.join(missing)}." if missing else "")
+            self.note.set_text(f"Nothing logged yet: {', '.join(missing)}." if missing else "")

@@ -1,4 +1,4 @@
-"""A model writes, and tells of each token how likely it was and what it would have written instead."""
+"""Generate text with the probability and the alternatives of each token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHOICES = 10
 
 @dataclass(frozen=True)
 class Choice:
-    """A token that might stand in a place, and its probability there."""
+    """A token that is possible at some position, and its probability there."""
 
     token: int
     text: str
@@ -29,10 +29,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """A token that a model wrote.
+    """A token that a model generated.
 
-    `text` is what it adds: "" where it ends inside of a character, which then comes with the token that ends it.
-    `probability` is what the model gave it before any sampling knob, and `choices` are the likeliest tokens there.
+    `text` is what it adds to the text: "" if it ends inside a character, which comes with the token that completes it.
+    `probability` is the model's own, before any sampling settings. `choices` are the most likely tokens there.
     """
 
     token: int
@@ -42,11 +42,11 @@ class GeneratedToken:
 
 
 def write(run: Run, before: Sequence[int], sampling: Sampling, max_new_tokens: int) -> Iterator[GeneratedToken]:
-    """Continue the tokens `before` until the end of a document, or for `max_new_tokens`."""
+    """Continue the tokens `before` for `max_new_tokens`, or until the end of the document."""
     if max_new_tokens < 1:
         return
     tokenizer = run.tokenizer
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # keeps the beginning of a character to itself
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back the first bytes of a character
     engine = Engine(run.model)
     engine.add(Request(before, max_new_tokens, sampling, tokenizer.end_of_text_id, logprobs=CHOICES))
     while engine.free_slots == 0:
@@ -59,7 +59,7 @@ def write(run: Run, before: Sequence[int], sampling: Sampling, max_new_tokens: i
 
 
 def piece(tokenizer: Tokenizer, token: int) -> str:
-    """A token as text by itself; bytes that are no text in hexadecimal."""
+    """The text of one token. Bytes that are not valid text are shown in hexadecimal."""
     if token == tokenizer.end_of_text_id:
         return END_OF_TEXT
     content = tokenizer.pieces[token]
@@ -70,7 +70,7 @@ def piece(tokenizer: Tokenizer, token: int) -> str:
 
 
 def opened(folder: Path, step: int | None = None) -> Run:
-    """The run with the model of a checkpoint (the best one if None) in memory. The last few are kept there.
+    """The run with the model of a checkpoint (None: the best one) in memory. Caches the last four.
 
     Raises ValueError or OSError if there is no such checkpoint, or it is damaged.
     """
@@ -80,13 +80,13 @@ def opened(folder: Path, step: int | None = None) -> Run:
 
 
 @lru_cache(maxsize=4)
-def _opened(folder: Path, checkpoint: Path, written: int) -> Run:
+def _opened(folder: Path, checkpoint: Path, modified: int) -> Run:
     run = Run(folder, checkpoint)
-    _ = run.model  # read now, and not at the first token
+    _ = run.model  # load it now, not at the first token
     return run
 
 
 @lru_cache(maxsize=1)  # it takes five times the text's size
 def training_text(folder: Path) -> TrainingText:
-    """Raises ValueError if it is gone, has changed, or is too long."""
+    """The run's training text, indexed. Raises ValueError if it is gone, has changed, or is too long."""
     return Run(folder).training_text()

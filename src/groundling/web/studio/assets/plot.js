@@ -1,4 +1,4 @@
-// A chart as reporting/charts.py draws it: places in per cent, curves as paths. The same look as on a run's report.
+// A chart laid out by reporting/charts.py: positions in percent, curves as SVG paths. Styled by reporting/chart.css.
 const whole = new Intl.NumberFormat("en");
 
 export default {
@@ -10,18 +10,18 @@ export default {
     <span v-for="(curve, i) in named" class="key" :class="curve.look">{{ named.length > 1 ? curve.name : "" }}
       <output>{{ reading(i) }}</output></span>
     <span class="soft">{{ at === null ? "" : "at " + (axis === "step" ? "step " + whole(at) : whole(at) + " s") }}</span>
-    <span v-if="chart.best" class="best">{{ chart.best.label }}</span></figcaption>
+    <span v-if="chart.best" class="mark validation">{{ chart.best.label }}</span></figcaption>
   <div class="plot" @pointermove="point" @pointerdown="point" @pointerleave="at = null">
     <i v-for="tick in chart.up" class="up" :style="{ top: tick.top + '%' }">{{ tick.label }}</i>
     <i v-for="tick in chart.across" class="across" :style="{ left: tick.left + '%' }">{{ tick.label }}</i>
-    <template v-for="line in chart.lines"><i class="line" :style="{ top: line.top + '%' }"></i><span class="level"
+    <template v-for="line in chart.lines"><i class="line" :style="{ top: line.top + '%' }"></i><span class="name"
       :style="{ top: line.label_top + '%' }">{{ line.label }}</span></template>
     <svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" :aria-label="chart.said">
       <template v-for="curve in chart.curves"><path :class="curve.look" :d="curve.path"/><path v-if="curve.dots"
         class="dots" :class="curve.look" :d="curve.dots"/></template>
     </svg>
     <i class="cursor" :style="{ left: 100 * (at ?? last) / Math.max(last, 1) + '%' }"></i>
-    <i v-if="chart.best" class="star" :style="{ left: chart.best.left + '%', top: chart.best.top + '%' }"></i>
+    <i v-if="chart.best" class="star validation" :style="{ left: chart.best.left + '%', top: chart.best.top + '%' }"></i>
   </div>
 </figure>`,
   computed: {
@@ -31,7 +31,9 @@ export default {
     whole(number) { return whole.format(number); },
     reading(i) {
       const curve = this.chart.readings[i];
-      return curve.y[this.at === null ? curve.y.length - 1 : nearest(curve.x, this.at)];
+      if (this.at === null) return curve.y.at(-1);
+      const distance = curve.x.map((x) => Math.abs(x - this.at));
+      return curve.y[distance.indexOf(Math.min(...distance))];
     },
     point(event) {
       const box = event.currentTarget.getBoundingClientRect();
@@ -39,12 +41,3 @@ export default {
     },
   },
 };
-
-function nearest(places, wanted) {
-  let low = 0, high = places.length - 1;
-  while (high - low > 1) {
-    const middle = (low + high) >> 1;
-    if (places[middle] < wanted) low = middle; else high = middle;
-  }
-  return wanted - places[low] < places[high] - wanted ? low : high;
-}

@@ -1,25 +1,25 @@
-// What a model wrote, token by token. One token can be reached with Tab, the others with the arrow keys; the one that
-// is pointed at or has the focus shows what might have stood there instead.
+// Generated text, token by token. Tab moves to one token, the arrow keys to the others. The token under the pointer or
+// with the focus shows its alternatives.
 const percent = (share) => share < 0.001 ? "< 0.1 %" : (100 * share).toFixed(share < 0.0995 ? 1 : 0) + " %";
-const seen = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "…";
+const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "…";
 
 export default {
   props: { label: String },
   emits: ["branch"],
   data: () => ({ prompt: "", tokens: [], copied: [], at: null, held: false, home: 0, left: 0, top: 0 }),
   template: `
-<div class="strip-box" @keydown.esc="close" @pointerleave="leave" @focusout="left_by">
+<div class="strip-box" @keydown.esc="close" @pointerleave="leave" @focusout="focusLeft">
   <div class="strip" role="group" :aria-label="label" dir="auto" @keydown="move"><span class="prompt">{{ prompt }}</span><span
     v-for="(token, i) in tokens" :key="i" class="token" :class="{ copied: copied[i] === 1, again: copied[i] === 2, on: i === at }"
-    role="button" :tabindex="i === home ? 0 : -1" :data-i="i" :aria-label="said(i)" :aria-expanded="i === at"
-    :style="{ '--doubt': doubt(token[1]) }" @pointerenter="hover(i, $event)" @click="hold(i, $event)" @focus="hold(i, $event)"
+    role="button" :tabindex="i === home ? 0 : -1" :data-i="i" :aria-label="describe(i)" :aria-expanded="i === at"
+    :style="{ '--shade': shade(token[1]) }" @pointerenter="hover(i, $event)" @click="hold(i, $event)" @focus="hold(i, $event)"
     >{{ token[0] === "\\n" ? "↵\\n" : token[0] }}</span></div>
-  <div v-if="at !== null" ref="choices" class="choices" role="group" :aria-label="'Instead of ' + see(tokens[at][0])"
+  <div v-if="at !== null" ref="choices" class="choices" role="group" :aria-label="'Alternatives to ' + visible(tokens[at][0])"
     :style="{ left: left + 'px', top: top + 'px' }" @keydown="choose">
-    <p><b>{{ see(tokens[at][0]) }}</b> {{ percent(tokens[at][1]) }}<span v-if="copied[at]" class="soft"> · in a copied span</span></p>
+    <p><b>{{ visible(tokens[at][0]) }}</b> {{ percent(tokens[at][1]) }}<span v-if="copied[at]" class="soft"> · copied</span></p>
     <button v-for="(choice, n) in tokens[at][2]" :key="n" type="button" :class="{ taken: choice[0] === tokens[at][0] }"
-      :aria-label="see(choice[0]) + ', ' + percent(choice[1]) + ': go on from here'" @click="$emit('branch', { at, choice: n })"
-      ><span class="what">{{ see(choice[0]) }}</span><span class="bar" :style="{ width: 100 * choice[1] + '%' }"></span><span
+      :aria-label="visible(choice[0]) + ', ' + percent(choice[1]) + ': continue from here'" @click="$emit('branch', { at, choice: n })"
+      ><span class="what">{{ visible(choice[0]) }}</span><span class="bar" :style="{ width: 100 * choice[1] + '%' }"></span><span
       class="share">{{ percent(choice[1]) }}</span></button>
   </div>
 </div>`,
@@ -27,18 +27,18 @@ export default {
   unmounted() { document.removeEventListener("pointerdown", this.elsewhere); },
   methods: {
     elsewhere(event) { if (!event.target.closest?.(".token, .choices")) this.forget(); },
-    left_by(event) { if (event.relatedTarget && !this.$el.contains(event.relatedTarget)) this.forget(); },
+    focusLeft(event) { if (event.relatedTarget && !this.$el.contains(event.relatedTarget)) this.forget(); },
     forget() { Object.assign(this, { held: false, at: null }); },
-    percent, see: seen,
+    percent, visible,
     begin(prompt, tokens) {
       Object.assign(this, { prompt, tokens, copied: [], at: null, held: false, home: 0 });
     },
     add(tokens) { this.tokens.push(...tokens); },
     mark(copied) { this.copied = copied; },
-    doubt(probability) { return Math.min(-Math.log(Math.max(probability, 1e-9)) / 5, 1).toFixed(3); },
-    said(i) {
+    shade(probability) { return Math.min(-Math.log(Math.max(probability, 1e-9)) / 5, 1).toFixed(3); },
+    describe(i) {
       const [text, probability] = this.tokens[i];
-      return seen(text) + ", " + percent(probability) + (this.copied[i] ? ", copied" : "");
+      return visible(text) + ", " + percent(probability) + (this.copied[i] ? ", copied" : "");
     },
     place(i, target) {
       const box = this.$el.getBoundingClientRect();

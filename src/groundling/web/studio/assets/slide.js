@@ -1,4 +1,4 @@
-// A slider as the browser has it: every key works, and while it is moved nothing pulls it back.
+// The browser's own slider: all its keys work, and updates from the server do not fight the user's moves.
 export default {
   props: { label: String, low: Number, high: Number, step: Number, value: Number },
   emits: ["moved"],
