@@ -117,7 +117,7 @@ def test_a_run_is_started_watched_and_paused(open_page: Open, server: Server, te
     assert page.get_by_text("memory of this run").is_visible()
     page.get_by_role("button", name="Pause").click()
     page.get_by_text(re.compile(r"Paused at step \d+")).wait_for()
-    assert page.get_by_role("button", name="Go on").is_visible()
+    assert page.get_by_role("button", name="Resume").is_visible()
     assert groundling.load("prose", out=server.runs).metrics()[-1]["event"] == "paused"
     assert "Paused" in state.inner_text()
 
@@ -140,7 +140,7 @@ def test_the_slider_goes_through_the_samples(open_page: Open, server: Server) ->
     box = page.locator("[data-chart=loss] .plot").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 30)
     assert "at step 20" in page.inner_text("[data-chart=loss] figcaption")
-    assert page.get_by_text("nats a token, is").is_visible()
+    assert page.get_by_text(re.compile(r"^Best loss \d\.\d{3} nats per token: ")).is_visible()
 
 
 def test_runs_are_searched_and_compared(open_page: Open) -> None:
@@ -160,9 +160,9 @@ def test_it_writes_and_branches(open_page: Open, server: Server) -> None:
     page = open_page("/playground?run=first")
     page.get_by_label("Prompt").fill("The ")
     page.get_by_label("Seed").fill("5")
-    page.get_by_role("button", name="Write").click()
+    page.get_by_role("button", name="Generate").click()
     said = page.locator(".writer").first.get_by_role("status")
-    said.get_by_text(re.compile("300 tokens, seed 5; .* copied")).wait_for()
+    said.get_by_text(re.compile("300 tokens, seed 5; .* % copied, longest copied span")).wait_for()
     strip = page.locator(".strip").first
     written = groundling.load("first", out=server.runs).generate("The ", max_new_tokens=300, seed=5)
     assert strip.inner_text().replace("↵\n", "\n").strip() == ("The " + written).strip()
@@ -182,7 +182,7 @@ def test_it_writes_and_branches(open_page: Open, server: Server) -> None:
     other = page.evaluate("document.activeElement.querySelector('.what').textContent")
     before = [tokens.nth(i).text_content() for i in range(3)]
     page.keyboard.press("Enter")
-    said.get_by_text(re.compile("300 tokens, seed 5; .* copied")).wait_for()
+    said.get_by_text(re.compile("300 tokens, seed 5; .* % copied, longest copied span")).wait_for()
     page.wait_for_function("document.querySelectorAll('.writer .token').length === 300")
     assert [tokens.nth(i).text_content() for i in range(3)] == before
     assert tokens.nth(3).text_content() == {"␣": " ", "↵": "↵\n"}.get(other, other)
@@ -192,9 +192,9 @@ def test_two_models_write_side_by_side(open_page: Open) -> None:
     page = open_page("/playground?run=first")
     page.get_by_label("Compare with").click()
     page.get_by_role("option", name="second").click()
-    page.get_by_role("slider", name="Tokens").focus()
+    page.get_by_role("slider", name="Max tokens").focus()
     page.keyboard.press("Home")
-    page.get_by_role("button", name="Write").click()
+    page.get_by_role("button", name="Generate").click()
     for column in (0, 1):
         page.locator(".writer").nth(column).get_by_text("10 tokens, seed").wait_for()
         assert page.locator(".strip").nth(column).locator(".token").count() == 10
@@ -210,11 +210,11 @@ def test_the_inside_is_read_by_keyboard(open_page: Open) -> None:
     attention.locator("td[tabindex='0']").focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
-    assert attention.locator(".said").inner_text().startswith("h (2) takes ")
+    assert attention.locator(".description").inner_text().startswith("h (2) attends ")
     page.get_by_role("slider", name="Layer").focus()
     page.keyboard.press("ArrowRight")
     page.get_by_text("2 of 2").wait_for()
-    guesses = page.get_by_role("grid", name="The likeliest next token after each layer")
+    guesses = page.get_by_role("grid", name="Most likely next token after each layer")
     assert guesses.get_by_role("rowheader").all_inner_texts() == ["layer 2", "layer 1", "embedding"]
     assert page.locator(".near .share").count() == 10
 
@@ -268,11 +268,11 @@ def test_it_stands_on_the_port_of_serve(open_page: Open, server: Server, text_fi
         page = open_page("/", at=address)
         page.get_by_role("link", name="first").click()
         page.wait_for_url(f"{address}/runs/first")
-        page.get_by_role("button", name="Let it write").click()
+        page.get_by_role("button", name="Generate text").click()
         page.wait_for_url(f"{address}/playground?run=first")
-        page.get_by_role("slider", name="Tokens").focus()
+        page.get_by_role("slider", name="Max tokens").focus()
         page.keyboard.press("Home")
-        page.get_by_role("button", name="Write").click()
+        page.get_by_role("button", name="Generate").click()
         page.locator(".writer").get_by_text("10 tokens, seed").wait_for()
         page.goto(f"{address}/new")
         big = text_file.with_name("big.txt")  # larger than what the API takes

@@ -168,7 +168,7 @@ def test_a_run_of_a_terminal_is_found_and_paused(holder: subprocess.Popen[str], 
     processes.pause(tmp_path / "run")
     assert holder.wait(timeout=10) == 7
     assert processes.training(tmp_path / "run") is None
-    with pytest.raises(ValueError, match="not being trained"):
+    with pytest.raises(ValueError, match="is not training"):
         processes.pause(tmp_path / "run")
 
 
@@ -195,8 +195,8 @@ def test_what_fails_says_why(tmp_path: Path) -> None:
         ({"minutes": 0.0}, "minutes"),
         ({"minutes": float("nan")}, "minutes"),
         ({"preset": "huge"}, "preset"),
-        ({"name": "../up"}, "cannot name a run"),
-        ({"name": "--steps"}, "cannot name a run"),
+        ({"name": "../up"}, "not a valid run name"),
+        ({"name": "--steps"}, "not a valid run name"),
         ({"name": "first"}, "already"),
     ],
 )
@@ -313,4 +313,4 @@ def test_it_listens_on_this_machine_alone(capsys: Any) -> None:
     with pytest.raises(SystemExit, match="1"):
         main(["studio", "--host", "0.0.0.0"])
     said = capsys.readouterr().err
-    assert "listens on this machine alone" in said and len(said.splitlines()) == 1
+    assert "listens on loopback addresses only, not on 0.0.0.0" in said and len(said.splitlines()) == 1
