@@ -1,4 +1,4 @@
-"""A real server in a thread, with a socket, and how tests ask it: as clients do."""
+"""A real server in a thread, and helpers that send requests to it as clients do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SLOTS = 16
 
 
 class Answer:
-    """A response, read whole."""
+    """A complete response."""
 
     def __init__(self, status: int, headers: http.client.HTTPMessage, body: bytes) -> None:
         self.status, self.headers, self.body = status, headers, body
@@ -33,7 +33,7 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error, whose shape is checked."""
+        """The error, after checking its shape."""
         error = self.json["error"]
         assert error.keys() == {"message", "type", "param", "code"}
         assert error["message"]
@@ -41,7 +41,7 @@ class Answer:
 
 
 class Server:
-    """A running server, and how tests talk to it."""
+    """A running server, and how tests send requests to it."""
 
     def __init__(self, port: int, key: str | None) -> None:
         self.port, self.key = port, key
@@ -51,7 +51,7 @@ class Server:
         return OpenAI(base_url=self.url + "/v1", api_key=self.key or "none", max_retries=0, timeout=60, **options)
 
     def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
-        """One request by http.client; a body that is not bytes is sent as JSON."""
+        """Send one request with http.client. A body that is not bytes is sent as JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         kind = {} if body is None else {"Content-Type": "application/json"}
@@ -66,7 +66,7 @@ class Server:
         return self.ask("POST", path, body)
 
     def connect(self, data: bytes = b"") -> socket.socket:
-        """A plain socket, with `data` sent."""
+        """A plain socket, after sending `data`."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         connection.sendall(data)
         return connection
@@ -84,13 +84,13 @@ class Server:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     def is_well(self, seconds: float = 20) -> None:
-        """Health, and all slots free again."""
+        """Check that the server is healthy and all slots become free."""
         assert self.ask("GET", "/health").status == 200
         wait_for(lambda: (figures := self.figures())["running"] == figures["waiting"] == 0, seconds)
 
 
 def request(body: bytes, path: str = "/v1/completions") -> bytes:
-    """A POST of JSON, as it goes over the wire."""
+    """The bytes of a POST request with JSON."""
     length = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
     return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n".encode() + body
 
@@ -98,13 +98,13 @@ def request(body: bytes, path: str = "/v1/completions") -> bytes:
 def wait_for(condition: Any, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
 
 
 @contextmanager
 def serving(models: list[LoadedModel], key: str | None = None, slots: int = SLOTS) -> Iterator[Server]:
-    """A server of its own in a thread of this process."""
+    """A new server in a thread of this process."""
     with bind("127.0.0.1", 0, key) as listener:
         server = make_server(models, slots, listener, "127.0.0.1", key)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

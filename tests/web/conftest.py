@@ -1,4 +1,4 @@
-"""One real server for all tests of the web, with two small models."""
+"""One real server for all tests of the API, with two small models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, prose: str) -> list[Run]:
-    """A model of the characters of one text, and one of bytes that knows where documents end."""
+    """A character-level model of one text, and a byte-level model of several documents."""
     folder = tmp_path_factory.mktemp("served")
     (folder / "letters.txt").write_text(prose, encoding="utf-8")
     (folder / "poems").mkdir()
@@ -50,7 +50,7 @@ def shared_server(models: list[LoadedModel]) -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
-    """The server of all tests; each leaves it well."""
+    """The server that all tests share. Checks after each test that it is idle and healthy."""
     yield shared_server
     shared_server.is_well()
 

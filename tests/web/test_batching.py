@@ -1,4 +1,4 @@
-"""Many clients on one model: the same text as alone, a bounded queue, and slots that come free."""
+"""Continuous batching: texts equal those generated alone, the queue is bounded, and slots are freed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asked import SLOTS, Server, request, serving, wait_for
 from groundling.config import Sampling
 from groundling.inference.engine import Engine, Request
 from groundling.web import batching
-from groundling.web.batching import Batcher, Job, Pieces
+from groundling.web.batching import Batcher, Chunks, Job
 from groundling.web.errors import ApiError
 from groundling.web.loaded_model import LoadedModel
 from groundling.web.metrics import Metrics
@@ -39,17 +39,17 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 30))
 
 
-async def read(order: Job, steps: int | None = None) -> list[Pieces]:
-    """All that comes, or so many steps of it."""
+async def read(job: Job, steps: int | None = None) -> list[Chunks]:
+    """The chunks of all steps, or of the first `steps`."""
     got = []
-    async for pieces in order.pieces():
-        got.append(pieces)
+    async for chunks in job.chunks():
+        got.append(chunks)
         if len(got) == steps:
             break
     return got
 
 
-def test_64_streams_are_what_each_would_be_alone(server: Server) -> None:
+def test_64_streams_equal_those_generated_alone(server: Server) -> None:
     client = server.client()
 
     def write(i: int, stream: bool) -> str:
@@ -70,10 +70,10 @@ def test_64_streams_are_what_each_would_be_alone(server: Server) -> None:
 
 def test_a_client_that_leaves_frees_its_slots_within_two_steps(batcher: Batcher) -> None:
     async def leave() -> int:
-        order = Job([text(), text()])
-        batcher.submit(order)
-        await read(order, 5)
-        order.left = True
+        job = Job([text(), text()])
+        batcher.submit(job)
+        await read(job, 5)
+        job.cancelled = True
         at = batcher.steps
         while not batcher.idle:
             await asyncio.sleep(0)
@@ -83,14 +83,14 @@ def test_a_client_that_leaves_frees_its_slots_within_two_steps(batcher: Batcher)
         assert run(leave()) <= 2
 
 
-def test_who_waits_gets_the_slot_of_one_that_left(batcher: Batcher) -> None:
+def test_a_waiting_text_gets_a_freed_slot(batcher: Batcher) -> None:
     async def wait_and_leave() -> None:
         first, gone, second = Job([text(), text()]), Job([text()]), Job([text(7)])
-        for order in (first, gone, second):
-            batcher.submit(order)
+        for job in (first, gone, second):
+            batcher.submit(job)
         await read(first, 3)
         assert second.queue.empty()
-        first.left = gone.left = True
+        first.cancelled = gone.cancelled = True
         assert len(await read(second)) == 7
 
     run(wait_and_leave())
@@ -101,7 +101,7 @@ def test_disconnecting_ends_the_work_streaming_or_not(server: Server) -> None:
     for i in range(20):
         body = json.dumps({"prompt": "The ", "max_tokens": LONG, "stream": i % 2 == 0, "n": 2}).encode()
         with server.connect(request(body)) as client:
-            wait_for(lambda i=i: server.figures()["prompt_tokens"] - before["prompt_tokens"] == 4 * (i + 1))  # ordered
+            wait_for(lambda i=i: server.figures()["prompt_tokens"] - before["prompt_tokens"] == 4 * (i + 1))  # queued
             if i % 2 == 0:
                 client.recv(500 * (i + 1))
     wait_for(lambda: server.figures()["cancelled"] - before["cancelled"] == 40)
@@ -118,18 +118,18 @@ def test_a_full_queue_says_when_to_come_back(server: Server, monkeypatch: pytest
         for _ in range(2)
     ]
     for stream in streams:
-        next(iter(stream))  # it runs
+        next(iter(stream))  # it is running
     waiting = client.completions.create(model="letters", prompt="The ", max_tokens=1, n=4, stream=True)
     with pytest.raises(openai_package.RateLimitError) as full:
         client.completions.create(model="letters", prompt="The ", max_tokens=1, stream=True)
     assert full.value.code == "queue_full" and int(full.value.response.headers["Retry-After"]) >= 1
-    assert client.completions.create(model="poems", prompt="The ", max_tokens=1).usage is not None  # has its own
+    assert client.completions.create(model="poems", prompt="The ", max_tokens=1).usage is not None  # own queue
     streams[0].close()
     assert sum(chunk.choices[0].finish_reason == "length" for chunk in waiting) == 4  # its turn came
     streams[1].close()
 
 
-def test_a_failure_is_told_and_the_next_order_is_served(
+def test_a_failure_is_reported_and_the_next_request_succeeds(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = server.client()
@@ -145,7 +145,7 @@ def test_a_failure_is_told_and_the_next_order_is_served(
     stream = client.completions.create(model="letters", prompt="The ", max_tokens=LONG, stream=True)
     next(iter(stream))
     fails.set()
-    with pytest.raises(openai_package.APIError, match="Generating failed"):
+    with pytest.raises(openai_package.APIError, match="Generation failed"):
         list(stream)
     answer = server.post("/v1/completions", {"prompt": "The "})
     assert answer.status == 500 and "allocate" not in answer.error["message"]
@@ -154,17 +154,17 @@ def test_a_failure_is_told_and_the_next_order_is_served(
     assert server.post("/v1/completions", {"prompt": "The "}).status == 200
 
 
-def test_closing_tells_those_who_wait(models: list[LoadedModel]) -> None:
+def test_closing_sends_an_error_to_unfinished_jobs(models: list[LoadedModel]) -> None:
     async def close() -> None:
         batcher = Batcher(models[0], 1, Metrics())
-        orders = [Job([text()]), Job([text()])]
-        for order in orders:
-            batcher.submit(order)
-        await read(orders[0], 2)
+        jobs = [Job([text()]), Job([text()])]
+        for job in jobs:
+            batcher.submit(job)
+        await read(jobs[0], 2)
         await asyncio.to_thread(batcher.close)
-        for order in orders:
+        for job in jobs:
             with pytest.raises(ApiError, match="stopping"):
-                await read(order)
+                await read(job)
         with pytest.raises(ApiError, match="stopping"):
             batcher.submit(Job([text()]))
         assert batcher.idle and not batcher.alive
@@ -176,7 +176,7 @@ def test_a_dead_engine_is_not_healthy(models: list[LoadedModel], monkeypatch: py
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     with serving(models[:1]) as broken:
         assert broken.ask("GET", "/health").status == 200
-        for method in ("step", "__init__"):  # it fails, and a new one cannot be made
+        for method in ("step", "__init__"):  # a step fails, and so does making a new engine
             monkeypatch.setattr(Engine, method, lambda *_: 1 / 0)
         assert broken.post("/v1/completions", {"prompt": "The "}).status == 500
         wait_for(lambda: broken.ask("GET", "/health").status == 503)

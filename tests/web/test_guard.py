@@ -1,4 +1,4 @@
-"""What no request gets past: other hosts and sites, no key, and sizes beyond the bounds."""
+"""Requests that are rejected: foreign hosts and origins, a missing key, and sizes beyond the limits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from asked import Server, request, serving, wait_for
 
 from groundling.web import guard
 from groundling.web import timeouts as connection
-from groundling.web.guard import SAFE_HEADERS, Guard
+from groundling.web.guard import SECURITY_HEADERS, Guard
 from groundling.web.loaded_model import LoadedModel
 from groundling.web.schemas import MAX_TOKENS
 
@@ -39,8 +40,8 @@ def test_only_names_of_this_machine_are_answered(server: Server) -> None:
 
 def test_a_server_of_the_network_answers_to_its_addresses_and_names() -> None:
     network = Guard(lambda *_: None, names=frozenset({"box", "localhost"}), loopback=False, key="k")  # type: ignore[arg-type, return-value]
-    assert all(map(network.is_ours, ("192.168.0.7:8000", "[2001:db8::1]", "box", "box:80", "127.0.0.1")))
-    assert not any(map(network.is_ours, ("evil.example", "box.evil.example", "")))
+    assert all(map(network.is_own_host, ("192.168.0.7:8000", "[2001:db8::1]", "box", "box:80", "127.0.0.1")))
+    assert not any(map(network.is_own_host, ("evil.example", "box.evil.example", "")))
 
 
 def test_pages_of_other_sites_generate_nothing(server: Server) -> None:
@@ -106,7 +107,7 @@ def test_every_answer_is_harmless_in_a_browser(server: Server, guarded: Server) 
         guarded.ask("GET", "/v1/models"), server.post("/v1/completions", {"prompt": "<script>alert(1)</script>"}),
     ]  # fmt: skip
     for answer in answers:
-        assert {name: answer.headers[name] for name in SAFE_HEADERS} == SAFE_HEADERS
+        assert {name: answer.headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
         assert answer.headers["Content-Type"].split(";")[0] in ("application/json", "text/event-stream")
         assert "server" not in answer.headers
 
@@ -117,7 +118,7 @@ def test_errors_of_every_kind_have_one_shape(server: Server) -> None:
     assert (answer := server.ask("GET", "/v1/models/no/such")).status == 404 and answer.error[
         "code"
     ] == "model_not_found"
-    assert (answer := server.ask("POST", "/v1/completions", b"{")).status == 400 and "not JSON" in answer.error[
+    assert (answer := server.ask("POST", "/v1/completions", b"{")).status == 400 and "not valid JSON" in answer.error[
         "message"
     ]
     for body in ([], 7, None, "x", {"prompt": 7}, {"prompt": "a", "nonsense": 1}, {"prompt": "a", "temperature": "1"}):
@@ -146,7 +147,7 @@ def test_errors_of_every_kind_have_one_shape(server: Server) -> None:
     ],
     ids=lambda said: said[:30],
 )  # fmt: skip
-def test_what_is_out_of_bounds_is_refused_with_its_name(server: Server, said: str) -> None:
+def test_values_out_of_range_are_rejected_with_the_name_of_the_field(server: Server, said: str) -> None:
     prompt = "" if '"prompt"' in said else '"prompt": "The ", '
     answer = server.ask("POST", "/v1/completions", f"{{{prompt}{said}}}".encode())
     assert answer.status == 400 and len(answer.error["message"]) < 500
@@ -158,7 +159,7 @@ def test_what_is_out_of_bounds_is_refused_with_its_name(server: Server, said: st
 @pytest.mark.parametrize(
     "body", [b'{"prompt": "\xff"}', b'{"prompt": "\xed\xa0\x80"}', b"\x00", b"\xef\xbb\xbf{}", b""]
 )
-def test_what_is_no_text_is_no_json(server: Server, body: bytes) -> None:
+def test_invalid_utf_8_is_not_json(server: Server, body: bytes) -> None:
     answer = server.ask("POST", "/v1/completions", body)
     assert answer.status == 400 and answer.error
 
@@ -175,7 +176,7 @@ def test_smallest_temperatures_and_largest_numbers_generate(server: Server) -> N
 
 def test_large_bodies_are_refused_before_they_are_there(server: Server) -> None:
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost:{server.port}\r\nContent-Type: application/json\r\n"
-    with server.connect(f"{head}Content-Length: 10000000\r\n\r\n".encode()) as client:  # none of it is sent
+    with server.connect(f"{head}Content-Length: 10000000\r\n\r\n".encode()) as client:  # without sending any of it
         assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
     for length in ("1" * 30, "9" * 19):
         with server.connect(f"{head}Content-Length: {length}\r\n\r\n".encode()) as client:
@@ -186,7 +187,7 @@ def test_large_bodies_are_refused_before_they_are_there(server: Server) -> None:
             for _ in range(30):
                 client.sendall(piece)
         except OSError:
-            pass  # it was closed on us
+            pass  # the server closed the connection
         assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
@@ -209,18 +210,25 @@ def test_large_headers_are_refused(server: Server) -> None:
             try:
                 client.sendall(f"GET /health HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode())
             except OSError:
-                pass  # refused while it was being sent
+                pass  # rejected while it was being sent
             try:
                 answer = client.recv(1000)
             except ConnectionResetError:
-                answer = b"HTTP/1.1 431 "  # it was, and what it said went with the connection
+                answer = b"HTTP/1.1 431 "  # the response was lost with the connection
         assert answer.startswith(b"HTTP/1.1 431 ")
     target = "/" + "a" * 100_000
     with server.connect(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n".encode()) as client:
         assert client.recv(1000).startswith(b"HTTP/1.1 431 ")
 
 
-def test_what_is_not_http_gets_an_error_of_the_same_shape(server: Server) -> None:
+def test_headers_within_the_limit_may_come_in_pieces(server: Server) -> None:
+    with server.connect(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 25_000) as client:
+        time.sleep(0.1)
+        client.sendall(b"a" * 5_000 + b"\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+def test_malformed_http_gets_an_error_of_the_same_shape(server: Server) -> None:
     for data in (
         b"\x16\x03\x01\x02\x00\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
@@ -241,7 +249,7 @@ def test_a_websocket_is_refused(guarded: Server) -> None:
         assert client.recv(1000).split()[1] in (b"401", b"403")
 
 
-def test_headers_that_do_not_come_are_waited_for_only_so_long(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_headers_time_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEADER_SECONDS", 0.3)
     slow = [server.connect(b"GET /health HTTP/1.1\r\nHost: loc") for _ in range(20)] + [server.connect()]
     assert server.ask("GET", "/health").status == 200
@@ -257,7 +265,7 @@ def test_headers_that_do_not_come_are_waited_for_only_so_long(server: Server, mo
         assert client.makefile("rb").read().startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_body_that_does_not_come_is_waited_for_only_so_long(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_body_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9"
     with server.connect(f"{head}\r\n\r\n{{".encode()) as client:
@@ -271,7 +279,7 @@ def test_a_client_that_never_reads_is_cut_off(server: Server, monkeypatch: pytes
     with server.connect() as client:
         client.settimeout(0.5)
         try:
-            while True:  # ask again and again, and read nothing
+            while True:  # send requests and read nothing
                 client.sendall(data)
         except OSError:
             pass
@@ -289,7 +297,7 @@ def _is_closed(client: object) -> bool:
     return False
 
 
-def test_no_more_connections_than_there_is_room_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_connections_is_limited(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MAX_CONNECTIONS", 5)
     held = [server.connect() for _ in range(10)]
     closed = 0

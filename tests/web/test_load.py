@@ -1,4 +1,4 @@
-"""Load: many streams, slow clients and clients that leave, against a server in a process of its own. Minutes, so slow.
+"""Load: many streams, slow clients and clients that disconnect, with a server in its own process. Takes minutes.
 
 `GROUNDLING_LOAD_SECONDS` is how long the 64 streams go on (60 if not set); `pytest -s` shows the figures.
 """
@@ -62,7 +62,7 @@ def asked(i: int, max_tokens: int, stream: bool = True) -> bytes:
 
 
 async def streamed(port: int, i: int, max_tokens: int) -> str:
-    """The text of a stream, read by plain sockets: a client that costs little beside the server."""
+    """The text of a stream, read over a plain socket, which needs little CPU time beside the server."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(asked(i, max_tokens))
     text = []
@@ -76,7 +76,7 @@ async def streamed(port: int, i: int, max_tokens: int) -> str:
 
 
 async def leave(port: int, i: int) -> None:
-    """Ask, and go at some moment, streaming or not."""
+    """Send a request and disconnect at a random moment, streaming or not."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(asked(i, 16_000, stream=i % 2 == 0))
     try:
@@ -125,7 +125,7 @@ def test_streams_leavers_and_slow_clients(child: Child) -> None:
 
 
 def slow_clients(child: Child) -> None:
-    """Half of them never end their headers, half never their body; who behaves is answered meanwhile."""
+    """Half of them never finish their headers, half their body. Another client is served meanwhile."""
     unfinished = asked(0, 4)
     starts = [b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ", unfinished[:-5]]
     slow = [child.connect(starts[i % 2]) for i in range(SLOW)]

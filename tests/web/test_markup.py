@@ -1,4 +1,4 @@
-"""What the API says is data in a real browser too: markup in it stays text, and no page can act by its answers."""
+"""The API in a real browser: markup in responses stays text, and no page can use the API."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_markup_stays_text(browser: Any, models: list[LoadedModel], path: str) -
 
 
 def test_no_page_uses_the_api(browser: Any, models: list[LoadedModel]) -> None:
-    """Neither a page of another site, by script or by form, nor what the server itself shows."""
+    """Neither a page of another site, with a script or a form, nor a response of the server itself."""
     asking = "fetch('%s', {method: 'POST', body: '{\"prompt\": \"The \"}'}).then(r => r.text()).catch(e => 'refused')"
     with serving(models[:1]) as server:
         address = f"{server.url}/v1/completions"

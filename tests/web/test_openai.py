@@ -1,4 +1,4 @@
-"""A session of the official client, as anybody would hold it."""
+"""The API, used with the official OpenAI client."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_log_probabilities_stand_at_their_characters(openai: OpenAI) -> None:
     told = choice.logprobs
     assert [choice.text[offset] for offset in told.text_offset] == told.tokens
     assert told.text_offset[0] == 0
-    assert told.token_logprobs[0] is told.top_logprobs[0] is None  # nothing came before it
+    assert told.token_logprobs[0] is told.top_logprobs[0] is None  # nothing comes before it
     for token, logprob, top in list(zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True))[4:]:
         assert len(top) == 2 and top[token] == logprob == max(top.values())  # greedy
     assert answer.usage.completion_tokens == 12
@@ -105,7 +105,7 @@ def test_log_probabilities_stand_at_their_characters(openai: OpenAI) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_given_text_is_scored_as_the_run_scores_it(openai: OpenAI, trained: list[Run], stream: bool) -> None:
-    """As evaluation harnesses ask for it."""
+    """As evaluation harnesses do it."""
     run, text = trained[0], "The one and the other, and what is between them. " * 2  # three windows
     answer = openai.completions.create(
         model="letters",
@@ -148,13 +148,13 @@ def test_it_ends_at_a_stop_text_and_at_a_document(openai: OpenAI) -> None:
         choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
         assert "".join(choice.text for choice in choices) == free.text[: free.text.index(stop)]
         assert choices[-1].finish_reason == "stop"
-    end = {"256": 100}  # the byte model's end of a document, which this makes certain
+    end = {"256": 100}  # forces the byte model's end-of-document token
     ended = openai.completions.create(model="poems", prompt="a", logit_bias=end, logprobs=1)
     assert ended.choices[0].text == "" and ended.choices[0].finish_reason == "stop"
     assert ended.choices[0].logprobs.tokens == []
 
 
-def test_knobs_reach_the_engine(openai: OpenAI) -> None:
+def test_sampling_settings_reach_the_engine(openai: OpenAI) -> None:
     settings = {"model": "letters", "prompt": "The ", "max_tokens": 25, "seed": 6}
     plain = openai.completions.create(**settings).choices[0].text
     for knobs in (
@@ -165,7 +165,7 @@ def test_knobs_reach_the_engine(openai: OpenAI) -> None:
     assert openai.completions.create(**settings).choices[0].text == plain
 
 
-def test_what_says_nothing_is_ignored_and_what_is_not_here_refused(openai: OpenAI) -> None:
+def test_neutral_fields_are_ignored_and_unsupported_ones_rejected(openai: OpenAI) -> None:
     say = [{"role": "user", "content": "The "}]
     openai.chat.completions.create(
         model="letters", messages=say, max_tokens=1, user="me", metadata={"a": "b"}, response_format={"type": "text"},
@@ -205,11 +205,11 @@ def test_tokens_go_there_and_back(server: Server) -> None:
     assert server.post("/v1/detokenize", {"model": "poems", "tokens": [257]}).error["param"] == "tokens"
 
 
-def test_a_chat_without_a_length_gets_what_a_request_may_have(openai: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the context: a client that names no length has made no mistake."""
+def test_the_default_length_of_a_chat_is_within_the_limit(openai: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the context is: leaving out max_tokens is not an error."""
     from groundling.web import app
 
-    monkeypatch.setattr(app, "MAX_WRITTEN", 40)
+    monkeypatch.setattr(app, "MAX_OUTPUT", 40)
     ask = {"model": "letters", "messages": [{"role": "user", "content": "The "}], "seed": 1, "n": 2}
     assert openai.chat.completions.create(**ask).usage.completion_tokens == 40
     with pytest.raises(openai_package.BadRequestError, match="lower max_tokens"):

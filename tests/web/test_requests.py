@@ -1,4 +1,4 @@
-"""Requests made from the server's own schema, valid and not, and bytes of any kind: never a failure of the server."""
+"""Requests generated from the server's schema, valid and invalid, and random bytes never make the server fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FEW, MANY = 24, 1_000
 
 
 def short(body: Any) -> None:
-    """Bound what only costs time; what is out of bounds stays so."""
+    """Lower valid lengths to save time. Invalid ones stay invalid."""
     for name in ("max_tokens", "max_completion_tokens"):
         value = body.get(name) if isinstance(body, dict) else None
         if type(value) is int and value > 3:
@@ -40,7 +40,7 @@ def fuzz_one(server: Server, operation: Any, mode: GenerationMode, examples: int
     def send(case: Any) -> None:
         short(case.body)
         if mode.is_positive and isinstance(case.body, dict) and case.body.get("model"):
-            case.body["model"] = "poems"  # which knows every character
+            case.body["model"] = "poems"  # it can encode every character
         response = case.call(base_url=server.url, session=session, timeout=60)
         assert response.status_code < 500, (case.as_curl_command()[:2000], response.text)
         if response.status_code >= 400:
@@ -51,7 +51,7 @@ def fuzz_one(server: Server, operation: Any, mode: GenerationMode, examples: int
 
 
 def fuzz(server: Server, examples: int) -> Counter[tuple[str, int]]:
-    """So many requests to each endpoint, half of them invalid where something can be; statuses that came of them."""
+    """Send this many requests to each endpoint, half of them invalid if it has a body. Returns the statuses."""
     statuses: Counter[tuple[str, int]] = Counter()
     for operation in operations(server):
         modes = list(GenerationMode) if operation.body else [GenerationMode.POSITIVE]

@@ -1,4 +1,4 @@
-"""`groundling serve` as a process: where it listens, what it refuses, how it stops."""
+"""`groundling serve`: where it listens, which arguments it rejects, and how it stops."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_beyond_this_machine_it_needs_a_key(trained: list[Run], monkeypatch: pyt
             groundling.serve(trained[0].folder, host=host)
     bind("0.0.0.0", 0, "key").close()
     for empty in ("", "  "):
-        with pytest.raises(ValueError, match="--api-key is empty"):
+        with pytest.raises(ValueError, match="The API key is empty"):
             groundling.serve(trained[0].folder, api_key=empty)
         monkeypatch.setenv("GROUNDLING_API_KEY", empty)
-        with pytest.raises(ValueError, match="--api-key is empty"):
+        with pytest.raises(ValueError, match="The API key is empty"):
             groundling.serve(trained[0].folder, host="0.0.0.0")
 
 
@@ -46,28 +46,39 @@ def test_names_of_this_machine_are_loopback() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["letters", "--port", "70000"], "--port must lie in [0, 65536), and it is 70000."),
-        (["letters", "--host", "no.such.host.invalid"], "--host 'no.such.host.invalid' is no address"),
-        (["letters", "--host", ""], "--host '' is no address"),
-        (["letters", "--slots", "0"], "--slots must lie in [1, 64], and it is 0."),
-        (["letters", "letters", "--port", "0"], "Two of the models would be called 'letters'"),
-        (["lettres", "--port", "0"], "There is no run 'lettres'"),
-        ([], "Which run?"),
+        (["letters", "--port", "70000"], "--port must be in [0, 65536), not 70000."),
+        (["letters", "--host", "no.such.host.invalid"], "--host 'no.such.host.invalid' is not an address"),
+        (["letters", "--host", ""], "--host '' is not an address"),
+        (["letters", "--slots", "0"], "--slots must be in [1, 64], not 0."),
+        (["letters", "letters", "--port", "0"], "Two models have the name 'letters'"),
+        (["lettres", "--port", "0"], "No run 'lettres' in {out}, and no run at that path (did you mean 'letters'?)."),
+        ([], "Name a run to serve."),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(
     trained: list[Run], arguments: list[str], sentence: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    out = str(trained[0].folder.parent)
     with pytest.raises(SystemExit) as end:
-        main(["serve", *arguments, "--out", str(trained[0].folder.parent)])
+        main(["serve", *arguments, "--out", out])
     assert end.value.code == 1
     error = capfd.readouterr().err
-    assert error.startswith(f"groundling: {sentence}") and error.count("\n") == 1
+    assert error.startswith(f"groundling: {sentence.replace('{out}', out)}") and error.count("\n") == 1
 
 
 def test_a_port_in_use_is_named(trained: list[Run]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="choose another with --port"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="Use another --port"):
         groundling.serve(trained[0].folder, port=taken.getsockname()[1])
+
+
+def test_the_name_of_a_run_cannot_control_the_terminal(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(trained[0].folder, tmp_path / "\x1b[2J")
+    monkeypatch.setattr(server_module._Server, "run", lambda *_, **__: None)
+    groundling.serve(folder, port=0)
+    printed = capfd.readouterr().out
+    assert printed.startswith("␛[2J: ") and "\x1b" not in printed
 
 
 def test_checkpoints_have_names_of_their_own(trained: list[Run]) -> None:
@@ -86,7 +97,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_no_matter(
     asked: list[Path] = []
 
     def checkpoint(self: Run) -> Path:
-        if not asked:  # the first one to be found is gone before it can be read
+        if not asked:  # the first checkpoint found is deleted before it is read
             asked.append(old)
             shutil.rmtree(old)
             return old
@@ -124,9 +135,13 @@ def test_a_chat_template_is_followed_and_cannot_reach_out(trained: list[Run], tm
         with serving(open_runs([Run(folder)])) as server:
             answer = server.post("/v1/chat/completions", {"messages": messages})
             assert answer.status == 400 and "unsafe" in answer.error["message"]
-    (folder / TEMPLATE).write_text("{% if %}")
-    with pytest.raises(ValueError, match="is no chat template"):
-        open_runs([Run(folder)])
+    (folder / TEMPLATE).write_text("{{ ''.index('x') }}")
+    with serving(open_runs([Run(folder)])) as server:
+        assert server.post("/v1/chat/completions", {"messages": messages}).status == 400
+    for invalid in (b"{% if %}", b"\xff", b"{{ " + b"(" * 10_000):
+        (folder / TEMPLATE).write_bytes(invalid)
+        with pytest.raises(ValueError, match="is not a valid chat template"):
+            open_runs([Run(folder)])
 
 
 def test_characters_that_a_model_never_saw_can_be_left_out(trained: list[Run]) -> None:
@@ -136,7 +151,7 @@ def test_characters_that_a_model_never_saw_can_be_left_out(trained: list[Run]) -
 
 
 def test_stopping_tells_streams_that_take_too_long(models: list[LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "FAREWELL_SECONDS", 0.3)
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.3)
     with serving(models) as server:
         stream = server.client().completions.create(model="letters", prompt="The ", max_tokens=16_000, stream=True)
         next(iter(stream))
@@ -145,12 +160,12 @@ def test_stopping_tells_streams_that_take_too_long(models: list[LoadedModel], mo
 
 
 def process(run: Run, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """A server of its own, and its address."""
+    """A server process, and its URL."""
     command = [sys.executable, "-m", "groundling", "serve", str(run.folder), "--port", "0", *arguments]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     assert child.stdout is not None
     assert child.stdout.readline().startswith(f"{run.name}: ")
-    return child, child.stdout.readline().split()[0]
+    return child, child.stdout.readline().split()[4]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other signals elsewhere")

@@ -305,7 +305,7 @@ def ask(root: str, path: str, body: dict[str, Any]) -> Any:
 def test_on_the_port_of_serve_it_has_no_key(server: Server, wish: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["serve", "first", "--studio", "--port", "0", *wish, "--out", str(server.runs)])
-    assert "--studio goes with this machine alone and without --api-key" in capfd.readouterr().err
+    assert "--studio needs a loopback --host and no API key" in capfd.readouterr().err
 
 
 def test_ctrl_c_ends_it(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""The verb serve."""
+"""The command `serve`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from groundling.cli.app import Out, app
 
 @app.command(sort_key=4)
 def serve(
-    *runs: Annotated[str, Parameter(name="RUN", help="Runs by name, or paths to runs or checkpoints.")],
+    *runs: Annotated[str, Parameter(name="RUN", help="Names of runs, or paths of runs or checkpoints.")],
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: Annotated[str | None, Parameter(show_default=False)] = None,
@@ -21,24 +21,24 @@ def serve(
     studio: Annotated[bool, Parameter(negative="")] = False,
     out: Out = None,
 ) -> None:
-    """Answer programs that speak OpenAI's API, with one or several models.
+    """Serve one or more models with an OpenAI-compatible API.
 
     Parameters
     ----------
     host
-        Where to listen. Anything but this machine itself needs a key.
+        Address to listen on. An address that other machines can reach needs --api-key.
     port
-        0 takes a free one.
+        0 picks a free one.
     api_key
-        What clients must send; GROUNDLING_API_KEY if not given, which other users of the machine cannot read.
+        Key that clients must send. Default: $GROUNDLING_API_KEY, which other users of the machine cannot see.
     slots
-        How many texts a model writes at a time; as many as memory has room for, up to 64, if not given.
+        How many texts each model generates at once. Default: as many as fit into memory, up to 64.
     precision
-        Of the weights: fewer bits are read faster, and round the model.
+        Precision of the weights. Fewer bits are faster, but less exact.
     unknown
-        What to do with characters of a prompt that a model never saw.
+        What to do with characters of a prompt that the model has never seen: reject the prompt, or skip them.
     studio
-        Show the studio's pages too, below /studio; on this machine alone, and without a key.
+        Serve the studio's pages at /studio, too. Needs a loopback host and no key.
     """
     try:
         from groundling.web.server import serve

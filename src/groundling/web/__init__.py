@@ -1,1 +1,1 @@
-"""WEIGHTS -> ANYONE WHO ASKS: the API that OpenAI's clients speak, and the studio, a page for people."""
+"""HTTP: an OpenAI-compatible API for runs, and the studio's web pages."""

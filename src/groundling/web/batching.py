@@ -1,7 +1,7 @@
-"""Many clients, one model: texts join and leave a running batch token by token (continuous batching).
+"""Continuous batching: one model serves many clients, and texts join and leave its batch between any two tokens.
 
-One thread owns the engine. Orders come to it by a bounded queue; what it generates goes back to the event loop once a
-step. A text whose client has left is dropped before the next step begins.
+One thread per model owns the engine. Jobs reach it through a bounded queue. After each step it hands the new tokens to
+the event loop. A text whose client has disconnected is dropped before the next step.
 """
 
 from __future__ import annotations
@@ -23,68 +23,68 @@ from groundling.web.loaded_model import LoadedModel
 from groundling.web.metrics import Metrics
 
 MAX_WAITING = 256
-"""Texts that may wait for a slot; beyond that, clients are asked to come back."""
+"""Texts that may wait for a slot. More are rejected with status 429."""
 
 _log = logging.getLogger("groundling.web")
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What a step adds to a text. `finish` says why it ended, if it did."""
+class Chunk:
+    """What one step adds to a text. `finish` is the reason why the text ended, if it did."""
 
     text: str
     tokens: Sequence[GeneratedToken]
     finish: Literal["stop", "length"] | None = None
 
 
-Pieces = list[tuple[int, Piece]]
-"""Pieces with the number of the text in its order that each belongs to."""
+Chunks = list[tuple[int, Chunk]]
+"""The chunks of one step, each with the index of its text in the job."""
 
 
 @dataclass(eq=False)
 class Job:
-    """What one client asks for: texts to write until one of `stop` appears, and the way back to the client."""
+    """The texts that one HTTP request generates, each until one of `stop` appears, and the queue of their chunks."""
 
     texts: Sequence[Request]
     stop: Sequence[str] = ()
-    left: bool = False
-    """Set when the client is gone: nothing more is generated for it."""
-    queue: asyncio.Queue[Pieces | ApiError] = field(default_factory=asyncio.Queue)
-    arrived: float = field(default_factory=time.perf_counter)
-    begun: bool = False
+    cancelled: bool = False
+    """Set when the client disconnects. Generation then stops."""
+    queue: asyncio.Queue[Chunks | ApiError] = field(default_factory=asyncio.Queue)
+    created: float = field(default_factory=time.perf_counter)
+    started: bool = False
 
-    async def pieces(self) -> AsyncIterator[Pieces]:
-        """Yield what was generated, step by step, until each text has ended. Raises ApiError if generating fails."""
+    async def chunks(self) -> AsyncIterator[Chunks]:
+        """Yield the chunks of each step until every text has ended. Raises ApiError if generation fails."""
         unfinished = len(self.texts)
         while unfinished:
-            pieces = await self.queue.get()
-            if isinstance(pieces, ApiError):
-                raise pieces
-            unfinished -= sum(piece.finish is not None for _, piece in pieces)
-            yield pieces
+            chunks = await self.queue.get()
+            if isinstance(chunks, ApiError):
+                raise chunks
+            unfinished -= sum(chunk.finish is not None for _, chunk in chunks)
+            yield chunks
 
 
 @dataclass
-class _Pending:
+class _Text:
     """A text that has a slot, or waits for one."""
 
-    order: Job
+    job: Job
     index: int
-    writer: StreamDecoder
+    decoder: StreamDecoder
 
 
 class Batcher:
-    """The thread of one model, and the orders that it works on."""
+    """A model's engine, its thread, and the texts that are running or waiting."""
 
     def __init__(self, model: LoadedModel, slots: int, metrics: Metrics) -> None:
         self.steps = 0
         self._model, self._slots, self._metrics = model, slots, metrics
         self._engine = self._new_engine()
-        metrics.begin(model.name)
-        self._waiting: deque[_Pending] = deque()
-        self._running: dict[int, _Pending] = {}  # by slot
+        metrics.add_model(model.name)
+        self._waiting: deque[_Text] = deque()
+        self._running: dict[int, _Text] = {}  # by slot
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._changed = threading.Condition()  # guards what waits, and wakes the thread
+        self._changed = threading.Condition()  # guards `_waiting`, and wakes the thread
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"engine of {model.name}", daemon=True)
         self._thread.start()
@@ -94,37 +94,35 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is there to work."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     @property
     def idle(self) -> bool:
-        """Whether no text has a slot or waits for one."""
+        """Whether no text is running or waiting."""
         return not self._running and not self._waiting
 
-    def submit(self, order: Job) -> None:
-        """Put an order into the queue; call it in the event loop that reads the order's pieces.
+    def submit(self, job: Job) -> None:
+        """Add a job to the queue. Call it in the event loop that reads the job's chunks.
 
-        Raises ApiError: 429 if the queue has no room for it, 503 if the server is stopping.
+        Raises ApiError: 429 if the queue is full, 503 if the server is stopping.
         """
         name, tokenizer = self._model.name, self._model.tokenizer
         with self._changed:
             if self._closing or not self.alive:
                 raise ApiError(503, "The server is stopping.")
-            if len(self._waiting) + len(order.texts) > self._slots - len(self._running) + MAX_WAITING:
-                self._metrics.rejected.labels(name).inc(len(order.texts))
+            if len(self._waiting) + len(job.texts) > self._slots - len(self._running) + MAX_WAITING:
+                self._metrics.rejected.labels(name).inc(len(job.texts))
                 raise ApiError(
-                    429, f"{len(self._waiting)} texts are waiting already: come back later.", code="queue_full",
-                    headers={"Retry-After": "1"},
+                    429, f"The queue is full: {len(self._waiting)} texts are waiting. Try again later.",
+                    code="queue_full", headers={"Retry-After": "1"},
                 )  # fmt: skip
             self._loop = asyncio.get_running_loop()
-            self._waiting.extend(
-                _Pending(order, i, StreamDecoder(tokenizer, order.stop)) for i in range(len(order.texts))
-            )
+            self._waiting.extend(_Text(job, i, StreamDecoder(tokenizer, job.stop)) for i in range(len(job.texts)))
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread after the step that it is at. Who still waits is told."""
+        """Stop the thread after its current step. Unfinished jobs get an error."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -134,95 +132,94 @@ class Batcher:
         try:
             while self._wait():
                 try:
-                    self._drop()
-                    self._admit()
+                    self._drop_cancelled()
+                    self._fill_slots()
                     self._step()
-                except Exception:  # such as too little memory; what is ordered next may fit
-                    _log.exception("Generating failed, and what was ordered is given up.")
-                    self._give_up(ApiError(500, "Generating failed; the server's log says why."))
-                    del self._engine  # before there is another one: both may not fit
+                except Exception:  # out of memory, for instance: the next jobs may fit
+                    _log.exception("Generation failed. All running and waiting texts get an error.")
+                    self._fail_all(ApiError(500, "Generation failed. The server's log has the details."))
+                    del self._engine  # before making a new one: memory may not hold both
                     self._engine = self._new_engine()
         finally:
             self._closing = True
-            self._give_up(ApiError(503, "The server is stopping."))
+            self._fail_all(ApiError(503, "The server is stopping."))
 
     def _wait(self) -> bool:
-        """Sleep until there is work; whether to go on."""
+        """Sleep until there is work. Returns whether to continue."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or not self.idle)
             return not self._closing
 
-    def _drop(self) -> None:
-        """Forget the texts of clients that have left."""
-        gone = [slot for slot, place in self._running.items() if place.order.left]
-        for slot in gone:
+    def _drop_cancelled(self) -> None:
+        """Drop the texts of clients that have disconnected."""
+        dropped = [slot for slot, text in self._running.items() if text.job.cancelled]
+        for slot in dropped:
             del self._running[slot]
             self._engine.free(slot)
         with self._changed:
-            waiting = [place for place in self._waiting if not place.order.left]
-            n_gone = len(gone) + len(self._waiting) - len(waiting)
+            waiting = [text for text in self._waiting if not text.job.cancelled]
+            n_dropped = len(dropped) + len(self._waiting) - len(waiting)
             self._waiting = deque(waiting)
-        self._metrics.cancelled.labels(self._model.name).inc(n_gone)
+        self._metrics.cancelled.labels(self._model.name).inc(n_dropped)
 
-    def _admit(self) -> None:
-        """Give free slots to those who came first."""
+    def _fill_slots(self) -> None:
+        """Give free slots to waiting texts, first come, first served."""
         with self._changed:
             while self._waiting and self._engine.free_slots:
-                place = self._waiting[0]
-                self._running[self._engine.add(place.order.texts[place.index])] = place
+                text = self._waiting[0]
+                self._running[self._engine.add(text.job.texts[text.index])] = text
                 self._waiting.popleft()
             waiting = len(self._waiting)
         self._metrics.waiting.labels(self._model.name).set(waiting)
 
     def _step(self) -> None:
-        """One more token of each text, handed to those who wait for it."""
-        begun = time.perf_counter()
-        pieces: dict[Job, Pieces] = defaultdict(list)
+        """Generate one more token of each running text, and send the chunks."""
+        began = time.perf_counter()
+        chunks: dict[Job, Chunks] = defaultdict(list)
         n_tokens = 0
-        for written in self._engine.step():
+        for token in self._engine.step():
             n_tokens += 1
-            place = self._running.get(written.slot)
-            if place is not None:  # else a stop text ended it within this step
-                piece = self._piece(place, written)
-                pieces[place.order].append((place.index, piece))
+            text = self._running.get(token.slot)
+            if text is not None:  # else a stop text ended it earlier in this step
+                chunks[text.job].append((text.index, self._chunk(text, token)))
         self.steps += 1
         now, name = time.perf_counter(), self._model.name
-        for order in pieces:
-            if not order.begun:
-                order.begun = True
-                self._metrics.first_token_seconds.labels(name).observe(now - order.arrived)
-        self._metrics.step_seconds.labels(name).observe(now - begun)
+        for job in chunks:
+            if not job.started:
+                job.started = True
+                self._metrics.first_token_seconds.labels(name).observe(now - job.created)
+        self._metrics.step_seconds.labels(name).observe(now - began)
         self._metrics.generated_tokens.labels(name).inc(n_tokens)
         self._metrics.running.labels(name).set(len(self._running))
-        self._send(pieces)
+        self._send(chunks)
 
-    def _piece(self, place: _Pending, written: GeneratedToken) -> Piece:
-        ended_document = written.finish == "end"
-        text = "" if ended_document else place.writer.push(written.token)
-        if place.writer.stopped or written.finish:
-            del self._running[written.slot]
-            if not written.finish:
-                self._engine.free(written.slot)
-            text += place.writer.finish()
-            reason: Literal["stop", "length"] = "length" if written.finish == "length" else "stop"
-            return Piece(text, [] if ended_document else [written], "stop" if place.writer.stopped else reason)
-        return Piece(text, [written])
+    def _chunk(self, text: _Text, token: GeneratedToken) -> Chunk:
+        ended_document = token.finish == "end"
+        new = "" if ended_document else text.decoder.push(token.token)
+        if not text.decoder.stopped and not token.finish:
+            return Chunk(new, [token])
+        del self._running[token.slot]
+        if not token.finish:  # else the engine has freed the slot
+            self._engine.free(token.slot)
+        new += text.decoder.finish()
+        at_length = token.finish == "length" and not text.decoder.stopped
+        return Chunk(new, [] if ended_document else [token], "length" if at_length else "stop")
 
-    def _give_up(self, error: ApiError) -> None:
-        """Tell everyone who runs or waits why nothing comes any more."""
+    def _fail_all(self, error: ApiError) -> None:
+        """Send an error to every running and waiting job, and forget their texts."""
         with self._changed:
-            places = [*self._running.values(), *self._waiting]
+            texts = [*self._running.values(), *self._waiting]
             self._running.clear()
             self._waiting.clear()
-        self._send(dict.fromkeys((place.order for place in places), error))
+        self._send(dict.fromkeys((text.job for text in texts), error))
 
-    def _send(self, news: Mapping[Job, Pieces | ApiError]) -> None:
-        """Hand everything to the event loop at once: waking it costs a system call."""
+    def _send(self, news: Mapping[Job, Chunks | ApiError]) -> None:
+        """Hand everything to the event loop in one call: each one costs a system call."""
 
         def deliver() -> None:
-            for order, each in news.items():
-                order.queue.put_nowait(each)
+            for job, each in news.items():
+                job.queue.put_nowait(each)
 
         if news and self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed, and nobody is there to hear
+            with suppress(RuntimeError):  # the loop is closed, so nobody is waiting
                 self._loop.call_soon_threadsafe(deliver)

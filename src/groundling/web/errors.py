@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, whatever went wrong and wherever."""
+"""Errors in OpenAI's format, whatever went wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class ApiError(Exception):
-    """What a client is told, in place of an answer. `param` is the field that is wrong, `code` a word for programs."""
+    """An error for the client. `param` is the invalid field, `code` a fixed word for programs."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None,
@@ -28,9 +28,9 @@ class ApiError(Exception):
         return JSONResponse(error_body(self.status, self.message, self.param, self.code), self.status, self.headers)
 
 
-def client_left() -> ApiError:
-    """499 is nginx's number for it; nobody is there to read it."""
-    return ApiError(499, "The client has left.")
+def client_disconnected() -> ApiError:
+    """Status 499 is nginx's. Nobody reads it."""
+    return ApiError(499, "The client disconnected.")
 
 
 class ErrorDetail(BaseModel):
@@ -41,7 +41,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer with a status of 400 or more."""
+    """The body of every response with a status of 400 or more."""
 
     error: ErrorDetail
 
@@ -52,36 +52,34 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def install(app: FastAPI) -> None:
-    """Every exception that leaves a route, and every path or method that has none, is answered in that shape."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every exception in a route, and every unknown path or method, with an `ErrorBody`."""
 
-    async def told(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ApiError)
-        return error.response()
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return _as_api_error(error).response()
 
-    async def refused(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
-
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return _invalid(error.errors()).response()
-
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return ApiError(500, "The server failed; its log says where.").response()
-
-    app.add_exception_handler(ApiError, told)
-    app.add_exception_handler(HTTPException, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, failed)
+    for kind in (ApiError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, handle)
 
 
-def _invalid(errors: Sequence[Any]) -> ApiError:
-    """One sentence about the first field that is wrong. What was sent is not repeated: it may be huge, or no JSON."""
-    place = [str(step) for step in errors[0]["loc"][1:]]
-    param = place[0] if place else None
+def _as_api_error(error: Exception) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        case RequestValidationError():
+            return _invalid_request(error.errors())
+        case _:
+            return ApiError(500, "The server failed. Its log has the details.")
+
+
+def _invalid_request(errors: Sequence[Any]) -> ApiError:
+    """One sentence about the first invalid field. It does not repeat the value, which may be huge or not valid JSON."""
+    path = [str(part) for part in errors[0]["loc"][1:]]
+    param = path[0] if path else None
     if errors[0]["type"] == "extra_forbidden":
-        return ApiError(400, f"Unrecognized request argument supplied: {'.'.join(place)[:100]}", param=param)
-    # A field of several types (`prompt`) fails once for each of them.
-    told = [error["msg"].removeprefix("Value error, ") for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
-    return ApiError(400, f"{param or 'The body'}: {'; or '.join(dict.fromkeys(told))}.", param=param)
+        return ApiError(400, f"Unrecognized request argument supplied: {'.'.join(path)[:100]}", param=param)
+    # A field with several possible types, such as `prompt`, has an error for each.
+    problems = [e["msg"].removeprefix("Value error, ") for e in errors if e["loc"][:2] == errors[0]["loc"][:2]]
+    return ApiError(400, f"{param or 'The body'}: {'; or '.join(dict.fromkeys(problems))}.", param=param)

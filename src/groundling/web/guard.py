@@ -1,10 +1,10 @@
-"""What every request passes first: its Host, Origin, key and size are judged before anything of it is parsed.
+"""Checks that every request must pass before any of it is parsed: Host, Origin, API key and size.
 
-- Host: a page elsewhere can point a name of its own at 127.0.0.1 (DNS rebinding), and its requests then look local to
-  the browser; the name stays in the Host header. Addresses cannot be rebound.
-- Origin: browsers say which page sent a request, and only pages of this very server may. No header ever allows others.
-- The key, where there is one, is asked for on every path but `/health`, on paths that do not exist too.
-- The body is read whole before the app sees any of it, up to a size and within a time.
+- Host: a web page can point its own domain at 127.0.0.1 (DNS rebinding). The browser then treats its requests as local,
+  but the Host header still names that domain. IP addresses cannot be rebound.
+- Origin: a browser says which page sent a request. Only pages of this server may. No response allows other origins.
+- API key: if there is one, every path but `/health` needs it, even a path that does not exist.
+- Size: the body is read in full before the app sees it, up to a size and within a time. uvicorn has no such limits.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import re
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from groundling.web.errors import ApiError, client_left
+from groundling.web.errors import ApiError, client_disconnected
 
 MAX_BODY = 1 << 20
 MAX_UPLOAD = 100 << 20
-"""Bytes of a text that comes from a page. A longer one is given by its path."""
+"""Bytes of a text uploaded in the studio. A larger one can be given by its path."""
 MAX_HEADERS = 32 << 10
 BODY_SECONDS = 30.0
-MAX_DROPPED = 8 << 20
-DROP_SECONDS = 2.0
-"""How much of a refused body is read and dropped, and for how long, before the answer is sent. A connection that is
-closed while its client still sends is lost to it, with the answer that says why."""
-OPEN_PATHS = frozenset({"/health"})
-"""What may be asked for without the key."""
+MAX_DISCARDED = 8 << 20
+DISCARD_SECONDS = 2.0
+"""How much of a rejected body is read and discarded, and for how long, before the error is sent. A client still sending
+when the connection closes would lose the error."""
+PUBLIC_PATHS = frozenset({"/health"})
+"""Paths that need no key."""
 _UPLOADS = re.compile(r"(/studio)?/_nicegui/client/[^/]+/upload/[^/]+")
-"""Where pages send files to: NiceGUI's paths."""
+"""NiceGUI's paths for uploads."""
 
-SAFE_HEADERS = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -47,14 +47,18 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{1,5})?")
 
 
 class Guard:
-    """ASGI middleware around the whole app, websockets and mounted pages included."""
+    """ASGI middleware around the whole app, including WebSockets and mounted pages."""
 
     def __init__(
         self, app: ASGIApp, *, names: frozenset[str], loopback: bool, key: str | None, uploads: bool = False
     ) -> None:
-        """`names` are the host names that count as this server's. Of addresses, those of this machine alone do where
-        it listens on nothing else (`loopback`), and all do where it listens to the network. With `uploads`, the
-        studio's pages may send files."""
+        """
+        Args:
+            names: host names of this server.
+            loopback: the server listens on a loopback address, so no other IP address is accepted as its Host.
+            key: the API key, if clients need one.
+            uploads: allow the studio's large uploads.
+        """
         self.app = app
         self.names = names
         self.loopback = loopback
@@ -62,46 +66,46 @@ class Guard:
         self.uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer it with what is wrong."""
+        """Pass the request on, or answer with an error."""
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        safe = _with_safe_headers(send)
+        send_safely = _with_security_headers(send)
         try:
-            self.compare_with_plan(scope)
+            self.check_headers(scope)
             if scope["type"] == "http":
                 upload = self.uploads and _UPLOADS.fullmatch(scope["path"])
-                most = MAX_UPLOAD + MAX_BODY if upload else MAX_BODY
-                receive = await _whole_body(Headers(scope=scope), receive, most)
+                receive = await _read_body(scope, receive, MAX_UPLOAD + MAX_BODY if upload else MAX_BODY)
         except ApiError as error:
-            if scope["type"] == "websocket":  # closed before it was accepted: uvicorn answers 403
+            if scope["type"] == "websocket":  # not accepted yet, so uvicorn answers with 403
                 return await send({"type": "websocket.close", "code": 1008})
-            if "expect" not in Headers(scope=scope):  # a client that waits to be asked has sent nothing to drop
-                await _drop_body(receive)
-            return await error.response()(scope, receive, safe)
-        return await self.app(scope, receive, safe)
+            if "expect" not in Headers(scope=scope):  # a client that expects `100 Continue` has not sent its body
+                await _discard_body(receive)
+            return await error.response()(scope, receive, send_safely)
+        return await self.app(scope, receive, send_safely)
 
-    def compare_with_plan(self, scope: Scope) -> None:
-        """Raise the ApiError that answers a request which may not pass."""
+    def check_headers(self, scope: Scope) -> None:
+        """Raise ApiError if the headers are too large, name a foreign Host or Origin, or lack the key."""
         headers = Headers(scope=scope)
+        # h11's limit is for incomplete headers only. Those that arrive in one packet can be larger.
         if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADERS:
             raise ApiError(431, f"The headers are larger than {MAX_HEADERS:,} bytes.")
         host = headers.get("host", "").lower()
-        if not self.is_ours(host):
-            raise ApiError(403, "The Host header names another server than this one.", code="host_not_allowed")
+        if not self.is_own_host(host):
+            raise ApiError(403, "The Host header does not name this server.", code="host_not_allowed")
         for origin in headers.getlist("origin"):
             if origin.lower() not in (f"http://{host}", f"https://{host}"):
                 raise ApiError(403, "Pages of other sites may not use this server.", code="origin_not_allowed")
-        if self.key is None or scope["path"] in OPEN_PATHS:
+        if self.key is None or scope["path"] in PUBLIC_PATHS:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        given_bytes = given.strip().encode("latin-1")  # as the bytes came; both sides may hold any character
+        given_bytes = given.strip().encode("latin-1")  # the bytes as sent: keys may hold any character
         if scheme.lower() != "bearer" or not hmac.compare_digest(given_bytes, self.key):
             raise ApiError(
-                401, "This server asks for a key, in the header `Authorization: Bearer KEY`.", code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
+                401, "Missing or wrong API key. Send it in the header `Authorization: Bearer KEY`.",
+                code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
 
-    def is_ours(self, host: str) -> bool:
+    def is_own_host(self, host: str) -> bool:
         """Whether a Host header, in lower case, names this server."""
         match = _HOST.fullmatch(host)
         if match is None:
@@ -116,11 +120,13 @@ class Guard:
         return address.is_loopback or not self.loopback
 
 
-async def _whole_body(headers: Headers, receive: Receive, max_body: int) -> Receive:
-    """Read the body; what the app receives is the whole of it, and after that what the connection says (it ended)."""
+async def _read_body(scope: Scope, receive: Receive, max_body: int) -> Receive:
+    """Read the whole body. Returns a `receive` that gives it to the app at once.
+
+    Raises ApiError if it is larger than `max_body` bytes, or takes too long.
+    """
     too_large = ApiError(413, f"The body is larger than {max_body:,} bytes.", code="request_too_large")
-    length = headers.get("content-length", "0")
-    if not length.isascii() or not length.isdigit() or int(length[:20]) > max_body:
+    if int(Headers(scope=scope).get("content-length", "0")) > max_body:  # h11 has checked that it is a number
         raise too_large
     body = bytearray()
     try:
@@ -129,37 +135,37 @@ async def _whole_body(headers: Headers, receive: Receive, max_body: int) -> Rece
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise client_left()
+                    raise client_disconnected()
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
                 if len(body) > max_body:
                     raise too_large
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:.0f} seconds.") from None
-    whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+    complete: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
     async def replay() -> Message:
-        return whole.pop() if whole else await receive()
+        return complete.pop() if complete else await receive()
 
     return replay
 
 
-async def _drop_body(receive: Receive) -> None:
-    dropped = 0
+async def _discard_body(receive: Receive) -> None:
+    discarded = 0
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DROP_SECONDS):
-            while dropped < MAX_DROPPED:
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while discarded < MAX_DISCARDED:
                 message = await receive()
-                dropped += len(message.get("body", b""))
-                if not message.get("more_body", False):  # the body's end, or the client's
+                discarded += len(message.get("body", b""))
+                if not message.get("more_body", False):  # the end of the body, or the client disconnected
                     return
 
 
-def _with_safe_headers(send: Send) -> Send:
+def _with_security_headers(send: Send) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in SAFE_HEADERS.items():
+            for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
         await send(message)
 

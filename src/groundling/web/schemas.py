@@ -1,8 +1,8 @@
-"""What a request may say: names, types and bounds, all checked before anything is computed or allocated.
+"""The fields of requests, with types and limits, which are checked before anything is computed or allocated.
 
-The names and meanings are OpenAI's, with `top_k`, `min_p` and `repetition_penalty` beside them as other servers have
-them. `null` counts as not given. What OpenAI knows and does not change the text is accepted and ignored; what would
-change it, and is not here, is refused, and so is what nobody knows.
+Names and meanings are OpenAI's, plus `top_k`, `min_p` and `repetition_penalty`, which other servers have too. `null`
+means not given. OpenAI's fields that do not change the text are ignored. Those that would change it and are not
+supported are rejected, and so are unknown ones.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pydantic_core import from_json
 MAX_PROMPTS = 64
 MAX_PROMPT_TOKENS = 100_000
 MAX_SEQUENCES = 64
-"""Of prompts times `n`."""
+"""Prompts times `n`."""
 MAX_TOKENS = 16_384
-MAX_WRITTEN = 2**16
-"""Tokens and log probabilities of a request: sequences times `max_tokens`, times one more than `logprobs` asks for.
-They are held until the client has read them."""
+MAX_OUTPUT = 2**16
+"""Tokens and log probabilities of a response: sequences x `max_tokens` x (1 + `logprobs`). They stay in memory until
+the client has read them."""
 MAX_ECHO = 1 << 20
-"""Characters that a request may have repeated to it."""
+"""Characters of the prompts that a response repeats."""
 MAX_STOPS = 8
 MAX_STOP_LENGTH = 256
 MAX_MESSAGES = 512
 MAX_FIELDS = 1024
-"""Of any object, and so of `logit_bias`."""
+"""Fields of any object, and so entries of `logit_bias`."""
 
 _IGNORED = {
     "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
@@ -37,58 +37,62 @@ _NEUTRAL: dict[str, Any] = {
     "best_of": 1, "suffix": "", "tools": [], "functions": [], "tool_choice": "none", "function_call": "none",
     "parallel_tool_calls": True, "response_format": {"type": "text"}, "modalities": ["text"],
 }  # fmt: skip
-"""What asks for something that is not here, with the value that asks for nothing."""
+"""Fields that are not supported, with the one value that changes nothing."""
 
 
-def _few(given: Any) -> Any:
-    if isinstance(given, dict) and len(given) > MAX_FIELDS:  # each wrong one would become an error of its own first
+def _limit_fields(given: Any) -> Any:
+    if isinstance(given, dict) and len(given) > MAX_FIELDS:  # before pydantic makes an error for each wrong one
         raise ValueError(f"Object should have at most {MAX_FIELDS} items, not {len(given):,}")
     return given
 
 
 class Body(BaseModel):
-    """Types are meant: "1" is no number, and true is none either."""
+    """A JSON body with strict types: neither "1" nor true is a number."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_says_nothing(cls, given: Any) -> Any:
+    def _drop_neutral(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        _few(given)
-        said = {name: value for name, value in given.items() if value is not None and name not in _IGNORED}
-        return {name: value for name, value in said.items() if name not in _NEUTRAL or value != _NEUTRAL[name]}
+        _limit_fields(given)
+        return {
+            name: value for name, value in given.items()
+            if value is not None and name not in _IGNORED and not (name in _NEUTRAL and value == _NEUTRAL[name])
+        }  # fmt: skip
 
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(max_length=1 << 20)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_FIELDS),
+    BeforeValidator(_limit_fields),
+]
 
 
 class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: bool = False
-    """Accepted, and nothing is padded."""
+    """Ignored: nothing is padded."""
 
 
 class Generation(Body):
-    """What completions and chats have in common."""
+    """The fields that completions and chats share."""
 
-    model: str | None = Field(None, max_length=512, description="One of /v1/models; the first of them if not given.")
+    model: str | None = Field(None, max_length=512, description="A name in /v1/models. Default: the first one.")
     n: int = Field(1, ge=1, le=MAX_SEQUENCES)
-    temperature: float = Field(1.0, ge=0, le=100, description="0 is greedy.")
+    temperature: float = Field(1.0, ge=0, le=100, description="0: greedy.")
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, le=2**31, description="0: no limit.")
+    top_k: int = Field(0, ge=0, le=2**31, description="0: off.")
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: Annotated[dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Bias], BeforeValidator(_few)] = Field(
-        {}, max_length=MAX_FIELDS
-    )
+    logit_bias: LogitBias = {}
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] = Field([])
     stream: bool = False
@@ -109,7 +113,7 @@ class CompletionRequest(Generation):
         | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
     ) = ""
     max_tokens: int = Field(16, ge=1, le=MAX_TOKENS)
-    logprobs: int | None = Field(None, ge=0, le=20, description="How many of the likeliest tokens to tell beside each.")
+    logprobs: int | None = Field(None, ge=0, le=20, description="Log probabilities of this many most likely tokens.")
     echo: bool = Field(False, description="Begin the text with the prompt.")
 
     @property
@@ -129,7 +133,7 @@ class TextPart(Body):
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_MESSAGES)]
-    name: str | None = Field(None, max_length=64, description="Accepted and ignored.")
+    name: str | None = Field(None, max_length=64, description="Ignored.")
 
     @property
     def text(self) -> str:
@@ -140,8 +144,10 @@ class ChatRequest(Generation):
     """POST /v1/chat/completions"""
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="A whole context if not given.")
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="The newer name of max_tokens.")
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="Default: the context length.")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="OpenAI's newer name of max_tokens."
+    )
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
 
@@ -162,15 +168,15 @@ class DetokenizeRequest(Body):
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
-        # This parser refuses NaN, bytes that are no UTF-8, half surrogate pairs, and nesting deeper than 200.
+        # This parser rejects NaN, invalid UTF-8, lone surrogates, and nesting deeper than 200.
         try:
             return from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:
-            raise HTTPException(400, f"The body is not JSON: {error}.") from None
+            raise HTTPException(400, f"The body is not valid JSON: {error}.") from None
 
 
 class StrictRoute(APIRoute):
-    """A route whose JSON is parsed strictly."""
+    """A route that parses JSON strictly."""
 
     def get_route_handler(self) -> Any:
         handle = super().get_route_handler()

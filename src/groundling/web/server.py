@@ -1,4 +1,4 @@
-"""`serve`: models loaded, a socket bound, requests answered until a signal comes."""
+"""`groundling serve`: load models, listen, and answer requests until a signal comes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from starlette.types import ASGIApp
 
 from groundling.acceleration.precision import Precision
 from groundling.data.tokenizers.base import Unknown
+from groundling.escape import printable
 from groundling.run.folder import runs_folder
 from groundling.run.store import load
 from groundling.web.app import Api, create_app
-from groundling.web.guard import Guard
+from groundling.web.guard import MAX_HEADERS, Guard
 from groundling.web.loaded_model import LoadedModel, open_runs
-from groundling.web.metrics import Metrics, counted
+from groundling.web.metrics import Metrics, count_responses
 from groundling.web.sockets import bind
 from groundling.web.timeouts import Connection
 
 MAX_SLOTS = 64
-FAREWELL_SECONDS = 5
-"""How long answers that are under way may go on after a signal to stop."""
+GRACE_SECONDS = 5
+"""How long unfinished responses may continue after a signal to stop."""
 
 
-def _say(sentence: str) -> None:
-    print(sentence, flush=True)
+def _print(sentence: str) -> None:
+    print(printable(sentence), flush=True)
 
 
 def serve(
@@ -43,54 +44,61 @@ def serve(
     unknown: Unknown = "error",
     studio: bool = False,
     out: str | os.PathLike[str] | None = None,
-    notice: Callable[[str], None] = _say,
+    notice: Callable[[str], None] = _print,
 ) -> None:
-    """Answer OpenAI's clients with these runs (names, or paths to runs or checkpoints), until SIGINT or SIGTERM.
+    """Serve runs with an OpenAI-compatible API, until SIGINT or SIGTERM. docs/server.md describes the API.
 
-    Each model is read into memory once, with weights of that `precision`, so that its run may go on training. It
-    generates up to `slots` texts at a time: as many as memory has room for, up to 64, if None. `api_key` (else the
-    environment's GROUNDLING_API_KEY) is what clients have to send; without one the server listens to this machine only.
-    Port 0 takes a free one. `unknown` says what happens to characters of a prompt that a model never saw: an error, or
-    they are left out. With `studio` its pages are there too, below `/studio`, with the runs of the folder `out`.
-    `notice` is told where it listens. docs/server.md has the rest.
+    Each model is loaded once, so its run may continue to train.
 
-    Raises ValueError where that cannot be, FileNotFoundError for a run that is not there, OSError for a port in use.
+    Args:
+        runs: names of runs, or paths of runs or checkpoints.
+        host: address to listen on. All but loopback addresses need an API key.
+        port: 0 picks a free one.
+        api_key: the key that clients must send. None: the environment's GROUNDLING_API_KEY, if it is set.
+        slots: how many texts each model generates at once. None: as many as fit into memory, up to 64.
+        precision: of the weights.
+        unknown: what to do with characters of a prompt that the model has never seen: "error", or "skip" them.
+        studio: serve the studio's pages below `/studio`, too.
+        out: folder of runs. None: `GROUNDLING_RUNS`, or `runs` in the working directory.
+        notice: called with lines for the user, such as the server's address.
+
+    Raises ValueError for invalid arguments, FileNotFoundError if there is no such run, OSError if the port is taken.
     """
     key = api_key if api_key is not None else os.environ.get("GROUNDLING_API_KEY")
     if key is not None and not key.strip():
-        raise ValueError("--api-key is empty: give a key, or leave the option (and GROUNDLING_API_KEY) out.")
+        raise ValueError("The API key is empty. Set --api-key or GROUNDLING_API_KEY to a key, or leave both out.")
     if slots is not None and not 1 <= slots <= MAX_SLOTS:
-        raise ValueError(f"--slots must lie in [1, {MAX_SLOTS}], and it is {slots}.")
+        raise ValueError(f"--slots must be in [1, {MAX_SLOTS}], not {slots}.")
     if not runs:
-        raise ValueError("Which run? `groundling runs` shows them.")
+        raise ValueError("Name a run to serve. `groundling runs` lists them.")
     with bind(host, port, key) as listener:
-        pages = _pages(listener, key, out) if studio else None
+        pages = _studio(listener, key, out) if studio else None
         models = open_runs([load(run, out=out) for run in runs], precision, unknown)
-        listener.listen(2048)  # from here on nobody is turned away
+        listener.listen(2048)  # clients that connect now wait for the server to start
         address, bound_port = listener.getsockname()[:2]
-        shown = f"[{address}]" if ":" in address else address
+        url = f"http://{f'[{address}]' if ':' in address else address}:{bound_port}"
         for model in models:
             notice(f"{model.name}: {model.describe()}")
         if studio:
-            notice(f"The studio is at http://{shown}:{bound_port}/studio")
-        notice(f"http://{shown}:{bound_port}/v1 answers now; Ctrl-C stops it.")
+            notice(f"The studio is at {url}/studio")
+        notice(f"The API is at {url}/v1 (Ctrl-C stops it)")
         try:
-            make_server(models, slots or _room(models), listener, host, key, pages).run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn raises the signal again when all is closed
+            make_server(models, slots or _default_slots(models), listener, host, key, pages).run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn raises the signal again after it has closed everything
             pass
 
 
 class _Server(uvicorn.Server):
-    """Lets answers that are under way come to their end; those that take too long are told that it is over."""
+    """uvicorn, which lets responses finish after a signal, but stops generation after `GRACE_SECONDS`."""
 
     def __init__(self, api: Api, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._api = api
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        farewell = asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self._api.close)
+        timer = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._api.close)
         await super().shutdown(sockets)
-        farewell.cancel()
+        timer.cancel()
         self._api.close()
 
 
@@ -98,32 +106,34 @@ def make_server(
     models: Sequence[LoadedModel], slots: int, listener: socket.socket, host: str, key: str | None,
     pages: Callable[[FastAPI], ASGIApp] | None = None,
 ) -> uvicorn.Server:  # fmt: skip
-    """The server for a bound socket, not yet running. `pages` may add some to its app, and put something around it."""
+    """The server for a bound socket, not yet running. `pages` adds pages to its app, and may wrap the app."""
     loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
     machine = socket.gethostname().lower()
     names = {"localhost"} if loopback else {"localhost", host.lower(), machine, f"{machine}.local"}
     metrics = Metrics()
     api = Api(models, slots, metrics)
     inner = create_app(api)
-    whole = pages(inner) if pages else inner
-    app = Guard(whole, names=frozenset(names), loopback=loopback, key=key, uploads=pages is not None)
+    guarded = Guard(
+        pages(inner) if pages else inner, names=frozenset(names), loopback=loopback, key=key, uploads=pages is not None
+    )
     return _Server(
         api,
         uvicorn.Config(
-            counted(app, metrics), http=Connection, log_level="error", access_log=False, server_header=False,
-            proxy_headers=False, timeout_graceful_shutdown=2 * FAREWELL_SECONDS, ws_max_size=2**20,
+            count_responses(guarded, metrics), http=Connection, log_level="error", access_log=False,
+            server_header=False, proxy_headers=False, timeout_graceful_shutdown=2 * GRACE_SECONDS, ws_max_size=2**20,
+            h11_max_incomplete_event_size=MAX_HEADERS,
         ),
     )  # fmt: skip
 
 
-def _pages(
+def _studio(
     listener: socket.socket, key: str | None, out: str | os.PathLike[str] | None
 ) -> Callable[[FastAPI], ASGIApp]:
-    """What puts the studio on the server's app. Raises ValueError where it must not, or cannot, be."""
+    """A function that mounts the studio on an app. Raises ValueError if that would be unsafe or NiceGUI is missing."""
     if key is not None or not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         raise ValueError(
-            "The studio starts programs and reads files, and its pages cannot send a key, so --studio goes with this "
-            "machine alone and without --api-key. `groundling studio`, beside the server, has the same pages."
+            "--studio needs a loopback --host and no API key: the studio starts programs and reads files, and its "
+            "pages cannot send a key. Run `groundling studio` beside the server instead."
         )
     try:
         from groundling.web.studio.app import mount
@@ -133,7 +143,7 @@ def _pages(
     return lambda app: mount(app, Studio(runs_folder(out)), "/studio")
 
 
-def _room(models: Sequence[LoadedModel]) -> int:
-    """As many texts at a time as a quarter of the free memory holds for each model, at least one."""
+def _default_slots(models: Sequence[LoadedModel]) -> int:
+    """As many texts at once as a quarter of the free memory, shared by the models, has room for. At least one."""
     free = psutil.virtual_memory().available / 4 / len(models)
-    return max(1, min(MAX_SLOTS, *(int(free // model.bytes_a_text) for model in models)))
+    return max(1, min(MAX_SLOTS, *(int(free // model.cache_bytes) for model in models)))

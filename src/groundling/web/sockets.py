@@ -1,4 +1,4 @@
-"""The socket that a server listens at."""
+"""The socket that a server listens on."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ import socket
 
 
 def bind(host: str, port: int, key: str | None) -> socket.socket:
-    """A socket bound to `host`, which may be a name. Raises ValueError for one beyond this machine without a key."""
+    """A socket bound to `host`, an address or a name. Port 0 picks a free one.
+
+    Raises ValueError for an invalid host or port, and for a host that other machines can reach if there is no `key`.
+    Raises OSError if the port is taken.
+    """
     if not 0 <= port < 2**16:
-        raise ValueError(f"--port must lie in [0, 65536), and it is {port}.")
+        raise ValueError(f"--port must be in [0, 65536), not {port}.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host.strip("[]") or "?", port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError):
-        raise ValueError(f"--host {host!r} is no address or name of this machine.") from None
+        raise ValueError(f"--host {host!r} is not an address or name of this machine.") from None
     if key is None and not ipaddress.ip_address(address[0]).is_loopback:
         raise ValueError(
-            f"--host {host} is reached from other machines, so it needs --api-key (or GROUNDLING_API_KEY): without "
-            "one, anybody in the network could use it."
+            f"--host {host} is open to other machines, so it needs --api-key or GROUNDLING_API_KEY. Without a key, "
+            "anyone on the network could use the server."
         )
     listener = socket.socket(family, socket.SOCK_STREAM)
-    if os.name == "posix":  # or the port would stay taken for a minute after a stop
+    if os.name == "posix":  # otherwise the port stays taken for a minute after the server stops
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise OSError(f"Port {port} of {host} cannot be used ({error.strerror}); choose another with --port.") from None
+        raise OSError(f"Cannot listen on port {port} of {host} ({error.strerror}). Use another --port.") from None
     return listener
