@@ -1,9 +1,10 @@
-"""Healthy runs and runs with a fault planted, and what `groundling explain` says of each, as a table.
+"""Train healthy runs and runs with a planted fault, and print what `groundling explain` finds in each, as a table.
 
     python benchmarks/diagnosis.py --text tinyshakespeare.txt
 
-Runs of two layers and 64 channels, 400 steps each, in a temporary folder. The texts are the given one, the same in
-another alphabet, source code that Python ships, and sentences of a small made-up language.
+The runs have two layers of width 64 and 400 steps, unless a case says otherwise, and are made in a temporary folder.
+The texts are the given one, the same in another alphabet, source code that comes with Python, and sentences of a small
+made-up language.
 """
 
 from __future__ import annotations
@@ -41,20 +42,21 @@ def other_alphabet(text: str) -> str:
 
 
 def program() -> str:
-    """The longest module that every Python ships as source: decimal arithmetic."""
+    """The source code of Python's decimal arithmetic: the longest module that every Python has as source."""
     import _pydecimal
 
     return Path(_pydecimal.__file__).read_text(encoding="utf-8")
 
 
 def shuffled(text: str) -> str:
-    """Its paragraphs in another order, so that the end is of the same kind as the rest."""
+    """The paragraphs in random order, so that the end is the same kind of text as the rest."""
     paragraphs = text.split("\n\n")
     random.Random(0).shuffle(paragraphs)
     return "\n\n".join(paragraphs)
 
 
 def made_up(n: int) -> str:
+    """`n` sentences."""
     draw = random.Random(0)
     who, does = ["Anna", "Ben", "Cara", "Dan", "Eva", "Finn", "Gina"], ["sees", "likes", "helps", "calls", "follows"]
     what = ["the red ball", "a small dog", "the old house", "two green apples", "a very long road"]
@@ -62,13 +64,14 @@ def made_up(n: int) -> str:
 
 
 def noise(n: int) -> str:
+    """`n` random letters."""
     draw = random.Random(0)
     return "".join(draw.choice("abcdefghijklmnop") for _ in range(n))
 
 
 @contextmanager
 def replaced(place: Any, name: str, value: Any) -> Iterator[None]:
-    """`place.name` is `value` for a while: how a fault is planted."""
+    """A context in which `place.name` is `value`, to plant a fault."""
     before = getattr(place, name)
     setattr(place, name, value)
     try:
@@ -98,7 +101,7 @@ def gone_early(progress: float, settings: Any) -> float:
 
 
 def cases(text: str) -> Iterator[tuple[str, str, dict[str, Any], tuple[Any, str, Callable[..., Any]] | None]]:
-    """Name, text, settings, and what is planted in the code."""
+    """Name, text and settings of each case, and the fault to plant, as arguments of `replaced`."""
     large = {"n_layer": 4, "n_head": 4, "n_embd": 128}
     yield "healthy", text[:300_000], {}, None
     yield "healthy, another alphabet", other_alphabet(text[:300_000]), {}, None
@@ -126,11 +129,11 @@ def cases(text: str) -> Iterator[tuple[str, str, dict[str, Any], tuple[Any, str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True, help="a text of 300,000 characters or more")
-    parser.add_argument("--only", default="", help="those with this in their name")
+    parser.add_argument("--text", type=Path, required=True, help="a text file of 300,000 characters or more")
+    parser.add_argument("--only", default="", help="run only the cases that have this in their name")
     arguments = parser.parse_args()
     if not arguments.text.is_file():
-        parser.error(f"--text {arguments.text}: there is no such file.")
+        parser.error(f"--text: {arguments.text} does not exist.")
     text = arguments.text.read_text(encoding="utf-8")
     print("| planted | validation loss | found | evidence |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +146,7 @@ def main() -> None:
                 try:
                     groundling.train(path, out=folder, on_event=lambda event: None, **SETTINGS | settings)
                 except FloatingPointError:
-                    pass  # what there is of the run is explained
+                    pass  # it diverged; explain what there is of it
                 found = groundling.load(str(number), out=folder).explain()
             loss = "-" if found["best_validation_loss"] is None else f"{found['best_validation_loss']:.3f}"
             kinds = ", ".join(finding["kind"] for finding in found["findings"]) or "nothing"

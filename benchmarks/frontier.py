@@ -1,10 +1,10 @@
-"""The validation loss that some minutes buy, from the command to the saved model, drawn as a picture.
+"""Validation loss by training time, measured from the command to the saved model, as a table and a plot.
 
     python benchmarks/frontier.py --text tinyshakespeare.txt --minutes 1 3 5 --nanogpt ../nanoGPT
 
-For each number of minutes `groundling train TEXT --minutes M` runs as a user runs it; beside it nanoGPT's laptop
-configuration, from its README. All are scored alike: the whole validation part, windows of the model's context that do
-not overlap. Times are those of the whole command, by this program's clock. Keep the machine quiet.
+For each number of minutes it runs `groundling train TEXT --minutes M`, as a user would. `--nanogpt` adds the laptop
+configuration from nanoGPT's README. All models are scored in the same way: on the whole validation part, in windows of
+the model's context that do not overlap. Times are wall-clock times of the whole command. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 import nanogpt
 
 
-def ours(text: Path, minutes: float, seed: int, folder: Path) -> dict[str, Any]:
-    """One run: seconds that the command took, and the loss of the model that it saved."""
+def train_groundling(text: Path, minutes: float, seed: int, folder: Path) -> dict[str, Any]:
+    """Train one run. Returns the seconds that the command took and the loss of the saved model."""
     name = f"m{minutes:g}-s{seed}"
     command = [sys.executable, "-m", "groundling", "train", str(text), "--minutes", str(minutes), "--seed", str(seed),
                "--name", name, "--out", str(folder), "--json"]  # fmt: skip
@@ -42,7 +42,8 @@ def ours(text: Path, minutes: float, seed: int, folder: Path) -> dict[str, Any]:
             "forecast": result["forecast"]}  # fmt: skip
 
 
-def theirs(text: Path, checkout: Path, options: str, folder: Path) -> dict[str, Any]:
+def train_nanogpt(text: Path, checkout: Path, options: str, folder: Path) -> dict[str, Any]:
+    """The same for nanoGPT, with these options of its train.py."""
     dataset, vocab_size = nanogpt.prepare(checkout, text)
     seconds = nanogpt.train(checkout, dataset, vocab_size, options, folder / "nanogpt")
     tokens = np.fromfile(checkout / "data" / dataset / "val.bin", dtype=np.uint16)
@@ -51,16 +52,16 @@ def theirs(text: Path, checkout: Path, options: str, folder: Path) -> dict[str, 
 
 
 def draw(rows: list[dict[str, Any]], text: str, path: Path) -> None:
-    """Loss over minutes, both axes as read: the lower left is better."""
+    """Plot loss over minutes. Lower left is better."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    mine = sorted((r["seconds"] / 60, r["loss"]) for r in rows if r["name"].startswith("groundling"))
-    axes.plot(*zip(*mine, strict=True), "o-", color="#1b6ca8", label="groundling train --minutes")
-    for minutes, loss in mine:
+    curve = sorted((r["seconds"] / 60, r["loss"]) for r in rows if r["name"].startswith("groundling"))
+    axes.plot(*zip(*curve, strict=True), "o-", color="#1b6ca8", label="groundling train --minutes")
+    for minutes, loss in curve:
         axes.annotate(f"{loss:.2f}", (minutes, loss), textcoords="offset points", xytext=(0, -16), ha="center",
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     for row in rows:
@@ -71,13 +72,13 @@ def draw(rows: list[dict[str, Any]], text: str, path: Path) -> None:
     axes.axhline(1.4697, color="#999999", linestyle="--", linewidth=1)
     axes.annotate("nanoGPT's published best, 1.4697 (hours on a CPU)", (1, 1.4697), xycoords=("axes fraction", "data"),
                   xytext=(-4, 3), textcoords="offset points", ha="right", fontsize=8, color="#666666")  # fmt: skip
-    ticks = [t for t in (0.5, 1, 2, 3, 5, 10, 15, 30, 60) if t <= 1.3 * max(m for m, _ in mine)]
+    ticks = [t for t in (0.5, 1, 2, 3, 5, 10, 15, 30, 60) if t <= 1.3 * max(m for m, _ in curve)]
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
     axes.margins(y=0.12)
     axes.set_xlabel("minutes from the command to the saved model")
-    axes.set_ylabel("validation loss, nats a character")
+    axes.set_ylabel("validation loss, nats per character")
     axes.set_title(f"{text}, characters, on a CPU", fontsize=10)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -87,16 +88,18 @@ def draw(rows: list[dict[str, Any]], text: str, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="a text file, such as Tiny Shakespeare")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 3, 5])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1337])
-    parser.add_argument("--nanogpt", metavar="DIR", type=Path, help="a checkout of nanoGPT")
-    parser.add_argument("--rows", type=Path, help="keep the figures in this file, beside those that it has")
-    parser.add_argument("--picture", type=Path, default=Path("frontier.png"))
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 3, 5], help="training times (default: 1 3 5)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1337], help="default: 1337")
+    parser.add_argument("--nanogpt", metavar="DIR", type=Path, help="a checkout of nanoGPT, to compare with")
+    parser.add_argument(
+        "--rows", type=Path, help="a file to append the results to; the table and plot also show what is already in it"
+    )
+    parser.add_argument("--picture", type=Path, default=Path("frontier.png"), help="the plot (default: frontier.png)")
     arguments = parser.parse_args()
     if not arguments.text.is_file():
-        parser.error(f"--text {arguments.text}: there is no such file.")
+        parser.error(f"--text: {arguments.text} does not exist.")
     if arguments.nanogpt and not (arguments.nanogpt / "model.py").is_file():
-        parser.error(f"--nanogpt {arguments.nanogpt}: there is no model.py in it.")
+        parser.error(f"--nanogpt: {arguments.nanogpt} has no model.py.")
     rows: list[dict[str, Any]] = []
     if arguments.rows and arguments.rows.exists():
         rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()]
@@ -110,10 +113,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         if arguments.nanogpt:
-            keep(theirs(arguments.text.resolve(), arguments.nanogpt, nanogpt.LAPTOP, Path(folder)))
+            keep(train_nanogpt(arguments.text.resolve(), arguments.nanogpt, nanogpt.LAPTOP, Path(folder)))
         for minutes in arguments.minutes:
             for seed in arguments.seeds:
-                keep(ours(arguments.text, minutes, seed, Path(folder)))
+                keep(train_groundling(arguments.text, minutes, seed, Path(folder)))
     print("| | minutes | steps | validation loss |\n|---|---|---|---|")
     for row in sorted(rows, key=lambda r: r["seconds"]):
         assert math.isfinite(row["loss"])

@@ -1,4 +1,4 @@
-"""nanoGPT as it is published, run and scored beside this project: its checkout is given, nothing of it is kept here."""
+"""Train and score the published nanoGPT, from a checkout of its repository. No code of it is copied here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# From its README, for a laptop's CPU; and its config/train_shakespeare_char.py, in full.
+# From its README, for a laptop's CPU. They override those in its config/train_shakespeare_char.py.
 LAPTOP = (
     "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 "
     "--n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
@@ -20,9 +20,10 @@ LAPTOP = (
 
 
 def prepare(folder: Path, text: Path) -> tuple[str, int]:
-    """Write `text` in the form that nanoGPT's train.py reads; returns the data set's name and the vocabulary's size.
+    """Write `text` as the token files that nanoGPT's train.py reads. Returns the name of the dataset and the vocabulary
+    size.
 
-    The split is nanoGPT's: the first nine tenths to train on. Tokens are sorted characters, as here.
+    The first nine tenths are the training part, as in nanoGPT. Tokens are the sorted characters, as in groundling.
     """
     content = text.read_text(encoding="utf-8")
     ids = {character: i for i, character in enumerate(sorted(set(content)))}
@@ -36,7 +37,7 @@ def prepare(folder: Path, text: Path) -> tuple[str, int]:
 
 
 def train(folder: Path, dataset: str, vocab_size: int, options: str, out: Path) -> float:
-    """Run train.py as it is, but for the size of the vocabulary; returns seconds from command to end."""
+    """Run nanoGPT's train.py. Only the vocabulary size is changed. Returns the wall-clock time in seconds."""
     command = [sys.executable, "-c", _LAUNCHER, str(vocab_size), "config/train_shakespeare_char.py", *options.split(),
                f"--dataset={dataset}", f"--out_dir={out}"]  # fmt: skip
     start = time.perf_counter()
@@ -44,7 +45,7 @@ def train(folder: Path, dataset: str, vocab_size: int, options: str, out: Path) 
     return time.perf_counter() - start
 
 
-# train.py reads the vocabulary's size from a pickle, and takes 50,304 without one. Here it is told.
+# train.py reads the vocabulary size from a pickle, and without one uses 50,304. This sets it without a pickle.
 _LAUNCHER = """
 import sys
 _, size, *arguments = sys.argv
@@ -57,7 +58,7 @@ exec(compile(source, "train.py", "exec"), {"__name__": "__main__", "__file__": "
 
 @torch.inference_mode()
 def score(folder: Path, checkpoint: Path, tokens: np.ndarray[Any, Any]) -> float:
-    """The loss of a checkpoint over all of `tokens`: windows of its context that do not overlap, each token once."""
+    """The loss of a checkpoint over all of `tokens`, in windows of its context that do not overlap."""
     sys.path.insert(0, str(folder))
     import model as nanogpt
 
@@ -69,7 +70,7 @@ def score(folder: Path, checkpoint: Path, tokens: np.ndarray[Any, Any]) -> float
     ids = torch.from_numpy(tokens.astype(np.int64))
     for start in range(0, len(ids) - 1, T):
         window = ids[start : start + T + 1]
-        logits, _ = model(window[None, :-1], targets=window[None, 1:])  # with targets it gives all positions
+        logits, _ = model(window[None, :-1], targets=window[None, 1:])  # with targets, it returns all positions
         nats += float(F.cross_entropy(logits[0].float(), window[1:], reduction="sum"))
         count += len(window) - 1
     return nats / count

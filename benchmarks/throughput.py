@@ -1,11 +1,12 @@
-"""How long a training step takes, and how much of the machine it uses; beside nanoGPT where its folder is given.
+"""Time of a training step, and the share of the machine's peak speed that it reaches.
 
-    python benchmarks/throughput.py                                   # this project's presets
-    python benchmarks/throughput.py --nanogpt ../nanoGPT              # the workshop's model, side by side
+    python benchmarks/throughput.py                                   # groundling's preset workshop
+    python benchmarks/throughput.py --nanogpt ../nanoGPT              # compared with nanoGPT, same shape
 
-Each variant runs in a process of its own, in the order A B C C B A (so that drift of the machine hits all alike),
-with a matrix-product probe before each. Figures are medians over all steps of both rounds but the first three, which
-pay for set-up and compiling. Random tokens: what is timed does not depend on them. Keep the machine quiet.
+Each variant runs in its own process, in the order A B C C B A, so that all are affected alike if the machine slows
+down. The speed of a matrix product is measured before each. Figures are medians over all steps of both rounds except
+the first three, which include setup and compilation. The tokens are random, since the time does not depend on them. Run
+nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ import torch.nn.functional as F
 
 from groundling.config import PRESETS, MachineSettings, Preset
 from groundling.machine import choose, matmul_gflops, peak_memory
-from groundling.model.compiled import CompiledParts
+from groundling.model.compiled import compiled_parts
 from groundling.model.describe import flops_per_token
 from groundling.model.gpt import GPT
 from groundling.training.optimizer import new_optimizer
 
 VOCAB_SIZE = 65
-SKIPPED = 3
+WARMUP_STEPS = 3  # not timed
 
 Step = Callable[[torch.Tensor], None]
 
 
-def our_step(preset: Preset, dtype: str, compile: str) -> Step:
-    """One step of the trainer, without its logging."""
+def groundling_step(preset: Preset, dtype: str, compile: str) -> Step:
+    """A function that makes one step as the trainer does, without logging."""
     machine = choose(MachineSettings(dtype=dtype, compile=compile))  # type: ignore[arg-type]
     model = GPT(preset.model, VOCAB_SIZE).to(machine.device).train()
     optimizer = new_optimizer(model, preset.training, machine.dtype)
-    forward = functools.partial(model, run=CompiledParts()) if compile == "on" else model
+    forward = functools.partial(model, run=compiled_parts()) if compile == "on" else model
 
     def step(tokens: torch.Tensor) -> None:
         for part in tokens.chunk(preset.training.accumulate):
@@ -57,31 +58,32 @@ def our_step(preset: Preset, dtype: str, compile: str) -> Step:
     return step
 
 
-def device_here() -> torch.device:
-    """Not by `choose`, which also tells the C library to keep freed memory: nanoGPT does not."""
+def gpu_or_cpu() -> torch.device:
+    """The GPU if there is one. `choose` would also make the C library keep freed memory, which nanoGPT does not do."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def nanogpt_step(folder: Path, preset: Preset, strengthened: bool) -> Step:
-    """One step of nanoGPT's train.py: as shipped (float32 on CPUs, whatever its dtype says), or strengthened."""
+def nanogpt_step(folder: Path, preset: Preset, optimized: bool) -> Step:
+    """A function that makes one step as nanoGPT's train.py does: as shipped (on CPUs in float32, whatever its dtype
+    setting), or `optimized` with bfloat16, torch.compile and fused AdamW."""
     sys.path.insert(0, str(folder))
     import model as nanogpt
 
     m, t = preset.model, preset.training
-    device = device_here().type
+    device = gpu_or_cpu().type
     config = nanogpt.GPTConfig(
         block_size=m.block_size, vocab_size=VOCAB_SIZE, n_layer=m.n_layer, n_head=m.n_head, n_embd=m.n_embd,
         dropout=m.dropout, bias=False,
     )  # fmt: skip
     model = nanogpt.GPT(config).to(device).train()
-    if strengthened:
+    if optimized:
         optimizer = torch.optim.AdamW(model.parameters(), t.learning_rate, betas=(0.9, 0.99), fused=True)
     else:
         optimizer = model.configure_optimizers(t.weight_decay, t.learning_rate, (0.9, 0.99), device)
-    forward = torch.compile(model) if strengthened else model
+    forward = torch.compile(model) if optimized else model
 
     def step(tokens: torch.Tensor) -> None:
-        fast = torch.autocast(device, dtype=torch.bfloat16) if strengthened else nullcontext()
+        fast = torch.autocast(device, dtype=torch.bfloat16) if optimized else nullcontext()
         with fast:
             _, loss = forward(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
         loss.backward()
@@ -93,40 +95,40 @@ def nanogpt_step(folder: Path, preset: Preset, strengthened: bool) -> Step:
 
 
 def flops_per_step(preset: Preset) -> float:
-    """Floating-point operations of a step's matrix products, forward and backward; the causal half of attention."""
+    """Floating-point operations of a step's matrix products, forward and backward. Attention counts its causal half."""
     tokens = preset.training.batch_size * preset.training.accumulate * preset.model.block_size
     return flops_per_token(preset.model, VOCAB_SIZE) * tokens
 
 
 def measure(variant: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Run one variant here; seconds a step, the first ones apart."""
+    """Run one variant in this process. Returns the seconds of its first step and of each timed one, and peak memory."""
     preset = PRESETS[variant["preset"]]
     if variant["kind"] == "groundling":
-        step = our_step(preset, variant["dtype"], variant["compile"])
+        step = groundling_step(preset, variant["dtype"], variant["compile"])
     else:
-        step = nanogpt_step(Path(variant["folder"]), preset, variant["kind"] == "strengthened")
-    device = device_here()
+        step = nanogpt_step(Path(variant["folder"]), preset, variant["kind"] == "optimized")
+    device = gpu_or_cpu()
     windows = preset.training.batch_size * preset.training.accumulate
     tokens = torch.randint(VOCAB_SIZE, (windows, preset.model.block_size + 1), device=device)
     seconds = []
-    for _ in range(SKIPPED + steps):
+    for _ in range(WARMUP_STEPS + steps):
         start = time.perf_counter()
         step(tokens)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return {"cold": seconds[0], "seconds": seconds[SKIPPED:], "memory": peak_memory()}
+    return {"cold": seconds[0], "seconds": seconds[WARMUP_STEPS:], "memory": peak_memory()}
 
 
 def variants(presets: list[str], folder: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What to measure; bfloat16 only where the machine chooses it, since elsewhere it is emulated at a crawl."""
+    """Label and variant of everything to measure. bfloat16 only if the machine chooses it: emulated, it is slow."""
     kinds = [("float32", "off"), ("float32", "on")]
     if choose(MachineSettings()).dtype == torch.bfloat16:
         kinds = [("float32", "off"), ("bfloat16", "off"), ("bfloat16", "on")]
     for name in presets:
         if folder:
             yield f"nanoGPT as shipped, {name}", {"kind": "shipped", "preset": name, "folder": folder}
-            yield f"nanoGPT strengthened, {name}", {"kind": "strengthened", "preset": name, "folder": folder}
+            yield f"nanoGPT optimized, {name}", {"kind": "optimized", "preset": name, "folder": folder}
         for dtype, compile in kinds:
             label = f"groundling {name}, {dtype}{', compiled' if compile == 'on' else ''}"
             yield label, {"kind": "groundling", "preset": name, "dtype": dtype, "compile": compile}
@@ -134,23 +136,23 @@ def variants(presets: list[str], folder: str | None) -> Iterator[tuple[str, dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["workshop"], choices=list(PRESETS))
-    parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
-    parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT")
+    parser.add_argument("--presets", nargs="+", default=["workshop"], choices=list(PRESETS), help="default: workshop")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per round (default: 5)")
+    parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT, to compare with")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.variant:
         print(json.dumps(measure(json.loads(arguments.variant), arguments.steps)))
         return
     if arguments.nanogpt and not (Path(arguments.nanogpt) / "model.py").is_file():
-        parser.error(f"--nanogpt {arguments.nanogpt}: there is no model.py in it.")
+        parser.error(f"--nanogpt: {arguments.nanogpt} has no model.py.")
     chosen = dict(variants(arguments.presets, arguments.nanogpt))
     dtypes = sorted({variant.get("dtype", "float32") for variant in chosen.values()})
     results: dict[str, list[dict[str, Any]]] = {label: [] for label in chosen}
     for number, label in enumerate([*chosen, *reversed(chosen)], 1):
         probe = {name: matmul_gflops.__wrapped__(name, 2048) for name in dtypes}
         speeds = ", ".join(f"{speed:,.0f} GFLOP/s in {name}" for name, speed in probe.items())
-        print(f"{number}/{2 * len(chosen)}  {label}  (probe: {speeds})", file=sys.stderr)
+        print(f"{number}/{2 * len(chosen)}  {label}  (matrix product: {speeds})", file=sys.stderr)
         command = [sys.executable, __file__, "--steps", str(arguments.steps), "--variant", json.dumps(chosen[label])]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         results[label].append(json.loads(done.stdout.splitlines()[-1]) | {"probe": probe})
@@ -158,7 +160,7 @@ def main() -> None:
     for label, rounds in results.items():
         preset = PRESETS[chosen[label]["preset"]]
         step = statistics.median(second for r in rounds for second in r["seconds"])
-        low = chosen[label].get("dtype") == "bfloat16" or chosen[label]["kind"] == "strengthened"
+        low = chosen[label].get("dtype") == "bfloat16" or chosen[label]["kind"] == "optimized"
         dtype = "bfloat16" if low and "bfloat16" in dtypes else "float32"
         peak = statistics.median(r["probe"][dtype] for rs in results.values() for r in rs)
         t = preset.training

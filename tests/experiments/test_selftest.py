@@ -62,9 +62,9 @@ PLANTED = {  # a file, a line of it, what stands there instead, and what the tes
         "learner.py", "self.optimizer.load_state_dict({name: tensors[name] for name in optimizer})",
         "self.optimizer.load_state_dict({})", "The last checkpoint's",
     ),
-    "the newest is passed over": (
+    "the newest checkpoint is ignored": (
         "checkpoints.py", "for path in map(self.path, reversed(steps)):", "for path in map(self.path, steps):",
-        "had been saved, and training went on from step",
+        "had been saved, but training continued from step",
     ),
 }  # fmt: skip
 
