@@ -13,6 +13,7 @@ import shutil
 import statistics
 import sys
 import time
+import timeit
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Machine:
         """The same as plain values, for JSON."""
         return {
             "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": _name(self.dtype),
             "compile": self.compile,
             "threads": self.threads,
             "reasons": list(self.reasons),
@@ -93,7 +94,7 @@ def choose(settings: MachineSettings, decided: dict[str, Any] | None = None) -> 
     dtype = DTYPES.get(settings.dtype) or DTYPES.get(decided.get("dtype", ""))
     if dtype is None:
         dtype, reason = _best_dtype(device)
-        reasons.append(f"dtype {str(dtype).removeprefix('torch.')}: {reason}")
+        reasons.append(f"dtype {_name(dtype)}: {reason}")
     compile = settings.compile if settings.compile != "auto" else decided.get("compile", "auto")
     batch = decided.get("evaluation_batch")
     return Machine(device, dtype, compile, torch.get_num_threads(), tuple(reasons), batch)
@@ -162,31 +163,29 @@ def _cpu_has_bfloat16() -> bool:
     return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 @cache
-def matmul_gflops(dtype: str, size: int = 1024, device: str = "cpu") -> float:
-    """Speed of the product of two `size` × `size` matrices, in GFLOP/s: the median of five measurements."""
-    return _product_gflops(dtype, size, size, size, device)
+def matmul_gflops(dtype: str, size: int = 1024) -> float:
+    """Speed of the product of two `size` × `size` matrices on the CPU, in GFLOP/s: the median of five measurements."""
+    return _product_gflops(DTYPES[dtype], torch.device("cpu"), size, size, size)
 
 
-def _product_gflops(dtype: str, m: int, k: int, n: int, device: str) -> float:
-    a, b = torch.randn(m, k, device=device).to(DTYPES[dtype]), torch.randn(k, n, device=device).to(DTYPES[dtype])
+def _product_gflops(dtype: torch.dtype, device: torch.device, m: int, k: int, n: int) -> float:
+    a, b = torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)
     return 2 * m * k * n / _median_seconds(lambda: a @ b, device) / 1e9
 
 
-def _median_seconds(work: Callable[[], object], device: str, times: int = 5) -> float:
-    def finish() -> None:
-        if torch.device(device).type == "cuda":
+def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
+    def finished() -> None:
+        work()
+        if device.type == "cuda":
             torch.cuda.synchronize()
 
-    work()  # the first call also initializes the library
-    finish()
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        finish()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    finished()  # the first call also initializes the library
+    return statistics.median(timeit.repeat(finished, number=1, repeat=5))
 
 
 @dataclass(frozen=True)
@@ -199,14 +198,12 @@ class Speed:
 
 def measure_speed(machine: Machine, n_embd: int, tokens: int) -> Speed:
     """Measure the matrix products of a transformer block of width `n_embd` on `tokens` tokens, and memory copies."""
-    dtype = str(machine.dtype).removeprefix("torch.")
-    device, tokens = str(machine.device), min(tokens, 8192)
     shapes = [(tokens, n_embd, 4 * n_embd), (tokens, 4 * n_embd, n_embd), (n_embd, tokens, 4 * n_embd)]
-    seconds_a_gflop = [1 / _product_gflops(dtype, *shape, device) for shape in shapes]
-    block = torch.ones(64 << 20, dtype=torch.uint8, device=device)
+    gflops = statistics.harmonic_mean(_product_gflops(machine.dtype, machine.device, *shape) for shape in shapes)
+    block = torch.ones(64 << 20, dtype=torch.uint8, device=machine.device)
     target = torch.empty_like(block)
-    copied = 2 * block.numel() / _median_seconds(lambda: target.copy_(block), device) / 1e9  # read and written
-    return Speed(len(shapes) / sum(seconds_a_gflop), copied)
+    seconds = _median_seconds(lambda: target.copy_(block), machine.device)
+    return Speed(gflops, 2 * block.numel() / seconds / 1e9)  # each byte is read and written
 
 
 def usable_threads() -> tuple[int, str]:
@@ -299,7 +296,7 @@ def bits(machine: Machine) -> dict[str, str]:
         "device": machine.device.type,
         "processor": torch.cuda.get_device_name(machine.device) if on_gpu else processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "dtype": str(machine.dtype).removeprefix("torch."),
+        "dtype": _name(machine.dtype),
         "compile": machine.compile,
         "threads": str(machine.threads),
     }

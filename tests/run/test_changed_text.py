@@ -57,7 +57,7 @@ def test_one_file_says_where_it_parts_and_can_be_accepted(text_file: Path, setti
     events: list[Event] = []
     run = groundling.resume("first", accept_changed_text=True, on_event=events.append)
     assert run.finished
-    assert run.record.former_texts == [before.with_(contents=[])]
+    assert run.record.former_texts == [before.model_copy(update={"contents": []})]
     assert run.record.corpus.since == 2
     assert run.record.corpus.fingerprint == fingerprint_of(find_source(text_file)).fingerprint
     sentence = "The training text changed at step 2 (--accept-changed-text)"

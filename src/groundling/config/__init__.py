@@ -8,7 +8,6 @@ from groundling.config.presets import DEFAULT_PRESET, PRESETS, Preset
 from groundling.config.sampling import Sampling
 from groundling.config.settings import (
     GROUPS,
-    TOKENIZERS,
     CorpusSettings,
     MachineSettings,
     ModelSettings,
@@ -18,7 +17,6 @@ from groundling.config.settings import (
 )
 
 __all__ = [
-    "DEFAULT_PRESET", "GROUPS", "MINUTES_OR_STEPS", "PRESETS", "TOKENIZERS", "Config", "CorpusSettings",
-    "MachineSettings", "ModelSettings", "Preset", "Sampling", "TrainingSettings", "did_you_mean", "flag",
-    "setting_fields",
+    "DEFAULT_PRESET", "GROUPS", "MINUTES_OR_STEPS", "PRESETS", "Config", "CorpusSettings", "MachineSettings",
+    "ModelSettings", "Preset", "Sampling", "TrainingSettings", "did_you_mean", "flag", "setting_fields",
 ]  # fmt: skip

@@ -29,20 +29,21 @@ def _gpt2(description: str, n_layer: int, n_head: int, n_embd: int) -> Preset:
     )  # fmt: skip
 
 
-_LAPTOP = Preset(
-    "2.7M parameters, Qwen3 architecture, context 256: the best quality for some minutes on a laptop",
-    ModelSettings(block_size=256, n_layer=6, n_head=3, n_embd=192, norm="rmsnorm", position="rope", mlp="swiglu"),
-    TrainingSettings(steps=500, batch_size=32, optimizer="muon", learning_rate=3e-3, matrix_learning_rate=0.02,
-                     beta2=0.95, weight_decay=0.5, weight_average=0.06, schedule="linear", final_lr_fraction=0.0,
-                     warmup_steps=20, eval_every=100, checkpoint_every=100),
-)  # fmt: skip
 PRESETS: dict[str, Preset] = {
     "nano": Preset(
         "0.8M parameters, GPT-2 architecture, for quick tests",
         ModelSettings(block_size=128, n_layer=4, n_head=4, n_embd=128),
         TrainingSettings(steps=2000, batch_size=16, learning_rate=4e-3, eval_every=200, checkpoint_every=500),
     ),
-    "laptop": _LAPTOP,
+    "laptop": Preset(
+        "2.7M parameters, Qwen3 architecture, context 256: the best quality for some minutes on a laptop",
+        ModelSettings(block_size=256, n_layer=6, n_head=3, n_embd=192, norm="rmsnorm", position="rope", mlp="swiglu"),
+        TrainingSettings(
+            steps=500, batch_size=32, optimizer="muon", learning_rate=3e-3, matrix_learning_rate=0.02, beta2=0.95,
+            weight_decay=0.5, weight_average=0.06, schedule="linear", final_lr_fraction=0.0, warmup_steps=20,
+            eval_every=100, checkpoint_every=100,
+        ),
+    ),
     "workshop": Preset(
         "10.7M parameters, context 256, 5,000 steps, as in the workshop",
         ModelSettings(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2),
@@ -55,5 +56,5 @@ PRESETS: dict[str, Preset] = {
     "gpt2-medium": _gpt2("GPT-2 medium, 24 layers × 1,024", 24, 16, 1024),
     "gpt2-large": _gpt2("GPT-2 large, 36 layers × 1,280", 36, 20, 1280),
     "gpt2-xl": _gpt2("GPT-2 XL, 48 layers × 1,600", 48, 25, 1600),
-}
+}  # fmt: skip
 DEFAULT_PRESET = "laptop"

@@ -11,7 +11,6 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -250,7 +249,6 @@ GROUPS: dict[str, type[Any]] = {
 }  # fmt: skip
 
 
-@cache
 def setting_fields() -> dict[str, dataclasses.Field[Any]]:
     """Every setting by name, in the order of the groups."""
     return {f.name: f for group in GROUPS.values() for f in dataclasses.fields(group)}

@@ -7,6 +7,7 @@ runs/<name>/
   samples.jsonl    what the model generated along the way, from one prompt and seed
   initial/         a copy of the initial weights, if they are another run's (--init-from)
   checkpoints/     see training/checkpoints.py
+  result.json      the event Finished, written at the end
   loss.png         the loss curve, drawn at the end
   report.html      the report, written at the end
 """
@@ -68,7 +69,7 @@ class RunFolder:
 
     def update(self, **changes: Any) -> None:
         """Change entries of the record. Only this and `create` write config.json."""
-        self.create(self.record.with_(**changes))
+        self.create(self.record.model_copy(update=changes))
 
     def create(self, record: RunRecord) -> None:
         """Write a new record."""

@@ -41,11 +41,7 @@ def _description(holder: Path) -> str:
     for _ in range(20):  # it writes the file right after taking the lock
         with suppress(OSError, ValueError, KeyError, TypeError):
             value = storage.read_json(holder)
-            pid, host, since = (
-                int(value["pid"]),
-                printable(str(value["host"])),
-                printable(str(value["since"])),
-            )
+            pid, host, since = int(value["pid"]), printable(str(value["host"])), printable(str(value["since"]))
             if host != platform.node() or psutil.pid_exists(pid):
                 return f" (pid {pid} on {host}, since {since.replace('T', ' ')})"
         time.sleep(0.05)

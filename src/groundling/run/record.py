@@ -34,10 +34,6 @@ class NewerVersion(ValueError):
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    def with_(self, **changes: Any) -> Any:
-        """A copy with some entries changed."""
-        return self.model_copy(update=changes)
-
 
 class DocumentFacts(_Part):
     """A document of the text: its path below the text's address, its size in bytes, and the SHA-256 of its content."""
@@ -105,15 +101,19 @@ class RunRecord(_Part):
         """
         if not isinstance(value, dict) or type(value.get("format")) is not int:
             raise ValueError(f"{what} is not the record of a run.")
+        writer = _writer(value)
         if value["format"] > FORMAT:
             raise NewerVersion(
-                f"{what} was written by {_writer(value)}, and this is {__version__}. Update groundling to read it."
+                f"{what} was written by {writer or 'a newer groundling'}, and this is {__version__}. Update groundling "
+                "to read it."
             )
         try:
             # Through JSON, where a list is as good as a tuple though everything else is strict.
             return RunRecord.model_validate_json(json.dumps(value))
         except ValidationError as error:
-            raise ValueError(f"{what} is not valid: {_problem(error)}{_perhaps_newer(value)}") from None
+            other = writer not in (None, f"groundling {__version__}")
+            hint = f" It was written by {writer}, and this is {__version__}." if other else ""
+            raise ValueError(f"{what} is not valid: {_problem(error)}{hint}") from None
 
 
 def _problem(error: ValidationError) -> str:
@@ -131,14 +131,8 @@ def _problem(error: ValidationError) -> str:
     return f"{'.'.join([*above, last])}: {problem['msg'].lower()}."
 
 
-def _writer(value: dict[str, Any]) -> str:
+def _writer(value: dict[str, Any]) -> str | None:
+    """Such as `groundling 0.1.0`."""
     versions = value.get("versions")
     writer = versions.get("groundling") if isinstance(versions, dict) else None
-    return f"groundling {writer:.40}" if isinstance(writer, str) else "a newer groundling"
-
-
-def _perhaps_newer(value: dict[str, Any]) -> str:
-    writer = _writer(value)
-    if writer in ("a newer groundling", f"groundling {__version__}"):
-        return ""
-    return f" It was written by {writer}, and this is {__version__}."
+    return f"groundling {writer:.40}" if isinstance(writer, str) else None

@@ -35,11 +35,8 @@ from groundling.run.run_text import RunText
 class Run(RunFolder):
     """A trained (or half-trained) model in its folder: generate, evaluate, explain, report."""
 
-    def __init__(self, folder: Path, checkpoint: Path | None = None) -> None:
-        """`checkpoint` is the one to use; the best one (else the newest) if None. For ValueErrors, see `RunFolder`."""
-        super().__init__(folder, checkpoint)
-        self.stopped_by: int | None = None
-        """The signal that stopped `train` or `resume` early. None if training finished."""
+    stopped_by: int | None = None
+    """The signal that stopped `train` or `resume` early. None if training finished."""
 
     def generate(
         self,
@@ -127,19 +124,12 @@ class Run(RunFolder):
             max_tokens = self.config.training.eval_tokens if text is None else 0
         result = score(self.model, tokens, self.tokenizer, self.machine, max_tokens=max_tokens, sliding=sliding)
         if html is not None:
-            losses = token_losses(
-                self.model, _first(tokens, html_tokens), self.tokenizer, self.machine, sliding=sliding
-            )
-            what = "its validation part" if text is None else os.fspath(text)
-            start_ids = self.tokenizer.decode(tokens.read(0, 1))
-            page = loss_page(
-                f"{self.name}, step {self.step:,}, on {what}",
-                start_ids,
-                losses,
-                result,
-                len(tokens),
-                self.tokenizer.vocab_size,
-            )
+            shown = _first(tokens, html_tokens)
+            losses = token_losses(self.model, shown, self.tokenizer, self.machine, sliding=sliding)
+            where = "its validation part" if text is None else os.fspath(text)
+            title = f"{self.name}, step {self.step:,}, on {where}"
+            first = self.tokenizer.decode(tokens.read(0, 1))
+            page = loss_page(title, first, losses, result, len(tokens), self.tokenizer.vocab_size)
             storage.write_file(Path(html), page)
         return dataclasses.asdict(result) | {"step": self.step, "checkpoint": str(self.checkpoint)}
 
@@ -158,7 +148,7 @@ class Run(RunFolder):
             "milestones": list(history.milestones),
             "standing": standing(loss, history.milestones) if loss is not None else "",
             "findings": [dataclasses.asdict(finding) for finding in findings],
-            "verdict": verdict(history, findings),
+            "verdict": verdict(history),
         }
 
     def token_losses(
@@ -218,11 +208,10 @@ class Run(RunFolder):
 
 def _document_names(run: Run) -> list[str]:
     try:
-        return [
-            document.name for document in find_source(run.config.corpus, run.config.text.glob, stored=True).documents
-        ]
+        source = find_source(run.config.corpus, run.config.text.glob, stored=True)
     except (FileNotFoundError, ConnectionError):
         return []  # the text is gone, and the cache keeps no names
+    return [document.name for document in source.documents]
 
 
 def _check_place(option: str, path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import Any
 
 from groundling import storage
@@ -20,24 +21,22 @@ from groundling.model.initial import InitialModel
 from groundling.model.weights_file import check_fits, check_memory
 from groundling.planning.planner import compare_with_plan
 from groundling.reporting.trackers import Tracked, Tracker, tracking
-from groundling.run.folder import RunFolder
-from groundling.run.metrics_log import MetricsLog, rewind
+from groundling.run.metrics_log import rewind
 from groundling.run.run import Run
 from groundling.run.start import check_record, note_bits
 from groundling.run.store import load
 from groundling.tasks import new_task
 from groundling.training.events import Event, Finished, OutOfMemory, Paused, Started, Subscriber, reporters
-from groundling.training.signals import StopRequest
+from groundling.training.signals import stop_request
 from groundling.training.trainer import Trainer
 
 
-def initial_model(config: Config, text: Corpus, run: RunFolder | None = None) -> InitialModel:
-    """The initial weights. With `--init-from`, a run keeps its own copy of the other run's weights."""
-    checkpoint = run.folder / "initial" if run is not None else None
-    if not config.training.init_from:
-        checkpoint = None
-    elif checkpoint is None or not checkpoint.is_dir():  # runs of older versions have no copy
-        checkpoint = load(config.training.init_from).checkpoint
+def initial_model(config: Config, text: Corpus, copy: Path | None = None) -> InitialModel:
+    """The initial weights. With `--init-from`, those in the folder `copy`, or else the other run's."""
+    checkpoint = None
+    if config.training.init_from:
+        # Runs of older versions have no copy.
+        checkpoint = copy if copy and copy.is_dir() else load(config.training.init_from).checkpoint
     return InitialModel(config.model, text.tokenizer.vocab_size, config.training.seed, checkpoint)
 
 
@@ -54,14 +53,14 @@ def train_run(run: Run, text: Corpus, tell: Subscriber, track: Sequence[Tracker]
         trainer.subscribers.append(stack.enter_context(_tracking(run, track, trainer.state.step, notice)))
         trainer.compile()
         if run.machine.compile == "auto":
-            run.update(machine=run.record.machine.with_(compile=trainer.machine.compile))
+            run.update(machine=run.record.machine.model_copy(update={"compile": trainer.machine.compile}))
         note_bits(run, run.checkpoints.path(trainer.state.step), trainer.machine, notice)
         trainer.emit(_started(run, text, trainer))
         if sum(line["event"] == "checked" for line in run.metrics()) <= len(run.record.former_texts):
             baselines = trainer.task.baselines()
             if baselines is not None:
                 trainer.emit(baselines)
-        stop = stack.enter_context(StopRequest())  # from here on, there is something to save
+        stop = stack.enter_context(stop_request())  # from here on, there is something to save
         if trainer.run(stop, time.perf_counter() - began):
             _finish(run, trainer)
             return Run(run.folder)
@@ -85,7 +84,7 @@ def _trainer(run: Run, text: Corpus, notice: Callable[[str], None]) -> Trainer:
     if newest:
         check_record(run, newest)
         check_fits(newest, config.model, vocab_size)
-    initial = initial_model(config, text, run)
+    initial = initial_model(config, text, run.folder / "initial")
     trainer = Trainer(initial, new_task(text, config, initial), config.training, run.machine, run.checkpoints)
     run.checkpoints.check_room(trainer.learner.checkpoint_size, config.training)
     if newest:
@@ -103,7 +102,7 @@ def _remember(run: Run, event: Event) -> None:
         training = dataclasses.replace(run.config.training, batch_size=event.batch_size, accumulate=event.accumulate)
         run.update(
             settings=dataclasses.replace(run.config, training=training),
-            machine=run.record.machine.with_(evaluation_batch=event.evaluation_batch),
+            machine=run.record.machine.model_copy(update={"evaluation_batch": event.evaluation_batch}),
         )
 
 
@@ -148,13 +147,3 @@ def _finish(run: Run, trainer: Trainer) -> None:
     run.plot()
     page = run.report(originality=False)  # indexing a long text would take too long now
     trainer.emit(dataclasses.replace(end, report=os.path.relpath(page)))
-
-
-def both(log: MetricsLog, subscriber: Subscriber) -> Subscriber:
-    """One subscriber that passes events to both."""
-
-    def tell(event: Event) -> None:
-        log(event)
-        subscriber(event)
-
-    return tell

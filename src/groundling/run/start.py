@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from groundling.run.lock import lock
 from groundling.run.record import FORMAT, CorpusFacts, DocumentFacts, MachineFacts, NewerVersion, RunRecord
 from groundling.run.run import Run
 from groundling.run.run_text import TextChanged
+from groundling.run.store import load
 from groundling.training.state import TrainState, read_state
 
 _MICRO_BATCH = {"batch_size", "accumulate"}
@@ -38,29 +40,37 @@ class NewRun:
     source: Source
     contents: TextFingerprint
 
-    def facts(self) -> CorpusFacts:
-        """The text's entry of the record."""
-        return CorpusFacts(
-            name=self.text.name,
-            fingerprint=self.text.fingerprint,
-            documents=self.text.n_documents,
-            characters=self.text.n_characters,
-            vocab_size=self.text.tokenizer.vocab_size,
-            tokenizer=self.text.tokenizer.fingerprint,
-            contents=[DocumentFacts(**document) for document in self.contents.documents],
-        )
-
-    def record(self, planned: Config, machine: Machine) -> RunRecord:
-        """The record of a run with the settings `planned`."""
-        return RunRecord(
+    def create(self, run: Run, planned: Config, machine: Machine) -> None:
+        """Write the files of the run, with the settings `planned`. A folder without a record is not a run, so that
+        comes last."""
+        self.text.tokenizer.save(run.folder / "tokenizer.json")
+        if init_from := planned.training.init_from:  # a copy, since that run may delete its checkpoint
+            weights = load(init_from).checkpoint / "model.safetensors"
+            storage.remove_folder(run.folder / "initial")
+            with storage.new_folder(run.folder / "initial", {"from": init_from}) as folder:
+                storage.disk.fill(folder / weights.name, lambda to: shutil.copyfile(weights, to))
+        record = RunRecord(
             format=FORMAT,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             requested=self.config,
             settings=planned,
-            corpus=self.facts(),
+            corpus=_corpus_facts(self.text, self.contents),
             machine=MachineFacts(**machine.describe()),
             versions=versions() | {"groundling": __version__},
         )
+        run.create(record)
+
+
+def _corpus_facts(text: Corpus, contents: TextFingerprint) -> CorpusFacts:
+    return CorpusFacts(
+        name=text.name,
+        fingerprint=text.fingerprint,
+        documents=text.n_documents,
+        characters=text.n_characters,
+        vocab_size=text.tokenizer.vocab_size,
+        tokenizer=text.tokenizer.fingerprint,
+        contents=[DocumentFacts(**document) for document in contents.documents],
+    )
 
 
 def find_or_create(new: NewRun, name: str | None, folder: Path, notice: Callable[[str], None], stack: ExitStack) -> Run:
@@ -118,33 +128,24 @@ def repair(run: Run, notice: Callable[[str], None]) -> None:
 
     If it is damaged there too, nothing is done, and reading it will raise an error.
     """
-    for name, is_whole in (("config.json", _has_record), ("tokenizer.json", _has_tokenizer)):
-        if not run.checkpoints.steps() or is_whole(run):
+    for name, attribute in (("config.json", "record"), ("tokenizer.json", "tokenizer")):
+        if not run.checkpoints.steps() or _is_intact(run, attribute):
             continue
         newest = run.checkpoints.newest(silent)
-        if newest and is_whole(Run(run.folder, newest)):
+        if newest and _is_intact(Run(run.folder, newest), attribute):
             storage.write_file(run.folder / name, (newest / name).read_bytes())
             notice(f"{run.folder / name} was missing or damaged. Restored it from {newest.name}.")
 
 
-def _has_record(run: Run) -> bool:
+def _is_intact(run: Run, attribute: str) -> bool:
+    """Whether the record or the tokenizer can be read, even if only by a newer version."""
     try:
-        return bool(run.record)
+        getattr(run, attribute)
     except NewerVersion:
-        return True  # intact, but only a newer version can read it
+        pass
     except (ValueError, OSError):
         return False
-
-
-def _has_tokenizer(run: Run) -> bool:
-    try:
-        return run.tokenizer.fingerprint == run.record.corpus.tokenizer
-    except NewerVersion:
-        return True
-    except (ValueError, OSError):
-        return False
-    finally:
-        run.__dict__.pop("tokenizer", None)  # so that it is read again after a repair
+    return True
 
 
 def check_record(run: Run, checkpoint: Path) -> None:
@@ -163,7 +164,7 @@ def check_record(run: Run, checkpoint: Path) -> None:
         )
 
 
-def accept_changed_text(run: Run, notice: Callable[[str], None], progress: Callable[..., None]) -> Corpus:
+def accept_text(run: Run, notice: Callable[[str], None], progress: Callable[..., None]) -> Corpus:
     """Accept the text that is at the run's address now. The record keeps the step from which it is used.
 
     Raises ValueError if the run's tokenizer cannot encode it.
@@ -177,10 +178,9 @@ def accept_changed_text(run: Run, notice: Callable[[str], None], progress: Calla
         raise ValueError(f"The run {run.name} cannot continue with the changed text. {error}") from None
     was = run.record.corpus
     if text.fingerprint != was.fingerprint:
-        newest = run.checkpoints.newest(silent)
-        step = read_state(newest).step if newest else 0
-        facts = NewRun(run.config, text, source, contents).facts().with_(since=step)
-        run.update(corpus=facts, former_texts=[*run.record.former_texts, was.with_(contents=[])])
+        step = _newest_state(run).step
+        facts = _corpus_facts(text, contents).model_copy(update={"since": step})
+        run.update(corpus=facts, former_texts=[*run.record.former_texts, was.model_copy(update={"contents": []})])
         notice(
             f"The training text changed at step {step:,} (--accept-changed-text): {text.n_characters:,} characters "
             f"instead of {was.characters:,}. Validation losses before and after are not comparable."
@@ -191,9 +191,9 @@ def accept_changed_text(run: Run, notice: Callable[[str], None], progress: Calla
 def note_bits(run: Run, checkpoint: Path, machine: Machine, notice: Callable[[str], None]) -> None:
     """Record what decides the last bits of results (`machine.bits`). Report what changed since `checkpoint`."""
     now: dict[str, Any] = bits(machine)
-    was = Run(run.folder, checkpoint).record.bits or now if checkpoint.exists() else now
+    was = Run(run.folder, checkpoint).record.bits if checkpoint.exists() else {}
     changes = ", ".join(f"{name} {was.get(name)} → {now[name]}" for name in now if was.get(name) != now[name])
-    if changes:
+    if was and changes:
         notice(f"Not bit-exact: {changes}. The run continues, and results differ in their last digits.")
     if run.record.bits != now:
         run.update(bits=now)
@@ -201,9 +201,7 @@ def note_bits(run: Run, checkpoint: Path, machine: Machine, notice: Callable[[st
 
 def extend(run: Run, steps: int | None, minutes: float | None) -> None:
     """Give a run a new end. Raises ValueError if it is already there."""
-    newest = run.checkpoints.newest(silent)
-    state = read_state(newest) if newest else TrainState()
-    was = run.config.training
+    state, was = _newest_state(run), run.config.training
     if steps is not None:
         if state.step >= steps:
             raise ValueError(f"--steps {steps}: the run {run.name} is already at step {state.step}.")
@@ -219,6 +217,11 @@ def extend(run: Run, steps: int | None, minutes: float | None) -> None:
     training = dataclasses.replace(was, steps=steps, minutes=float(minutes), warmup_steps=warmup)
     storage.remove_file(run.folder / "result.json")  # it is not finished any more
     run.update(settings=dataclasses.replace(run.config, training=training), extended_at=state.step)
+
+
+def _newest_state(run: Run) -> TrainState:
+    newest = run.checkpoints.newest(silent)
+    return read_state(newest) if newest else TrainState()
 
 
 def _warmup(warmup_steps: int, steps: int) -> int:

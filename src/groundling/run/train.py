@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,12 +22,11 @@ from groundling.run.folder import runs_folder
 from groundling.run.lock import lock
 from groundling.run.metrics_log import MetricsLog
 from groundling.run.run import Run
-from groundling.run.session import both, initial_model, train_run
-from groundling.run.start import NewRun, extend, find_or_create, repair
-from groundling.run.start import accept_changed_text as accept_text
+from groundling.run.session import initial_model, train_run
+from groundling.run.start import NewRun, accept_text, extend, find_or_create, repair
 from groundling.run.store import load
 from groundling.tasks import new_task
-from groundling.training.events import Subscriber, reporters
+from groundling.training.events import Event, Subscriber, reporters
 
 
 def train(
@@ -86,10 +84,10 @@ def train(
         new_task(text, config, initial_model(config, text))  # raises if the text is too short
         new = NewRun(config, text, source, contents)
         run = find_or_create(new, name, runs_folder(out).resolve(), notice, stack)
-        tell = both(MetricsLog(run.folder), emit)
+        tell = _logged(run, emit)
         if not run.exists:
             planned, event = plan(config, given, text, machine, time.perf_counter() - began)
-            _create(run, new, planned, new.record(planned, machine))
+            new.create(run, planned, machine)
             if event is not None:
                 tell(event)
         return train_run(run, text, tell, track, began)
@@ -136,7 +134,7 @@ def resume(
         emit = on_event if on_event is not None else stack.enter_context(Console())
         lock(run.folder, stack)
         repair(run, reporters(emit)[0])
-        tell = both(MetricsLog(run.folder), emit)
+        tell = _logged(run, emit)
         notice, progress = reporters(tell)
         text = accept_text(run, notice, progress) if accept_changed_text else run.text.open(notice, progress)
         if steps is not None or minutes is not None:  # last, since the checks above may raise
@@ -144,15 +142,15 @@ def resume(
         return train_run(run, text, tell, track, began)
 
 
-def _create(run: Run, new: NewRun, planned: Config, record: Any) -> None:
-    """Write the files of a new run. The record comes last, since a folder without one is not a run."""
-    new.text.tokenizer.save(run.folder / "tokenizer.json")
-    initial = initial_model(planned, new.text).checkpoint
-    if initial is not None:  # a copy, since that run may delete its checkpoint
-        storage.remove_folder(run.folder / "initial")
-        with storage.new_folder(run.folder / "initial", {"from": planned.training.init_from}) as folder:
-            storage.disk.fill(folder / "model.safetensors", lambda to: shutil.copyfile(initial / to.name, to))
-    run.create(record)
+def _logged(run: Run, emit: Subscriber) -> Subscriber:
+    """`emit`, but each event is first written to the run's history."""
+    log = MetricsLog(run.folder)
+
+    def tell(event: Event) -> None:
+        log(event)
+        emit(event)
+
+    return tell
 
 
 def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dict[str, Any]:

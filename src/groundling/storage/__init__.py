@@ -193,13 +193,12 @@ def read_json_lines(path: Path, damaged: Callable[[str], None] | None = None) ->
             value = safe_read.parse(line, place) if line.strip() else {}
             if not isinstance(value, dict):
                 raise ValueError(f"{place} is damaged: it is not a JSON object.")
+            if value:
+                values.append(value)
         except ValueError as error:
             if damaged is None:
                 raise
             damaged(str(error))
-            continue
-        if value:
-            values.append(value)
     return values
 
 
@@ -221,7 +220,6 @@ def verify_once(folder: Path) -> dict[str, Any]:
     """Like `verify`, but does not read files again that this process has hashed and that have not changed since."""
     stamps = [(p, s.st_ino, s.st_size, s.st_mtime_ns) for p in sorted(folder.glob("*")) for s in [p.stat()]]
     if _hashed.get(folder) != stamps:
-        _hashed.pop(folder, None)
         verify(folder)
         _hashed[folder] = stamps
     return read_manifest(folder)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 WAITS = (1.0, 2.0, 4.0)
 """Seconds to wait before each retry after a disk error."""
@@ -17,7 +16,6 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT}
 if os.name == "nt":
     _MAY_PASS.add(errno.EACCES)  # a virus scanner may hold a new file for a moment
-T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -27,19 +25,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GROUNDLING_CACHE") or platformdirs.user_cache_dir("groundling", appauthor=False))
 
 
-def retry_io(path: Path, n_bytes: int, action: Callable[[], T]) -> T:
+def retry_io(path: Path, n_bytes: int, action: Callable[[], None]) -> None:
     """Call `action`, which writes `n_bytes` to `path`. Retry it after 1, 2 and 4 seconds if the error may pass.
 
     Raises OSError that says what space is needed, what is free and where, and what to do.
     """
     for wait in (*WAITS, None):
         try:
-            return action()
+            action()
+            return
         except OSError as error:
             if wait is None or error.errno not in _MAY_PASS:
                 raise _readable(path, n_bytes, error) from None
             time.sleep(wait)
-    raise AssertionError("unreachable")
 
 
 @contextmanager
@@ -48,7 +46,9 @@ def readable_errors(path: Path, n_bytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _readable(path, n_bytes, error) if error.errno in {*_FULL, errno.EROFS} else error from None
+        if error.errno in {*_FULL, errno.EROFS}:
+            raise _readable(path, n_bytes, error) from None
+        raise
 
 
 def _readable(path: Path, n_bytes: int, error: OSError) -> OSError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,12 +43,11 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def parse(content: bytes | str, what: str) -> Any:
+def parse(content: bytes, what: str) -> Any:
     """Parse JSON. Raises ValueError that names `what` if it is not JSON, repeats a name in an object, or is nested too
     deeply."""
     try:
-        text = content.decode() if isinstance(content, bytes) else content
-        value = json.loads(text, object_pairs_hook=_distinct)
+        value = json.loads(content.decode(), object_pairs_hook=_distinct)
     except RecursionError:
         raise ValueError(f"{what} is damaged: it is nested too deeply.") from None
     except ValueError as error:
@@ -80,11 +78,10 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         return
     inside = os.path.realpath(folder)
-    for entry in sorted(os.scandir(inside), key=lambda entry: entry.name):
-        target = os.path.realpath(entry.path)
+    for name in sorted(os.listdir(inside)):
+        path = os.path.join(inside, name)
+        target = os.path.realpath(path)
         if not target.startswith(os.path.join(inside, "")):
-            raise ValueError(f"{entry.path} is a link that leads out of its folder, to {target}. Remove it.")
-        if os.path.exists(target):
-            mode = os.stat(target).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise ValueError(f"{entry.path} is neither a file nor a folder. Remove it.")
+            raise ValueError(f"{path} is a link that leads out of its folder, to {target}. Remove it.")
+        if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
+            raise ValueError(f"{path} is neither a file nor a folder. Remove it.")
