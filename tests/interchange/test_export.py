@@ -41,7 +41,7 @@ def test_a_folder_that_exists_is_left_alone(pieces: Run, tmp_path: Path) -> None
 def test_a_mixture_of_the_families_is_refused(pieces: Run) -> None:
     mixed = Run(pieces.folder)
     model = dataclasses.replace(pieces.config.model, norm="rmsnorm")
-    mixed.record = pieces.record.with_(settings=dataclasses.replace(pieces.config, model=model))
+    mixed.record = pieces.record.model_copy(update={"settings": dataclasses.replace(pieces.config, model=model)})
     with pytest.raises(ValueError, match="No other engine supports this mixture"):
         groundling.export(mixed, to="huggingface")
 

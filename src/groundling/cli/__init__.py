@@ -1,9 +1,8 @@
 """The command line: one thin function per command. None imports torch before it runs."""
 
-from groundling.cli import chat, inspect, interchange, machine, models, runs, selftest, serve, studio, tokenizers, train
+from groundling.cli import chat, inspect, interchange, machine, models, runs, serve, studio, tokenizers, train
 from groundling.cli.app import app
 
 __all__ = [
-    "app", "chat", "inspect", "interchange", "machine", "models", "runs", "selftest", "serve", "studio", "tokenizers",
-    "train",
+    "app", "chat", "inspect", "interchange", "machine", "models", "runs", "serve", "studio", "tokenizers", "train",
 ]  # fmt: skip

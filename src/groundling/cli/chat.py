@@ -6,23 +6,21 @@ import dataclasses
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from groundling.cli.app import Out, RunReference, Text, app, note
-from groundling.cli.flags import given, with_settings
+from groundling.cli.app import Out, Precision, RunReference, Text, Unknown, app, note, tee
+from groundling.cli.flags import with_settings
 from groundling.config import Sampling
-from groundling.escape import printable
 
 if TYPE_CHECKING:
     from groundling.run.run import Run
 
-KNOBS: dict[str, Callable[[str], Any]] = {
-    field.name: int if "int" in str(field.type) else float
+SETTINGS: dict[str, Callable[[str], Any]] = {"max-new-tokens": int} | {
+    field.name.replace("_", "-"): int if "int" in str(field.type) else float
     for field in dataclasses.fields(Sampling)
     if "help" in field.metadata
 }
-"""What can be set in a session, and how it is read from text."""
+"""What can be set in a session."""
 
 HELP = """\
 Type some text and the model continues it. Enter alone lets it continue. Alt-Enter starts a new line.
@@ -34,34 +32,27 @@ Settings, with a value to change them or without one to show them:"""
 
 
 @app.command(sort_key=3)
-@partial(with_settings, groups=("sampling",))
+@with_settings("sampling")
 def chat(
     run: RunReference,
     /,
     *,
     max_new_tokens: int = 300,
     stop: Annotated[tuple[str, ...], Text] = (),
-    precision: Literal["float32", "bfloat16", "int8"] = "float32",
-    unknown: Literal["error", "skip"] = "error",
+    precision: Precision = "float32",
+    unknown: Unknown = "error",
     out: Out = None,
     **settings: Any,
 ) -> None:
     """Write with a model, turn by turn. /help lists what you can set along the way.
 
-    Parameters
-    ----------
-    max_new_tokens
-        How many tokens to generate in a turn.
-    stop
-        End a turn where this text appears. Repeat the flag for several.
-    precision
-        Weight precision. bfloat16 and int8 generate faster but are slightly less accurate.
-    unknown
-        What to do with characters that the model has never seen.
+    Args:
+        max_new_tokens: How many tokens to generate in a turn.
+        stop: End a turn where this text appears. Repeat the flag for several.
     """
     from groundling.run.store import load
 
-    sampling = Sampling(**given(settings))
+    sampling = Sampling(**settings)
     loaded = load(run, out=out)
     options: dict[str, Any] = {"stop": stop, "precision": precision, "unknown": unknown}
     loaded.stream("", sampling, max_new_tokens, **options)  # refuses wrong options before the first turn
@@ -93,7 +84,7 @@ class Session:
             name, _, value = line[1:].strip().partition(" ")
             if name == "quit":
                 return False
-            self._command(name.replace("-", "_"), value.strip())
+            self._command(name.replace("_", "-"), value.strip())
         except ValueError as error:
             note(str(error))
         return True
@@ -102,16 +93,12 @@ class Session:
         """Continue `text`, printing as it comes, until Ctrl-C."""
         assert self._sampling.seed is not None
         sampling = dataclasses.replace(self._sampling, seed=(self._sampling.seed + self._turn) % 2**63)
-        written = ""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a session may outgrow the context
+        with warnings.catch_warnings(action="ignore"):  # a session may outgrow the context
             pieces = self._run.stream(text, sampling, self._max_new_tokens, **self._options)
-        # A terminal obeys control characters, and a stranger's model may generate any.
-        shown = printable if sys.stdout.isatty() else str
+        written = ""
         try:
-            for piece in pieces:
+            for piece in tee(pieces):
                 written += piece
-                print(shown(piece), end="", flush=True)
         except KeyboardInterrupt:
             pass  # stops the answer, not the session
         print(flush=True)
@@ -121,36 +108,36 @@ class Session:
     def _command(self, name: str, value: str) -> None:
         if name == "help":
             print(HELP)
-            for knob in ("max_new_tokens", *KNOBS):
-                print(f"  /{knob.replace('_', '-')} {self._setting(knob)}")
+            for setting in SETTINGS:
+                print(f"  /{setting} {self._value(setting)}")
         elif name == "reset":
             self._text = self._before = ""
             self._turn = 0
         elif name == "again":
             self._continue(self._before)
-        elif name not in KNOBS and name != "max_new_tokens":
-            raise ValueError(f"There is no /{name.replace('_', '-')}. /help lists the commands.")
+        elif name not in SETTINGS:
+            raise ValueError(f"There is no /{name}. /help lists the commands.")
         elif not value:
-            print(f"{name.replace('_', '-')} {self._setting(name)}")
+            print(f"{name} {self._value(name)}")
         else:
             self._set(name, value)
 
-    def _setting(self, knob: str) -> object:
-        return self._max_new_tokens if knob == "max_new_tokens" else getattr(self._sampling, knob)
+    def _value(self, setting: str) -> object:
+        return self._max_new_tokens if setting == "max-new-tokens" else vars(self._sampling)[setting.replace("-", "_")]
 
-    def _set(self, knob: str, value: str) -> None:
+    def _set(self, setting: str, value: str) -> None:
         try:
-            number = KNOBS.get(knob, int)(value)
+            number = SETTINGS[setting](value)
         except ValueError:
-            raise ValueError(f"/{knob.replace('_', '-')} takes a number, not {value!r}.") from None
-        if knob == "max_new_tokens":
-            if number < 1:
-                raise ValueError(f"/max-new-tokens must be 1 or more, and it is {number}.")
-            self._max_new_tokens = number
-        else:
-            self._sampling = dataclasses.replace(self._sampling, **{knob: number})
-            if knob == "seed":
+            raise ValueError(f"/{setting} takes a number, not {value!r}.") from None
+        if setting != "max-new-tokens":
+            self._sampling = dataclasses.replace(self._sampling, **{setting.replace("-", "_"): number})
+            if setting == "seed":
                 self._turn = 0
+        elif number < 1:
+            raise ValueError(f"/max-new-tokens must be 1 or more, and it is {number}.")
+        else:
+            self._max_new_tokens = number
 
 
 def _reader() -> Callable[[], str | None]:

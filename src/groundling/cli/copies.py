@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from groundling.cli.app import note, print_lines
+from groundling.cli.app import note, print_rows
 from groundling.escape import printable
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def show_originality(prompt: str, sample: str, found: Originality) -> None:
     if n:
         copied = f"{found.share:.1%} of {found.characters:,} characters, in {n} span(s) of {COPIED} or more"
     print()
-    print_lines([("longest verbatim span", _place(found.where)), ("copied", copied)])
+    print_rows([("longest verbatim span", _place(found.where)), ("copied", copied)])
     if not n:
         return
     console = Console(highlight=False, soft_wrap=True)

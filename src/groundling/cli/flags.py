@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
@@ -16,34 +16,37 @@ _ALIASES = {"accumulate": "--gradient-accumulation-steps"}
 _GROUPS: dict[str, Any] = {**GROUPS, "sampling": Sampling}
 
 
-def with_settings(command: Callable[..., Any], groups: Collection[str] = GROUPS) -> Callable[..., Any]:
-    """Give `command` a flag for every setting of the named groups, with type, help and default."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    hints = get_type_hints(command, include_extras=True)
-    parameters = [p.replace(annotation=hints[p.name]) for p in own]
-    for order, name in enumerate(groups):
-        group = Group(name.capitalize(), sort_key=order + 10)
-        types = get_type_hints(_GROUPS[name])
-        for field in dataclasses.fields(_GROUPS[name]):
-            if "help" not in field.metadata:
-                continue
-            described = f"{field.metadata['help']} {_default(name, field)}".rstrip()
-            parameter = Parameter(
-                help=described, group=group, show_default=False, allow_leading_hyphen=name == "sampling",
-                alias=_ALIASES.get(field.name),
-            )  # fmt: skip
-            annotation: Any = Annotated[types[field.name] | None, parameter]
-            parameters.append(
-                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+def with_settings(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command a flag for every setting of the named groups. It gets those that the user set as keywords."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        flags = [flag for order, name in enumerate(groups) for flag in _flags(name, order + 10)]
+        command.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _flags(name: str, sort_key: int) -> list[inspect.Parameter]:
+    """A parameter for every setting of a group."""
+    group, types = Group(name.capitalize(), sort_key=sort_key), get_type_hints(_GROUPS[name])
+    parameters = []
+    for field in dataclasses.fields(_GROUPS[name]):
+        if "help" not in field.metadata:
+            continue
+        parameter = Parameter(
+            help=f"{field.metadata['help']} {_default(name, field)}".rstrip(), group=group, show_default=False,
+            negative_bool="no-", allow_leading_hyphen=name == "sampling", alias=_ALIASES.get(field.name),
+        )  # fmt: skip
+        parameters.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
+                annotation=Annotated[types[field.name], parameter],
             )
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
-
-
-def given(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were given: the others are None."""
-    return {name: value for name, value in settings.items() if value is not None}
+        )  # fmt: skip
+    return parameters
 
 
 def _default(group: str, field: dataclasses.Field[Any]) -> str:

@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
-
-from groundling.cli.app import Json, Text, app, print_json, print_lines
-from groundling.cli.flags import given, with_settings
+from groundling.cli.app import Json, Text, app, print_json, print_rows
+from groundling.cli.flags import with_settings
 
 if TYPE_CHECKING:
     from groundling.checkup.report import Recommendation, Report
 
 
 @app.command(sort_key=5)
-@partial(with_settings, groups=("text",))
+@with_settings("text")
 def inspect(
     corpus: Annotated[str, Text],
     /,
     *,
     minutes: float = 5.0,
-    html: Annotated[Path | None, Parameter(show_default=False)] = None,
+    html: Path | None = None,
     json: Json = False,
     **settings: Any,
 ) -> None:
     """Check a text before training: contents, duplicates, leakage, n-gram baselines, and a recommended model.
 
-    Parameters
-    ----------
-    corpus
-        A text file (.gz too), a folder of them, - for standard input, shakespeare, or python-docs.
-    minutes
-        The training time to recommend a model for.
-    html
-        Also write the report to this HTML file.
+    Args:
+        corpus: A text file (.gz too), a folder of them, - for standard input, shakespeare, or python-docs.
+        minutes: The training time to recommend a model for.
+        html: Also write the report to this HTML file.
     """
     from groundling.checkup.inspect import inspect
 
-    report = inspect(corpus, minutes=minutes, html=html, **given(settings))
+    report = inspect(corpus, minutes=minutes, html=html, **settings)
     if json:
         return print_json(report.to_dict())
     _show(report)
@@ -50,28 +43,25 @@ def inspect(
 
 def _show(report: Report) -> None:
     from groundling.checkup.findings import findings
-    from groundling.checkup.page import shown
     from groundling.checkup.text import said
 
     text, tokens, milestones = report.text, report.tokens, report.milestones
     scripts = ", ".join(f"{name} {share:.1%}" for name, share in list(text.scripts.items())[:6])
     languages = ", ".join(f"{code} {share:.0%}" for code, share in list(text.languages.items())[:5])
-    print_lines(
-        [
-            ("text", f"{report.name}: {text.characters:,} characters, {text.bytes:,} bytes, {text.lines:,} lines, "
-                     f"{report.documents:,} document(s)"),
-            ("scripts", scripts),
-            ("languages", (languages or "too little text to tell") + " (ISO 639-1 codes, from samples)"),
-            ("alphabet", f"{text.alphabet:,} characters"),
-            ("rarest", ", ".join(f"{shown(c.character)} {c.count:,}" for c in text.rarest)),
-            *[("", f"{shown(c.character)} ({c.name.lower()}): {said(c.places)}")
-              for c in text.rarest if c.count <= len(c.places)][:10],
-            ("tokens", f"{tokens.training_tokens:,} for training, {tokens.validation_tokens:,} for validation; "
-                       f"{tokens.tokenizer} tokenizer, vocabulary of {tokens.vocab_size:,}, "
-                       f"{tokens.characters_per_token:.2f} characters per token"),
-            ("bigrams", f"{tokens.bigrams_present:,} of {tokens.bigrams_possible:,} possible ones occur"),
-        ]
-    )  # fmt: skip
+    print_rows([
+        ("text", f"{report.name}: {text.characters:,} characters, {text.bytes:,} bytes, {text.lines:,} lines, "
+                 f"{report.documents:,} document(s)"),
+        ("scripts", scripts),
+        ("languages", (languages or "too little text to tell") + " (ISO 639-1 codes, from samples)"),
+        ("alphabet", f"{text.alphabet:,} characters"),
+        ("rarest", ", ".join(f"{c.shown} {c.count:,}" for c in text.rarest)),
+        *[("", f"{c.shown} ({c.name.lower()}): {said(c.places)}")
+          for c in text.rarest if c.count <= len(c.places)][:10],
+        ("tokens", f"{tokens.training_tokens:,} for training, {tokens.validation_tokens:,} for validation; "
+                   f"{tokens.tokenizer} tokenizer, vocabulary of {tokens.vocab_size:,}, "
+                   f"{tokens.characters_per_token:.2f} characters per token"),
+        ("bigrams", f"{tokens.bigrams_present:,} of {tokens.bigrams_possible:,} possible ones occur"),
+    ])  # fmt: skip
     print("\nN-gram baselines on the validation part (loss in nats per token, bits per byte):")
     for model in milestones.models:
         best = "  (best: a lower loss is more than n-grams know)" if model.name == milestones.best else ""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from groundling.cli.app import Json, Out, RunReference, app, note, print_json, print_lines
+from groundling.cli.app import Json, Out, RunReference, app, note, print_json, print_rows
 
 
 @app.command(sort_key=8)
@@ -16,25 +16,18 @@ def export(
     /,
     *,
     to: Literal["huggingface", "gguf", "onnx"],
-    out: Annotated[Path | None, Parameter(show_default=False)] = None,
-    quantize: Annotated[
-        Literal["f16", "bf16", "q8_0", "q5_0", "q4_0", "int8"] | None, Parameter(show_default=False)
-    ] = None,
+    out: Path | None = None,
+    quantize: Literal["f16", "bf16", "q8_0", "q5_0", "q4_0", "int8"] | None = None,
     average: int = 1,
     json: Json = False,
 ) -> None:
     """Export a model to transformers, llama.cpp and Ollama, or ONNX Runtime, and check that it computes the same there.
 
-    Parameters
-    ----------
-    to
-        The format.
-    out
-        The folder to create. Default: exports/ and the format's name in the run's folder.
-    quantize
-        Weights in fewer bits: f16 or bf16 (huggingface); f16, q8_0, q5_0 or q4_0 (gguf); int8 (onnx).
-    average
-        Average the weights of this many newest checkpoints, and print the validation loss next to the best one's.
+    Args:
+        to: The format.
+        out: The folder to create. Default: exports/ and the format's name in the run's folder.
+        quantize: Weights in fewer bits: f16 or bf16 (huggingface); f16, q8_0, q5_0 or q4_0 (gguf); int8 (onnx).
+        average: Average the weights of this many newest checkpoints, and compare its loss with the best checkpoint's.
     """
     from groundling.interchange.export import export
 
@@ -45,7 +38,7 @@ def export(
         mean, best = (made["average"][key] for key in ("validation_loss", "best_checkpoint_loss"))
         print(f"Validation loss: average {mean:.4f}, best checkpoint {best:.4f}")
     print(*made["sentences"], "", sep="\n")
-    print_lines([(name, f"{size:,} bytes") for name, size in made["files"].items()])
+    print_rows([(name, f"{size:,} bytes") for name, size in made["files"].items()])
     print(f"Saved to {made['folder']}")
     return None
 
@@ -55,8 +48,8 @@ def import_(
     folder: Annotated[Path, Parameter(help="A folder with config.json, safetensors and a tokenizer.")],
     /,
     *,
-    name: Annotated[str | None, Parameter(show_default=False)] = None,
-    block_size: Annotated[int | None, Parameter(show_default=False)] = None,
+    name: str | None = None,
+    block_size: int | None = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -64,12 +57,9 @@ def import_(
 
     You can sample it, evaluate it (eval --text), export it, and train it further (train TEXT --init-from RUN).
 
-    Parameters
-    ----------
-    name
-        The run's name. Default: the folder's name.
-    block_size
-        The context length. Default: the model's own, at most 2,048.
+    Args:
+        name: The run's name. Default: the folder's name.
+        block_size: The context length. Default: the model's own, at most 2,048.
     """
     from groundling.interchange.import_model import import_model
 
@@ -80,6 +70,6 @@ def import_(
     }  # fmt: skip
     if json:
         return print_json(facts)
-    print_lines(list(facts.items()))
+    print_rows(list(facts.items()))
     print(f"Next: groundling sample {run.reference}, or groundling train my.txt --init-from {run.reference}")
     return None

@@ -67,16 +67,14 @@ def plot(
     run: Annotated[list[str], Parameter(name="RUN", help="One or more runs, by name or path.", negative="")],
     /,
     *,
-    to: Annotated[Path | None, Parameter(show_default=False)] = None,
+    to: Path | None = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """Draw the loss curve of one run, or of several to compare.
 
-    Parameters
-    ----------
-    to
-        The PNG file to write. Default: loss.png in the run's folder, or ./comparison.png for several runs.
+    Args:
+        to: The PNG file to write. Default: loss.png in the run's folder, or ./comparison.png for several runs.
     """
     from groundling.reporting.plot import plot_curves
     from groundling.run.store import load
@@ -87,33 +85,24 @@ def plot(
     else:
         path = to or Path("comparison.png")
         plot_curves({each.name: each.metrics() for each in loaded}, path)
-    if json:
-        return print_json({"file": str(path)})
-    print(os.path.relpath(path))
-    return None
+    _print_path(path, json)
 
 
 @app.command(sort_key=5)
-def report(
-    run: RunReference,
-    /,
-    *,
-    to: Annotated[Path | None, Parameter(show_default=False)] = None,
-    out: Out = None,
-    json: Json = False,
-) -> None:
+def report(run: RunReference, /, *, to: Path | None = None, out: Out = None, json: Json = False) -> None:
     """Write an HTML report of a run: curves, diagnosis, samples over time and what they copied, text, plan, settings
     and machine. It is one file that needs no network.
 
-    Parameters
-    ----------
-    to
-        The HTML file to write. Default: report.html in the run's folder.
+    Args:
+        to: The HTML file to write. Default: report.html in the run's folder.
     """
     from groundling.run.store import load
 
-    path = load(run, out=out).report(to)
+    _print_path(load(run, out=out).report(to), json)
+
+
+def _print_path(path: Path, json: bool) -> None:
     if json:
-        return print_json({"file": str(path)})
-    print(os.path.relpath(path))
-    return None
+        print_json({"file": str(path)})
+    else:
+        print(os.path.relpath(path))

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from groundling.cli.app import Out, app
 
 
 @app.command(sort_key=4)
-def studio(
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8001,
-    open: Annotated[bool, Parameter(negative="")] = False,
-    out: Out = None,
-) -> None:
+def studio(*, host: str = "127.0.0.1", port: int = 8001, open: bool = False, out: Out = None) -> None:
     """Start the studio: web pages to start and watch runs, generate text, and look inside models.
 
     Ctrl-C stops it. Runs that are training continue.
 
-    Parameters
-    ----------
-    host
-        Address to listen on: a loopback address.
-    port
-        0 picks a free one.
-    open
-        Open a browser, too.
+    Args:
+        host: Address to listen on: a loopback address.
+        port: 0 picks a free one.
+        open: Open a browser, too.
     """
     try:
         from groundling.web.studio.app import serve_studio

@@ -20,13 +20,9 @@ tokenizer = App(
 app.command(tokenizer)
 
 Reference = Annotated[
-    str,
-    Parameter(
-        name="FILE",
-        help="A tokenizer's file or folder (groundling's, tokenizer.json, GPT-2's), or a run.",
-    ),
+    str, Parameter(name="FILE", help="A tokenizer's file or folder (groundling's, tokenizer.json, GPT-2's), or a run.")
 ]
-Glob = Annotated[str | None, Parameter(help="Which files of a folder to read, such as '*.txt'.", show_default=False)]
+Glob = Annotated[str | None, Parameter(help="Which files of a folder to read, such as '*.txt'.")]
 
 
 @tokenizer.command(name="train", sort_key=0)
@@ -42,16 +38,11 @@ def train_(
 ) -> None:
     """Train a tokenizer on a text and save it, for `groundling train --tokenizer FILE`.
 
-    Parameters
-    ----------
-    corpus
-        A text file (.gz too), a folder of them, - for standard input, shakespeare, or python-docs.
-    out
-        The file to write.
-    kind
-        One token per character, one per byte, or pieces of words learned from the text.
-    vocab_size
-        Vocabulary size of bpe, at most.
+    Args:
+        corpus: A text file (.gz too), a folder of them, - for standard input, shakespeare, or python-docs.
+        out: The file to write.
+        kind: One token per character, one per byte, or pieces of words learned from the text.
+        vocab_size: Vocabulary size of bpe, at most.
     """
     from groundling.data.tokenizers.train import train_tokenizer
     from groundling.reporting.console import Console
@@ -63,20 +54,15 @@ def train_(
             progress=reporters(console)[1],
         )  # fmt: skip
     made.save(out)
-    if json:
-        return print_json({"file": str(out), **_about(made)})
-    print(f"{out}: {made.kind}, {made.vocab_size:,} tokens")
-    return None
+    _print_saved(out, made, json)
 
 
 @tokenizer.command(sort_key=1)
 def show(file: Reference, /, *, text: Annotated[str, Text], json: Json = False) -> None:
     """Show the tokens of a text, with their ids.
 
-    Parameters
-    ----------
-    text
-        The text to tokenize.
+    Args:
+        text: The text to tokenize.
     """
     found = _find(file)
     ids = found.encode(text)
@@ -100,10 +86,8 @@ def show(file: Reference, /, *, text: Annotated[str, Text], json: Json = False) 
     table.add_column("piece")
     for i, piece in zip(ids, pieces, strict=True):
         table.add_row(str(i), Styled(_printable(piece)))
-    console.print(table)
-    console.print(
-        f"{len(text):,} characters, {len(text.encode()):,} bytes, {len(ids):,} tokens of {found.vocab_size:,}"
-    )
+    print_table(table)
+    print(f"{len(text):,} characters, {len(text.encode()):,} bytes, {len(ids):,} tokens of {found.vocab_size:,}")
     return None
 
 
@@ -114,22 +98,17 @@ def compare(
     *,
     vocab_sizes: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (512, 2048, 8192),
     n_embd: int = 384,
-    minutes: Annotated[float | None, Parameter(show_default=False)] = None,
+    minutes: float | None = None,
     glob: Glob = None,
     json: Json = False,
 ) -> None:
     """Compare character, byte and BPE tokenizers on the same text.
 
-    Parameters
-    ----------
-    corpus
-        A text file (.gz too), a folder of them, - for standard input, shakespeare (default), or python-docs.
-    vocab_sizes
-        Vocabulary sizes to try for BPE.
-    n_embd
-        Width for which the embedding's parameters are counted.
-    minutes
-        Also train a model with each for this long, and show its bits per byte on the validation part.
+    Args:
+        corpus: A text file (.gz too), a folder of them, - for standard input, shakespeare (default), or python-docs.
+        vocab_sizes: Vocabulary sizes to try for BPE.
+        n_embd: Width for which the embedding's parameters are counted.
+        minutes: Also train a model with each for this long, and show its bits per byte on the validation part.
     """
     from groundling.experiments.compare_tokenizers import compare_tokenizers
     from groundling.reporting.console import Console
@@ -153,19 +132,14 @@ def compare(
 def export(file: Reference, /, *, out: Path, json: Json = False) -> None:
     """Export a tokenizer to Hugging Face's tokenizer.json. It gives the same ids.
 
-    Parameters
-    ----------
-    out
-        The file to write.
+    Args:
+        out: The file to write.
     """
     from groundling import storage
 
     found = _find(file)
     storage.write_json(out, found.to_huggingface())
-    if json:
-        return print_json({"file": str(out), **_about(found)})
-    print(f"{out}: {found.kind}, {found.vocab_size:,} tokens")
-    return None
+    _print_saved(out, found, json)
 
 
 def _find(reference: str) -> Tokenizer:
@@ -176,6 +150,13 @@ def _find(reference: str) -> Tokenizer:
     from groundling.run.store import load
 
     return load(reference).tokenizer
+
+
+def _print_saved(out: Path, saved: Tokenizer, json: bool) -> None:
+    if json:
+        print_json({"file": str(out), **_about(saved)})
+    else:
+        print(f"{out}: {saved.kind}, {saved.vocab_size:,} tokens")
 
 
 def _about(found: Tokenizer) -> dict[str, Any]:

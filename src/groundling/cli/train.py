@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from groundling import config as cfg
 from groundling.cli.app import Json, Out, RunReference, Text, app, print_json
-from groundling.cli.flags import given, with_settings
+from groundling.cli.flags import with_settings
 from groundling.training.signals import ended_by_signals
 
 Track = Annotated[
     list[Literal["tensorboard", "wandb", "trackio"]] | None,
     Parameter(
-        negative="", show_default=False,
+        negative="",
         help="Also log to this tracker, an extra: pip install \"groundling[wandb]\". Repeat the flag for several.",
     ),
 ]  # fmt: skip
@@ -25,7 +24,7 @@ _PRESETS = "; ".join(f"{name}: {preset.description}" for name, preset in cfg.PRE
 
 
 @app.command(sort_key=0)
-@with_settings
+@with_settings(*cfg.GROUPS)
 def train(
     corpus: Annotated[str | None, Text] = None,
     /,
@@ -34,7 +33,7 @@ def train(
         Literal[tuple(cfg.PRESETS)] | None,  # type: ignore[valid-type]
         Parameter(help=f"Named settings to start from. Default: {cfg.DEFAULT_PRESET}. {_PRESETS}."),
     ] = None,
-    name: Annotated[str | None, Parameter(show_default=False)] = None,
+    name: str | None = None,
     out: Out = None,
     track: Track = None,
     json: Json = False,
@@ -45,21 +44,11 @@ def train(
 
     Repeat the same command to resume a run that was stopped.
 
-    Parameters
-    ----------
-    corpus
-        A text file (.gz too), a folder of them, - for standard input, shakespeare (default), or python-docs.
-    name
-        The run's name. Default: made from the corpus.
+    Args:
+        corpus: A text file (.gz too), a folder of them, - for standard input, shakespeare (default), or python-docs.
+        name: The run's name. Default: made from the corpus.
     """
-    chosen = given(settings)
-
-    def start(tell: Callable[[Any], None], age: float) -> Any:
-        from groundling.run.train import train
-
-        return train(corpus, preset=preset, name=name, out=out, track=track, on_event=tell, elapsed=age, **chosen)
-
-    return _train(json, start)
+    return _train("train", json, corpus, preset=preset, name=name, out=out, track=track, **settings)
 
 
 @app.command(sort_key=1)
@@ -67,30 +56,28 @@ def resume(
     run: RunReference,
     /,
     *,
-    steps: Annotated[int | None, Parameter(help="New total number of steps.", show_default=False)] = None,
-    minutes: Annotated[float | None, Parameter(help="New total time in minutes.", show_default=False)] = None,
-    accept_changed_text: Annotated[
-        bool, Parameter(negative="", help="Continue even though the training text changed. The run records it.")
-    ] = False,
+    steps: int | None = None,
+    minutes: float | None = None,
+    accept_changed_text: bool = False,
     out: Out = None,
     track: Track = None,
     json: Json = False,
 ) -> int:
-    """Resume a run from its newest checkpoint, bit for bit as if it had never stopped."""
+    """Resume a run from its newest checkpoint, bit for bit as if it had never stopped.
 
-    def start(tell: Callable[[Any], None], age: float) -> Any:
-        from groundling.run.train import resume
-
-        return resume(
-            run, steps=steps, minutes=minutes, accept_changed_text=accept_changed_text, out=out, track=track,
-            on_event=tell, elapsed=age,
-        )  # fmt: skip
-
-    return _train(json, start)
+    Args:
+        steps: New total number of steps.
+        minutes: New total time in minutes.
+        accept_changed_text: Continue even though the training text changed. The run records it.
+    """
+    changes = {"steps": steps, "minutes": minutes, "accept_changed_text": accept_changed_text}
+    return _train("resume", json, run, out=out, track=track, **changes)
 
 
-def _train(json: bool, start: Callable[[Callable[[Any], None], float], Any]) -> int:
+def _train(command: Literal["train", "resume"], json: bool, *arguments: Any, **options: Any) -> int:
+    """Call the Python function of that name, and show its events."""
     with ended_by_signals():
+        import groundling
         from groundling.machine import process_age
         from groundling.reporting.console import Console
         from groundling.training.events import Event, Finished, Paused
@@ -103,7 +90,7 @@ def _train(json: bool, start: Callable[[Callable[[Any], None], float], Any]) -> 
                 if isinstance(event, Finished | Paused):
                     ending.append(event)
 
-            run = start(tell, process_age())
+            run = getattr(groundling, command)(*arguments, on_event=tell, elapsed=process_age(), **options)
     if json:
         print_json(ending[-1].to_dict() | {"folder": str(run.folder)})
     return 0 if run.stopped_by is None else 128 + run.stopped_by

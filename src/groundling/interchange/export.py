@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ import torch
 
 from groundling import storage
 from groundling.data.corpus import Tokens
+from groundling.data.progress import Notice, silent
 from groundling.evaluation.score import score
 from groundling.interchange import gguf, huggingface, onnx
 from groundling.interchange.model_card import card
@@ -34,7 +34,7 @@ def export(
     out: str | os.PathLike[str] | None = None,
     quantize: str | None = None,
     average: int = 1,
-    notice: Callable[[str], None] = lambda sentence: None,
+    notice: Notice = silent,
 ) -> dict[str, Any]:
     """Export a run's model, open it in the other engine, and check that this computes the same (see parity.py).
 
@@ -56,7 +56,7 @@ def export(
         raise ValueError(f"--quantize {quantize} does not work with --to {to}. Use {' or '.join(allowed)}.")
     run = run if isinstance(run, Run) else load(run)
     family_of(run.config.model)
-    folder = Path(out) if out else run.folder / "exports" / "-".join([to, *([quantize] if quantize else [])])
+    folder = Path(out) if out else run.folder / "exports" / (f"{to}-{quantize}" if quantize else to)
     if folder.exists():
         raise FileExistsError(f"{folder} already exists. Delete it, or choose another folder with --out.")
     try:

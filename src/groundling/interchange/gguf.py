@@ -18,7 +18,6 @@ import torch
 from groundling import storage
 from groundling.config import Sampling
 from groundling.data.tokenizers.base import BYTE_LETTERS, END_OF_TEXT, Tokenizer
-from groundling.data.tokenizers.bpe import BpeTokenizer
 from groundling.inference.engine import generate
 from groundling.interchange import gguf_eos
 from groundling.interchange.weight_names import Family, Names, family_of, from_external, to_external
@@ -27,14 +26,16 @@ from groundling.model.gpt import GPT
 QUANTIZATIONS = ("f16", "q8_0", "q5_0", "q4_0")
 FILE = "model.gguf"
 
-_OUTSIDE = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
-_INSIDE = {"ln_1": ("attn_norm",), "attn.c_proj": ("attn_output",), "ln_2": ("ffn_norm",), "mlp.c_proj": ("ffn_down",)}
+_BOTH = {
+    "wte": "token_embd", "wpe": "position_embd", "h": "blk.{}", "ln_f": "output_norm", "lm_head": "output",
+    "ln_1": "attn_norm", "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_proj": "ffn_down",
+}  # fmt: skip
 _NAMES: dict[Family, Names] = {
-    "gpt2": Names(_OUTSIDE, "blk.{}", {**_INSIDE, "attn.c_attn": ("attn_qkv",), "mlp.c_fc": ("ffn_up",)}),
-    "qwen3": Names(_OUTSIDE, "blk.{}", {
-        **_INSIDE, "attn.c_attn": ("attn_q", "attn_k", "attn_v"), "mlp.c_fc": ("ffn_gate", "ffn_up"),
-        "attn.rope.q_norm": ("attn_q_norm",), "attn.rope.k_norm": ("attn_k_norm",),
-    }),
+    "gpt2": _BOTH | {"attn.c_attn": "attn_qkv", "mlp.c_fc": "ffn_up"},
+    "qwen3": _BOTH | {
+        "attn.c_attn": "attn_q attn_k attn_v", "mlp.c_fc": "ffn_gate ffn_up",
+        "attn.rope.q_norm": "attn_q_norm", "attn.rope.k_norm": "attn_k_norm",
+    },
 }  # fmt: skip
 _EPSILON = {"gpt2": 1e-5, "qwen3": 1e-6}
 # The pre-tokenizer that llama.cpp calls qwen2.
@@ -45,18 +46,13 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's token type
 _NO_MERGE = (END_OF_TEXT, END_OF_TEXT)  # llama.cpp requires at least one merge; this one never applies
 
 
-def library() -> Any:
-    """The package gguf. Raises ValueError if it is not installed."""
+def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) -> None:
+    """Write model.gguf, with weights in float32 or as `quantize` says, and a Modelfile for Ollama."""
     try:
         import gguf
     except ImportError:
         raise ValueError('GGUF export needs the package gguf: pip install "groundling[gguf]".') from None
-    return gguf
-
-
-def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) -> None:
-    """Write model.gguf, with weights in float32 or as `quantize` says, and a Modelfile for Ollama."""
-    gguf, settings, family = library(), model.config, family_of(model.config)
+    settings, family = model.config, family_of(model.config)
     tensors = {name: tensor.numpy() for name, tensor in to_external(model, _NAMES[family]).items()}
     epsilon, extra_token = _EPSILON[family], tokenizer.end_of_text_id is None
     if extra_token and family == "gpt2":
@@ -152,8 +148,6 @@ def _as_bpe(tokenizer: Tokenizer) -> tuple[str, list[str], list[tuple[str, str]]
         # Join bytes from left to right, shorter prefixes first, so that no other merge can interfere.
         pairs = {(token[:i], token[i]): None for token in tokens for i in range(1, len(token))}
         return "gpt-2", tokens, sorted(pairs, key=lambda pair: len(pair[0]))
-    if isinstance(tokenizer, BpeTokenizer):
-        return "gpt-2", list(tokenizer.vocabulary), list(tokenizer.merges)
     definition = tokenizer.to_huggingface()
     model, pre_tokenizer = definition["model"], _pre_tokenizer(definition.get("pre_tokenizer"))
     if model.get("type") != "BPE" or model.get("ignore_merges") or pre_tokenizer is None:
@@ -237,7 +231,8 @@ class ReadBack:
     tolerance = 1e-4
 
     def __init__(self, folder: Path, model: GPT, extra_token: bool) -> None:
-        gguf = library()
+        import gguf
+
         tensors: gguf_eos.Tensors = {
             t.name: np.asarray(gguf.quants.dequantize(t.data, t.tensor_type), dtype=np.float32).copy()
             for t in gguf.GGUFReader(folder / FILE).tensors

@@ -24,22 +24,16 @@ from groundling.model.gpt import GPT
 QUANTIZATIONS = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 NAMES: dict[Family, Names] = {
-    "gpt2": Names(
-        {"wte": "transformer.wte", "wpe": "transformer.wpe", "ln_f": "transformer.ln_f", "lm_head": "lm_head"},
-        "transformer.h.{}",
-        {name: (name,) for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")},
-    ),
-    "qwen3": Names(
-        {"wte": "model.embed_tokens", "ln_f": "model.norm", "lm_head": "lm_head"},
-        "model.layers.{}",
-        {
-            "ln_1": ("input_layernorm",), "ln_2": ("post_attention_layernorm",),
-            "attn.c_attn": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            "attn.rope.q_norm": ("self_attn.q_norm",), "attn.rope.k_norm": ("self_attn.k_norm",),
-            "attn.c_proj": ("self_attn.o_proj",),
-            "mlp.c_fc": ("mlp.gate_proj", "mlp.up_proj"), "mlp.c_proj": ("mlp.down_proj",),
-        },
-    ),
+    "gpt2": {
+        "wte": "transformer.wte", "wpe": "transformer.wpe", "h": "transformer.h.{}", "ln_f": "transformer.ln_f",
+    },
+    "qwen3": {
+        "wte": "model.embed_tokens", "h": "model.layers.{}", "ln_f": "model.norm",
+        "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
+        "attn.c_attn": "self_attn.q_proj self_attn.k_proj self_attn.v_proj", "attn.c_proj": "self_attn.o_proj",
+        "attn.rope.q_norm": "self_attn.q_norm", "attn.rope.k_norm": "self_attn.k_norm",
+        "mlp.c_fc": "mlp.gate_proj mlp.up_proj", "mlp.c_proj": "mlp.down_proj",
+    },
 }  # fmt: skip
 ARCHITECTURES: dict[Family, str] = {"gpt2": "GPT2LMHeadModel", "qwen3": "Qwen3ForCausalLM"}
 """A family's name is also its `model_type` in config.json."""

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from groundling import __version__, storage
 from groundling.config import PRESETS, Config
+from groundling.data.progress import Notice, silent
 from groundling.data.tokenizers.base import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
 from groundling.interchange.huggingface import ARCHITECTURES, NAMES, transposed
@@ -50,7 +52,7 @@ def import_model(
     name: str | None = None,
     block_size: int | None = None,
     out: str | os.PathLike[str] | None = None,
-    notice: Callable[[str], None] = lambda sentence: None,
+    notice: Notice = silent,
 ) -> Run:
     """Import a GPT-2 or Qwen3 from a local folder with config.json, safetensors (one file or several) and a tokenizer
     (tokenizer.json, or vocab.json and merges.txt). Returns a run.
@@ -107,7 +109,7 @@ def _settings(theirs: Any, source: Path, block_size: int | None) -> tuple[Family
             )
     if any(kind != "full_attention" for kind in theirs.get("layer_types") or []):
         raise ValueError(f"{source}: some layers do not attend to the full context. groundling does not support that.")
-    model = (_gpt2 if family == "gpt2" else _qwen3)(theirs, rope)
+    model = _gpt2(theirs) if family == "gpt2" else _qwen3(theirs, rope)
     own = model["block_size"]
     model["block_size"] = block_size or min(own, _LONGEST)
     if model["block_size"] > own:
@@ -115,7 +117,7 @@ def _settings(theirs: Any, source: Path, block_size: int | None) -> tuple[Family
     return family, model
 
 
-def _gpt2(theirs: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
+def _gpt2(theirs: dict[str, Any]) -> dict[str, Any]:
     return {
         "block_size": theirs["n_positions"], "n_layer": theirs["n_layer"], "n_head": theirs["n_head"],
         "n_embd": theirs["n_embd"], "mlp_size": theirs.get("n_inner") or 0,
@@ -167,8 +169,7 @@ def _read(source: Path, family: Family) -> dict[str, torch.Tensor]:
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist. Weights can only be imported from safetensors files.")
         try:
-            with safe_open(file, framework="pt") as opened:
-                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            tensors |= load_file(file)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read: {error}.") from None
     for name, tensor in tensors.items():
@@ -188,14 +189,12 @@ def _trim(
     tensors: dict[str, torch.Tensor], family: Family, model: dict[str, Any], vocab_size: int
 ) -> dict[str, torch.Tensor]:
     """Drop positions beyond the context, vocabulary rows that no token uses, and a tied head's own tensor."""
-    weights = {ours: f"{theirs}.weight" for ours, theirs in NAMES[family].outside.items()}
-    rows = {weights["wte"]: vocab_size, weights["lm_head"]: vocab_size}
-    if family == "gpt2":
-        rows[weights["wpe"]] = model["block_size"]
+    rows = {"wte": vocab_size, "lm_head": vocab_size, "wpe": model["block_size"]}
+    rows = {f"{NAMES[family].get(ours, ours)}.weight": n for ours, n in rows.items()}
     return {
         name: tensor[: rows[name]] if name in rows else tensor
         for name, tensor in tensors.items()
-        if not (model["tie_head"] and name == weights["lm_head"])
+        if not (model["tie_head"] and name == "lm_head.weight")
     }
 
 

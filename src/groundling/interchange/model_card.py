@@ -13,7 +13,6 @@ from groundling.reporting.console import duration
 from groundling.run.run import Run
 from groundling.training.state import read_state
 
-_LIBRARIES = {"huggingface": "transformers", "gguf": "gguf", "onnx": "onnx"}
 _USE = {
     "huggingface": """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,8 +54,9 @@ def card(
     run: Run, model: GPT, to: str, quantize: str | None, average: dict[str, Any] | None, report: ParityReport
 ) -> str:
     """README.md of an export, in Markdown with the metadata that model hubs read."""
+    library = "transformers" if to == "huggingface" else to
     lines = [
-        "---", f"library_name: {_LIBRARIES[to]}", "pipeline_tag: text-generation", "tags: [groundling]", "---", "",
+        "---", f"library_name: {library}", "pipeline_tag: text-generation", "tags: [groundling]", "---", "",
         f"# {run.name}", "",
         f"A language model with {sum(p.numel() for p in model.parameters()):,} parameters, {_origin(run)} groundling. "
         f"Format: {to}{f', quantized to {quantize}' if quantize else ''}.", "",
@@ -99,10 +99,9 @@ def _origin(run: Run) -> str:
 
 
 def _facts(run: Run, average: dict[str, Any] | None) -> list[tuple[str, str]]:
-    corpus, state, machine = run.record.corpus, read_state(run.checkpoint), run.record.machine
-    imported = run.record.imported
-    if imported:
+    if imported := run.record.imported:
         return [("imported from", imported["name"]), ("architecture", imported["architecture"])]
+    corpus, state, machine = run.record.corpus, read_state(run.checkpoint), run.record.machine
     facts = [
         ("text", f"{corpus.name}: {corpus.characters:,} characters in {corpus.documents:,} document(s)"),
         ("SHA-256 of the text", corpus.fingerprint),
@@ -119,8 +118,8 @@ def _facts(run: Run, average: dict[str, Any] | None) -> list[tuple[str, str]]:
         ]
     elif evaluated:
         units = {"validation_loss": " nats per token", "bits_per_byte": "", "training_loss": " nats per token"}
-        values = {name: evaluated[-1][name] for name in units}
-        facts += [(n.replace("_", " "), f"{v:.4f}{units[n]}") for n, v in values.items() if v is not None]
+        last = evaluated[-1]
+        facts += [(n.replace("_", " "), f"{last[n]:.4f}{u}") for n, u in units.items() if last[n] is not None]
     facts += [
         ("steps", f"{state.step:,} of {run.config.training.steps:,}"),
         ("tokens trained on", f"{state.tokens:,}"),
