@@ -53,7 +53,7 @@ def groundling_step(preset: Preset, dtype: str, compile: str) -> Step:
             (loss / preset.training.accumulate).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), preset.training.grad_clip)
         optimizer.step()
-        optimizer.zero_grad()
+        model.zero_grad()
 
     return step
 

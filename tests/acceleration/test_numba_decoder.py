@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from groundling.acceleration.model_variants import ModelVariants
-from groundling.acceleration.ngram_drafter import NgramDrafter
 from groundling.acceleration.precision import Precision, with_precision
 from groundling.config import ModelSettings, Sampling
 from groundling.inference.engine import Engine, Request, generate
+from groundling.inference.ngram_drafter import NgramDrafter
 from groundling.inference.speed_selector import SpeedSelector
 from groundling.model.gpt import GPT
 from untrained import untrained

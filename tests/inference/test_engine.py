@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from groundling.acceleration.ngram_drafter import NgramDrafter
 from groundling.config import ModelSettings, Sampling
 from groundling.inference.engine import Engine, GeneratedToken, Request, generate, window_start
+from groundling.inference.ngram_drafter import NgramDrafter
 from groundling.inference.sampling import Sampler, choose
 from groundling.model.gpt import GPT
 

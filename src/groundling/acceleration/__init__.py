@@ -1,1 +1,1 @@
-"""Faster generation on CPUs: lower precision, a decoder compiled by Numba, and n-gram drafts."""
+"""Faster generation on CPUs: lower precision, and a decoder compiled by Numba."""

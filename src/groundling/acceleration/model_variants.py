@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from groundling.acceleration.ngram_drafter import NgramDrafter
 from groundling.acceleration.precision import Precision, with_precision
+from groundling.inference.ngram_drafter import NgramDrafter
 from groundling.model.gpt import GPT
 
 if TYPE_CHECKING:  # imports Numba, which may be missing
@@ -14,30 +16,22 @@ if TYPE_CHECKING:  # imports Numba, which may be missing
 
 
 class ModelVariants:
-    """The variants of one model, each made on first use."""
+    """The variants of one model, each made on first use. See `with_precision` and `fast_decoder`."""
 
     def __init__(self, model: GPT) -> None:
-        self._original = model
-        self._models: dict[Precision, GPT] = {}
-        self._decoders: dict[Precision, NumbaDecoder | None] = {}
+        self.model: Callable[[Precision], GPT] = cache(partial(with_precision, model))
+        self.decoder: Callable[[Precision], NumbaDecoder | None] = cache(partial(fast_decoder, model))
         self.drafter = NgramDrafter()  # shared by all variants; learns from the texts they generate
 
-    def model(self, precision: Precision) -> GPT:
-        """The model with weights in `precision`. Raises ValueError for an unknown one."""
-        if precision not in self._models:
-            self._models[precision] = with_precision(self._original, precision)
-        return self._models[precision]
 
-    def decoder(self, precision: Precision) -> NumbaDecoder | None:
-        """A faster way to decode a few tokens. None on a GPU or without Numba (the extra `fast`).
+def fast_decoder(model: GPT, precision: Precision) -> NumbaDecoder | None:
+    """A faster way to decode a few tokens. None on a GPU or without Numba (the extra `fast`).
 
-        Making it takes half a second. The first time on a machine it takes some seconds more, to compile. It is used
-        for texts of every length: its last digits differ from PyTorch's, and a text must not depend on earlier ones.
-        """
-        if precision not in self._decoders:
-            self._decoders[precision] = None
-            if self._original.device.type == "cpu" and importlib.util.find_spec("numba") is not None:
-                from groundling.acceleration.numba_decoder import NumbaDecoder
+    Making it takes half a second. The first time on a machine it takes some seconds more, to compile. It is used for
+    texts of every length: its last digits differ from PyTorch's, and a text must not depend on earlier ones.
+    """
+    if model.device.type != "cpu" or importlib.util.find_spec("numba") is None:
+        return None
+    from groundling.acceleration.numba_decoder import NumbaDecoder
 
-                self._decoders[precision] = NumbaDecoder(self._original, precision)
-        return self._decoders[precision]
+    return NumbaDecoder(model, precision)

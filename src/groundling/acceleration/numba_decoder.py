@@ -21,7 +21,7 @@ import torch.nn as nn
 from groundling.acceleration.numba_kernels import forward
 from groundling.acceleration.precision import Precision, in_int8
 from groundling.inference.speed_selector import SpeedSelector
-from groundling.model.gpt import GPT, RoPE, SelfAttention
+from groundling.model.gpt import GPT, SelfAttention
 from groundling.model.kv_cache import KVCache
 
 _F32 = npt.NDArray[np.float32]
@@ -59,7 +59,7 @@ class NumbaDecoder:
 
     def __init__(self, model: GPT, precision: Precision) -> None:
         config, blocks = model.config, model.blocks
-        rope = next((block.attn.rope for block in blocks if isinstance(block.attn.rope, RoPE)), None)
+        rope = blocks[0].attn.rope
         none = np.zeros((0, config.head_dim), np.float32)
         head = nn.Linear(1, 1, bias=False)
         head.weight = model.wte.weight if model.lm_head is None else model.lm_head.weight
@@ -120,10 +120,9 @@ def _norm(norm: nn.Module) -> _F32:
 
 
 def _head_norms(attention: SelfAttention) -> _F32:
-    rope = attention.rope
-    if not isinstance(rope, RoPE):
+    if attention.rope is None:
         return np.ones((2, attention.head_dim), np.float32)
-    return np.stack([_array(rope.q_norm.weight), _array(rope.k_norm.weight)])
+    return np.stack([_array(attention.rope.q_norm.weight), _array(attention.rope.k_norm.weight)])
 
 
 def _matrices(layers: Sequence[nn.Linear], precision: Precision) -> _Matrices:

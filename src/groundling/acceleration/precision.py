@@ -32,13 +32,11 @@ def with_precision(model: GPT, precision: Precision) -> GPT:
         raise ValueError(f"--precision int8 works only on CPUs. Use bfloat16 on {model.device.type}.")
     converted = copy.deepcopy(model).eval().requires_grad_(False)
     if converted.lm_head is None:
-        head = nn.Linear(model.config.n_embd, model.vocab_size, bias=False, device=model.device)
-        head.weight = converted.wte.weight
-        converted.lm_head = head
-    for module in list(converted.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, _linear(child, precision))
+        converted.lm_head = nn.Linear(model.config.n_embd, model.vocab_size, bias=False, device=model.device)
+        converted.lm_head.weight = converted.wte.weight
+    for name, module in list(converted.named_modules()):
+        if isinstance(module, nn.Linear):
+            converted.set_submodule(name, _linear(module, precision))
     return converted
 
 

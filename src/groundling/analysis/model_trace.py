@@ -40,13 +40,9 @@ class ModelTrace:
         """The attention weights of a layer, counted from 0: (nh, T, T). Row t has the weights of position t for the
         positions up to t, with sum 1."""
         block: Block = self.model.blocks[layer]
-        heads, hd = block.attn.heads, block.attn.head_dim
-        x = block.ln_1(self.streams[layer])[None]
-        qkv = block.attn.c_attn(x).view(1, len(self.tokens), -1, hd).transpose(1, 2)
-        q, k, _ = qkv.split(heads, dim=1)
-        q, k = block.attn.rope(q, k, None)
-        k = k.repeat_interleave(heads[0] // heads[1], dim=1)  # for grouped queries
-        scores = (q @ k.mT)[0].float() / math.sqrt(hd)
+        q, k, _ = block.attn.qkv(block.ln_1(self.streams[layer])[None])
+        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # for grouped queries
+        scores = (q @ k.mT)[0].float() / math.sqrt(q.size(-1))
         future = torch.ones_like(scores, dtype=torch.bool).triu(1)
         return scores.masked_fill(future, -math.inf).softmax(-1).cpu()
 

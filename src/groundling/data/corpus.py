@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from filelock import FileLock
 from groundling import storage
 from groundling.config import CorpusSettings
 from groundling.data.fingerprint import fingerprint_of
-from groundling.data.progress import Notice, Progress, ProgressMeter, once, silent
+from groundling.data.progress import Notice, Progress, ProgressMeter, silent
 from groundling.data.sources import Document, HashingSource, Source, find_source, read_text
 from groundling.data.split import split_point
 from groundling.data.tokenizers.base import Tokenizer, Unknown, UnknownText
@@ -108,7 +110,7 @@ def prepare(
     `fingerprint` is the text's, if you have it from `fingerprint_of`; otherwise the text is hashed first.
     Raises ValueError with a sentence for the user if the text is empty, or cannot be decoded or encoded.
     """
-    notice = once(notice)  # the text may be read several times
+    notice = cache(notice)  # without repetition: the text may be read several times
     for sentence in source.notices:
         notice(sentence)
     fingerprint = fingerprint or fingerprint_of(source, progress).fingerprint
@@ -183,8 +185,11 @@ def _tokenize(
     """Write the folder described at the top of this file."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     meter, reading = ProgressMeter(progress, "tokenizing", source.size), HashingSource(source)
-    about, ends, places = dict[str, Any](), list[int](), [(0, 0)]
-    n_tokens = n_known = n_ends = n_characters = 0
+    about, document_ends, places = dict[str, Any](), list[int](), [(0, 0)]
+    n_tokens = n_units = n_characters = 0
+    end = [] if tokenizer.end_of_text_id is None else [np.array([tokenizer.end_of_text_id], np.uint32)]
+    units = tokenizer.sizes[1].copy()  # characters and document ends of each token
+    units[end] = 1
 
     def read(document: Document) -> Iterator[str]:
         nonlocal n_characters
@@ -196,28 +201,24 @@ def _tokenize(
     with storage.readable_errors(folder, source.size * dtype.itemsize), storage.new_folder(folder, about) as temporary:
         for document in reading.source.documents:
             try:
-                for ids in tokenizer.encode_chunks(read(document), unknown):
+                for ids in itertools.chain(tokenizer.encode_chunks(read(document), unknown), end):
                     storage.disk.write(temporary / "tokens.bin", ids.astype(dtype).tobytes())
-                    n_tokens, n_known = n_tokens + len(ids), n_known + int(tokenizer.sizes[1][ids].sum())
-                    places.append((n_tokens, n_known + n_ends))
+                    n_tokens, n_units = n_tokens + len(ids), n_units + int(units[ids].sum())
+                    places.append((n_tokens, n_units))
             except UnknownText as error:
                 raise UnknownText(f"{document.name}: {error}") from None
-            if tokenizer.end_of_text_id is not None:
-                storage.disk.write(temporary / "tokens.bin", np.array([tokenizer.end_of_text_id], dtype).tobytes())
-                n_tokens, n_ends = n_tokens + 1, n_ends + 1
-                places.append((n_tokens, n_known + n_ends))
-            ends.append(n_tokens)
+            document_ends.append(n_tokens)
         reading.check(fingerprint)
         if n_characters == 0:
             raise ValueError(f"{source.name} is empty: there is no text in it.")
-        if n_known == 0:
+        if n_units == len(end) * len(document_ends):  # nothing but document ends
             raise ValueError(f"{source.name} has no character that is in the vocabulary. Use another text.")
-        storage.disk.write(temporary / "documents.bin", np.array(ends, dtype=np.int64).tobytes())
+        storage.disk.write(temporary / "documents.bin", np.array(document_ends, dtype=np.int64).tobytes())
         storage.disk.write(temporary / "places.bin", np.array(places, dtype=np.int64).tobytes())
         tokenizer.save(temporary / "tokenizer.json")
         about |= {
             "fingerprint": fingerprint, "dtype": dtype.name, "tokens": n_tokens, "characters": n_characters,
-            "documents": len(ends), "vocab_size": tokenizer.vocab_size,
+            "documents": len(document_ends), "vocab_size": tokenizer.vocab_size,
         }  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,32 +48,23 @@ def difference(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, A
     """How the files of a text changed, such as `1 file was added (c.txt), 2 files were edited (a.txt, b.txt)`; empty if
     they show no change. Each has `name` and `sha256`."""
     old, new = ({each["name"]: each["sha256"] for each in files} for files in (before, now))
-    gone, come = [name for name in old if name not in new], [name for name in new if name not in old]
-    moved = Counter(old[name] for name in gone) & Counter(new[name] for name in come)
-    kinds = {
-        "added": _without(come, new, moved),
-        "removed": _without(gone, old, moved),
-        "edited": [name for name in old if name in new and old[name] != new[name]],
-    }
-    kinds["renamed"] = [name for name in come if name not in kinds["added"]]
+    added, renamed, removed = list[str](), list[str](), [name for name in old if name not in new]
+    for name in new:
+        if name not in old:
+            same = next((gone for gone in removed if old[gone] == new[name]), None)
+            if same is None:
+                added.append(name)
+            else:
+                removed.remove(same)
+                renamed.append(name)
+    edited = [name for name in old if name in new and old[name] != new[name]]
+    kinds = {"added": added, "removed": removed, "edited": edited, "renamed": renamed}
     changes = [
         f"{len(names)} {'file was' if len(names) == 1 else 'files were'} {kind} ({_some(names)})"
         for kind, names in kinds.items()
         if names
     ]
     return ", ".join(changes)
-
-
-def _without(names: Sequence[str], hashes: Mapping[str, str], moved: Counter[str]) -> list[str]:
-    """The names that are left when, for each hash, as many as in `moved` are taken away."""
-    left = Counter(moved)
-    kept = []
-    for name in names:
-        if left[hashes[name]] > 0:
-            left[hashes[name]] -= 1
-        else:
-            kept.append(name)
-    return kept
 
 
 def _some(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ Ids = npt.NDArray[np.unsignedinteger]
 CACHED = 1 << 15  # values hashed at once: their 64-bit hashes fit in a core's own cache
 
 _BASE = 0x9E3779B97F4A7C15  # of the polynomials; 5 modulo 8, so its powers take longest to repeat
+_INVERSE = pow(_BASE, -1, 1 << 64)
 
 
 def mix(x: U64) -> U64:
@@ -26,33 +27,16 @@ def mix(x: U64) -> U64:
 def window_hashes(ids: Ids, length: int) -> U64:
     """64-bit hashes of all windows of `length` values, shape (len(ids) - length + 1,). Equal windows have equal hashes.
 
-    A polynomial modulo 2⁶⁴ of mixed values (Karp and Rabin, 1987). Windows of 1, 2, 4, ... are joined into larger
-    ones, so a window of 50 costs seven multiplications.
+    A polynomial modulo 2⁶⁴ of mixed values (Karp and Rabin, 1987): Σ value[k] · _BASE^(length - 1 - k). Each is the
+    difference of two prefix sums of value[k] / _BASE^(k + 1), times a power. So long windows cost no more than short.
     """
     n = max(len(ids) - length + 1, 0)
     hashes = np.empty(n, dtype=np.uint64)
+    most = min(n, CACHED) + length - 1
+    powers, inverses = (np.full(most, base, dtype=np.uint64).cumprod() for base in (_BASE, _INVERSE))
     for start in range(0, n, CACHED):
         part = ids[start : min(start + CACHED, n) + length - 1]
-        hashes[start : start + CACHED] = _window_hashes(mix(part.astype(np.uint64) + np.uint64(1)), length)
+        values = mix(part.astype(np.uint64) + np.uint64(1))
+        sums = np.pad((values * inverses[: len(values)]).cumsum(), (1, 0))
+        hashes[start : start + CACHED] = (sums[length:] - sums[:-length]) * powers[length - 1 : len(values)]
     return hashes
-
-
-def _window_hashes(values: U64, length: int) -> U64:
-    doubled, width, whole, covered = values, 1, None, 0
-    while True:
-        if length & width:
-            whole = doubled if whole is None else _join(whole, doubled, covered, width)
-            covered += width
-        if covered == length:
-            assert whole is not None
-            return whole[: len(values) - length + 1]
-        doubled, width = _join(doubled, doubled, width, width), 2 * width
-
-
-def _join(left: U64, right: U64, offset: int, width: int) -> U64:
-    """Hashes of joined windows: a left one, and a right one of `width` that starts `offset` later."""
-    right = right[offset:]
-    n = min(len(left), len(right))
-    joined: U64 = left[:n] * np.uint64(pow(_BASE, width, 1 << 64))
-    joined += right[:n]
-    return joined

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 Progress = Callable[[str, int, int], None]
@@ -14,11 +13,6 @@ Notice = Callable[[str], None]
 
 def silent(*_: Any) -> None:
     pass
-
-
-def once(notice: Notice) -> Notice:
-    """The same, but without repeating a sentence."""
-    return cache(notice)
 
 
 class ProgressMeter:

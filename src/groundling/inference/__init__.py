@@ -1,1 +1,1 @@
-"""Model and prompt in, text out: the batched generation engine, sampling, and streaming."""
+"""Model and prompt in, text out: the batched generation engine, sampling, n-gram drafts, and streaming."""

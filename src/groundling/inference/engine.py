@@ -25,17 +25,18 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from groundling.config import Sampling
-from groundling.inference.accelerators import Decoder, Drafter
+from groundling.inference.ngram_drafter import NgramDrafter
 from groundling.inference.sampling import Sampler, choose, log_probabilities
 from groundling.inference.speed_selector import SpeedSelector
 from groundling.model.gpt import GPT
+from groundling.model.kv_cache import KVCache
 
 _CHUNK = 128  # prompt tokens read per step, so that a long prompt does not hold up the other texts
 _AHEAD = 64  # tokens read at once for the next window
@@ -87,6 +88,17 @@ def window_start(n: int, block_size: int) -> int:
     return max(0, -((block_size - 1 - n) // stride)) * stride
 
 
+class Decoder(Protocol):
+    """Computes the model's forward pass for a few tokens. `acceleration` implements it."""
+
+    most: int  # up to this many tokens at once it is faster than the model
+
+    def read(
+        self, tokens: Sequence[int], rows: Sequence[int], positions: Sequence[int], cache: KVCache
+    ) -> npt.NDArray[np.float32]:
+        """Read the tokens into the cache, those of a row in order. Returns logits (n, V). Does not change lengths."""
+
+
 class _Row:
     """A text being generated, in one row of the caches."""
 
@@ -109,14 +121,14 @@ class Engine:
 
     `add` requests, then call `step` repeatedly and collect the tokens. A finished text frees its slot. You can call
     `add` and `free` between any two steps. Do not share an engine between threads.
+
+    `drafter` guesses tokens when that is faster, and learns from the texts. `decoder` replaces the model for few tokens
+    at once.
     """
 
     def __init__(
-        self, model: GPT, slots: int = 1, drafter: Drafter | None = None, decoder: Decoder | None = None
+        self, model: GPT, slots: int = 1, drafter: NgramDrafter | None = None, decoder: Decoder | None = None
     ) -> None:
-        """`drafter` guesses tokens when that is faster, and learns from the texts. `decoder` replaces the model for few
-        tokens at once.
-        """
         if slots < 1:
             raise ValueError(f"slots must be at least 1, not {slots}.")
         self._model, self._drafter, self._selector, self._decoder = model.eval(), drafter, SpeedSelector(), decoder
@@ -285,7 +297,7 @@ def generate(
     prompt: Sequence[int],
     max_new_tokens: int,
     sampling: Sampling,
-    drafter: Drafter | None = None,
+    drafter: NgramDrafter | None = None,
     decoder: Decoder | None = None,
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` token ids that continue `prompt` (at least one token id)."""

@@ -31,7 +31,6 @@ class Sampler:
         self._penalized = (
             sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         )
-        self.adjusts = self._penalized or bool(sampling.logit_bias)
         if self._penalized:
             self._counts = np.zeros(vocab_size)
             self._seen = np.zeros(vocab_size, dtype=bool)
@@ -58,8 +57,7 @@ class Sampler:
 def choose(logits: npt.NDArray[np.float32], samplers: Sequence[Sampler]) -> list[int]:
     """The next token of each row: logits (B, V) and B samplers -> B ids. May change the logits."""
     for row, sampler in zip(logits, samplers, strict=True):
-        if sampler.adjusts:
-            sampler.adjust(row)
+        sampler.adjust(row)
     chosen = logits.argmax(-1)
     drawn = [i for i, sampler in enumerate(samplers) if sampler.sampling.temperature > 0]
     if drawn:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from groundling.config import Sampling
 from groundling.data.tokenizers.base import Tokenizer
-from groundling.inference.accelerators import Decoder, Drafter
-from groundling.inference.engine import Engine, Request, window_start
+from groundling.inference.engine import Decoder, Engine, Request, window_start
+from groundling.inference.ngram_drafter import NgramDrafter
 from groundling.model.gpt import GPT
 
 
@@ -63,7 +63,7 @@ def stream(
     max_new_tokens: int,
     sampling: Sampling,
     stop: str | Sequence[str] = (),
-    drafter: Drafter | None = None,
+    drafter: NgramDrafter | None = None,
     decoder: Decoder | None = None,
 ) -> Iterator[str]:
     """Yield the continuation of `prompt` as text, piece by piece: see `StreamDecoder`.

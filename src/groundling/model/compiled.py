@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ _LAUNCH_BOUND = 5e7  # parameters: with fewer, a GPU finishes a kernel before th
 def compiled_forward(model: GPT, machine: Machine, graphs: bool) -> Forward:
     """The model, compiled when it first runs. With `graphs`, a small model on a GPU is recorded as CUDA graphs."""
     if machine.device.type != "cuda":
-        return functools.partial(model, run=CompiledParts())
+        return functools.partial(model, run=compiled_parts())
     # A GPU is worth the minute that compiling a whole model takes, and a small model waits for Python between its
     # kernels: as a CUDA graph, a pass is one launch. (Each pass reuses the graph's memory. Gradients that are added up
     # over several passes would be lost, and so would a teacher's logits.)
@@ -29,16 +28,10 @@ def compiled_forward(model: GPT, machine: Machine, graphs: bool) -> Forward:
     return torch.compile(model, dynamic=False, mode=mode)
 
 
-class CompiledParts:
+def compiled_parts() -> Forward:
     """A `run` for `GPT.forward` that compiles each part on its first call.
 
     All blocks share one compiled function, so six blocks take a sixth of the time to compile. They run no slower.
     """
-
-    def __init__(self) -> None:
-        self.parts: dict[Forward, Forward] = {}
-
-    def __call__(self, part: Forward, *arguments: Any) -> torch.Tensor:
-        if part not in self.parts:
-            self.parts[part] = torch.compile(part, dynamic=False)
-        return self.parts[part](*arguments)
+    compiled: Callable[[Forward], Forward] = functools.cache(functools.partial(torch.compile, dynamic=False))
+    return lambda part, *arguments: compiled(part)(*arguments)

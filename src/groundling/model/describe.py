@@ -25,9 +25,10 @@ def weight_shapes(config: ModelSettings, vocab_size: int) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def matrix_parameters(config: ModelSettings, vocab_size: int) -> int:
-    """Parameters without norms and biases."""
-    return _matrices(config, vocab_size, "")
+def matrix_parameters(config: ModelSettings, vocab_size: int, prefix: str = "") -> int:
+    """Parameters without norms and biases, in all modules or in those whose name starts with `prefix`."""
+    shapes = weight_shapes(config, vocab_size)
+    return sum(prod(shape) for name, shape in shapes.items() if name.startswith(prefix) and len(shape) >= 2)
 
 
 def flops_per_token(config: ModelSettings, vocab_size: int) -> float:
@@ -35,7 +36,7 @@ def flops_per_token(config: ModelSettings, vocab_size: int) -> float:
 
     Attention counts half of its weights, since the other half is masked. `vocab_size` 0 leaves out the output head.
     """
-    products = _matrices(config, 1, "h.") + vocab_size * config.n_embd
+    products = matrix_parameters(config, 1, "h.") + vocab_size * config.n_embd
     return 6.0 * (products + config.n_layer * config.block_size * config.n_embd)
 
 
@@ -46,8 +47,3 @@ def inference_memory(config: ModelSettings, vocab_size: int) -> int:
     rope = config.n_layer * config.block_size * config.head_dim if config.position == "rope" else 0
     kv_cache = 2 * config.n_layer * config.block_size * config.kv_heads * config.head_dim
     return 4 * (numbers + rope + kv_cache + vocab_size)
-
-
-def _matrices(config: ModelSettings, vocab_size: int, prefix: str) -> int:
-    shapes = weight_shapes(config, vocab_size)
-    return sum(prod(shape) for name, shape in shapes.items() if name.startswith(prefix) and len(shape) >= 2)

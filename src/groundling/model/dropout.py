@@ -59,6 +59,3 @@ class Dropout(nn.Module):
             return F.dropout(x, self.p)
         kept = random_bytes(x.shape, draw_seed()) >= self.threshold
         return torch.where(kept, x * (256 / (256 - self.threshold)), 0.0)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"

@@ -81,15 +81,6 @@ class RoPE(nn.Module):
         return torch.cat(((a * cos - b * sin).type_as(x), (b * cos + a * sin).type_as(x)), dim=-1)
 
 
-class NoRoPE(nn.Module):
-    """Used with learned positions, which are added to the token embeddings: returns q and k unchanged."""
-
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, position: CachePosition | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return q, k
-
-
 class SelfAttention(nn.Module):
     """Causal self-attention: each position reads from itself and the positions before it."""
 
@@ -101,19 +92,27 @@ class SelfAttention(nn.Module):
         sizes = [n * config.head_dim for n in self.heads]
         self.c_attn = StackedLinear(config.n_embd, sizes, bias=config.has_biases)
         self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.has_biases)
-        self.rope = RoPE(config) if config.position == "rope" else NoRoPE()
+        self.rope = RoPE(config) if config.position == "rope" else None
 
     def forward(self, x: torch.Tensor, position: CachePosition | None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C). With a `position`, the tokens in its cache come before."""
-        B, T, _ = x.shape
-        qkv = self.c_attn(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, nh + 2 nkv, T, hd)
-        q, k, v = qkv.split(self.heads, dim=1)
-        q, k = self.rope(q, k, position)
+        q, k, v = self.qkv(x, position)
         mask = None
         if position is not None:
             (k, v), mask = position.store(self.layer, k, v), position.attn_mask
         y = causal_attention(q, k, v, mask)  # (B, nh, T, hd)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return self.c_proj(y.transpose(1, 2).flatten(2))
+
+    def qkv(
+        self, x: torch.Tensor, position: CachePosition | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, T, C) -> queries (B, nh, T, hd), keys and values (B, nkv, T, hd)."""
+        B, T, _ = x.shape
+        heads = self.c_attn(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, nh + 2 nkv, T, hd)
+        q, k, v = heads.split(self.heads, dim=1)
+        if self.rope is not None:
+            q, k = self.rope(q, k, position)
+        return q, k, v
 
 
 class GeluMLP(nn.Module):
@@ -224,10 +223,11 @@ class GPT(nn.Module):
 
     def add_positions(self, x: torch.Tensor, position: CachePosition | None = None) -> torch.Tensor:
         """Token embeddings (B, T, C) -> the residual stream that the first block reads, (B, T, C)."""
-        if self.wpe is not None and position is None:
-            x = x + self.wpe(torch.arange(x.size(1), device=x.device))
-        elif self.wpe is not None and position is not None:
-            x = x + self.wpe.weight[position.positions]
+        if self.wpe is not None:
+            if position is None:
+                x = x + self.wpe(torch.arange(x.size(1), device=x.device))
+            else:
+                x = x + self.wpe.weight[position.positions]
         return self.drop(x)
 
     def unembed(self, x: torch.Tensor) -> torch.Tensor:
@@ -244,21 +244,22 @@ class GPT(nn.Module):
         return self.wte.weight.device
 
     def new_cache(self, batch_size: int = 1, capacity: int | None = None) -> KVCache:
-        return KVCache(self.config, batch_size, self.device, self.wte.weight.dtype, capacity)
+        """An empty cache with `capacity` positions in each row. Default: the model's context."""
+        capacity = self.config.block_size if capacity is None else capacity
+        return KVCache(self.config, batch_size, capacity, self.device, self.wte.weight.dtype)
 
     def parameter_table(self) -> list[tuple[str, int]]:
         """Parameter counts by part. They add up to the total; a tied head counts 0."""
-
-        def count(*modules: nn.Module | None) -> int:
-            return sum(p.numel() for module in modules if module is not None for p in module.parameters())
-
-        blocks, n = self.blocks, self.config.n_layer
-        table = [
-            (f"token embedding ({self.vocab_size} × {self.config.n_embd})", count(self.wte)),
-            (f"position embedding ({self.config.block_size} × {self.config.n_embd})", count(self.wpe)),
-            (f"attention ({n} layers)", count(*(block.attn for block in blocks))),
-            (f"MLP ({n} layers)", count(*(block.mlp for block in blocks))),
-            (f"norms ({2 * n + 1})", count(self.ln_f, *(m for b in blocks for m in (b.ln_1, b.ln_2)))),
-            ("output head" + (" (shares the token embedding)" if self.lm_head is None else ""), count(self.lm_head)),
+        V, N, C, n = self.vocab_size, self.config.block_size, self.config.n_embd, self.config.n_layer
+        parts = [
+            (f"token embedding ({V} × {C})", "wte."),
+            (f"position embedding ({N} × {C})", "wpe."),
+            (f"attention ({n} layers)", ".attn."),
+            (f"MLP ({n} layers)", ".mlp."),
+            (f"norms ({2 * n + 1})", "ln_"),
+            ("output head" + (" (shares the token embedding)" if self.lm_head is None else ""), "lm_head."),
         ]
-        return [row for row in table if self.wpe is not None or not row[0].startswith("position")]
+        if self.wpe is None:
+            del parts[1]
+        sizes = [(name, p.numel()) for name, p in self.named_parameters()]
+        return [(label, sum(size for name, size in sizes if part in name)) for label, part in parts]

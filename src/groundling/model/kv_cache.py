@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -13,39 +14,31 @@ from groundling.config import ModelSettings
 class KVCache:
     """Keys and values for a fixed number of rows and positions, allocated once. It tracks how full each row is.
 
-    Each row may be at a different position. `cache[a:b]` is a view of some rows. Writing through
-    the view, or changing its lengths, changes the cache.
+    Each row may be at a different position. `cache[a:b]` is a view of some rows: a write to it, or to its
+    lengths, changes the cache.
 
     Shapes: B rows, nkv key and value heads, T time, hd head size.
     """
 
     def __init__(
-        self,
-        model: ModelSettings,
-        batch_size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        capacity: int | None = None,
+        self, model: ModelSettings, batch_size: int, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        """`capacity` is the number of positions in a row. Default: the model's context."""
-        self.capacity = model.block_size if capacity is None else capacity
-        shape = (model.n_layer, batch_size, model.kv_heads, self.capacity, model.head_dim)
+        shape = (model.n_layer, batch_size, model.kv_heads, capacity, model.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (layer, B, nkv, T, hd)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = np.zeros(batch_size, dtype=np.int64)
         """Positions filled, by row. Lower it to drop a row's newest ones."""
 
     def __getitem__(self, rows: slice) -> KVCache:
-        view: KVCache = object.__new__(KVCache)
-        view.capacity = self.capacity
+        view = copy.copy(self)
         view.keys, view.values, view.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
         return view
 
     def next_position(self, T: int) -> CachePosition:
         """Where the next T tokens of each row go. Raises ValueError if they do not fit."""
-        length = int(self.lengths.max()) + T
-        if length > self.capacity:
-            raise ValueError(f"{length} tokens do not fit into this model's context of {self.capacity} (block_size).")
+        length, capacity = int(self.lengths.max()) + T, self.keys.size(3)
+        if length > capacity:
+            raise ValueError(f"{length} tokens do not fit into this model's context of {capacity} (block_size).")
         return CachePosition(self, T, length)
 
     def advance(self, T: int) -> None:

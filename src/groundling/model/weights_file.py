@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -28,16 +30,12 @@ def read_shapes(path: Path) -> dict[str, Shape]:
     Raises ValueError, naming the file, if it is not a safetensors file, if its header is too long, or if a
     tensor is not float32.
     """
-    try:
-        _check_header_length(path)
-        with safe_open(path, "pt") as file:  # checks that header and file fit together
-            slices = {name: file.get_slice(name) for name in list(file.keys())}
-            odd = next((name for name, each in slices.items() if each.get_dtype() != "F32"), None)
-            if odd is not None:
-                raise ValueError(f"{path} cannot be used: {odd[:80]} is {slices[odd].get_dtype()}, not float32.")
-            return {name.replace(*_RENAMED): tuple(each.get_shape()) for name, each in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error!s:.200}.") from None
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in list(file.keys())}
+        odd = next((name for name, each in slices.items() if each.get_dtype() != "F32"), None)
+        if odd is not None:
+            raise ValueError(f"{path} cannot be used: {odd[:80]} is {slices[odd].get_dtype()}, not float32.")
+        return {name.replace(*_RENAMED): tuple(each.get_shape()) for name, each in slices.items()}
 
 
 def read_tensors(path: Path, expected: Mapping[str, Shape]) -> dict[str, torch.Tensor]:
@@ -46,19 +44,14 @@ def read_tensors(path: Path, expected: Mapping[str, Shape]) -> dict[str, torch.T
     Raises ValueError, naming the file, if names or shapes differ from `expected`, or if a number is not finite.
     """
     _compare(path, read_shapes(path), expected)
-    tensors = dict[str, torch.Tensor]()
-    try:
-        with safe_open(path, "pt") as file:
-            for name in list(file.keys()):
-                tensor = file.get_tensor(name)
-                if not tensor.isfinite().all():
-                    raise ValueError(
-                        f"{path} contains NaN or infinity, in {name[:80]}: training had diverged before it was saved. "
-                        "Use an earlier checkpoint."
-                    )
-                tensors[name.replace(*_RENAMED)] = tensor
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error!s:.200}.") from None
+    with _opened(path) as file:
+        tensors = {name.replace(*_RENAMED): file.get_tensor(name) for name in list(file.keys())}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"{path} contains NaN or infinity, in {name[:80]}: training had diverged before it was saved. "
+                "Use an earlier checkpoint."
+            )
     return tensors
 
 
@@ -76,7 +69,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def load_weights(path: Path, model: GPT) -> None:
     """Fill `model` from a checkpoint folder. Raises ValueError if the weights do not fit or are not finite."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = weight_shapes(model.config, model.vocab_size)
     model.load_state_dict(read_tensors(path / "model.safetensors", expected))
 
 
@@ -102,12 +95,19 @@ def _compare(path: Path, shapes: Mapping[str, Shape], expected: Mapping[str, Sha
         raise ValueError(f"The weights in {path} do not fit the model in its config.json: {', '.join(wrong[:3]):.200}.")
 
 
-def _check_header_length(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or not 0 < length <= min(_MAX_HEADER, os.path.getsize(path) - 8):
-        kind = next((kind for sign, kind in _OTHERS.items() if start.startswith(sign)), None)
-        if kind is not None:
-            raise ValueError(f"{path} is not a safetensors file but {kind}. It was not opened.")
-        raise ValueError(f"{path} is not a safetensors file: its header cannot have {length:,} bytes.")
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, opened after a check of its header's length."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 0 < length <= min(_MAX_HEADER, os.path.getsize(path) - 8):
+            kind = next((kind for sign, kind in _OTHERS.items() if start.startswith(sign)), None)
+            if kind is not None:
+                raise ValueError(f"{path} is not a safetensors file but {kind}. It was not opened.")
+            raise ValueError(f"{path} is not a safetensors file: its header cannot have {length:,} bytes.")
+        with safe_open(path, "pt") as opened:  # checks that header and file fit together
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error!s:.200}.") from None

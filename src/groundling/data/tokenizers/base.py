@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -139,6 +139,17 @@ class Tokenizer(ABC):
                 return reader(value, path)
         raise not_a_tokenizer(path)
 
+    @classmethod
+    def _restored(cls, value: dict[str, Any], path: Path, *arguments: Any) -> Self:
+        """The tokenizer made of `arguments`. Raises ValueError that names `path` if its `to_dict` is not `value`."""
+        try:
+            tokenizer = cls(*arguments)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        if value != tokenizer.to_dict():
+            raise ValueError(f"{path} is damaged: its special tokens, or other entries, do not fit its vocabulary.")
+        return tokenizer
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.fingerprint == other.fingerprint
 
@@ -211,13 +222,7 @@ class CharTokenizer(Tokenizer):
         characters, special = value.get("characters"), value.get("special_tokens")
         if value.get("version") != 1 or not isinstance(characters, str) or not isinstance(special, dict):
             raise not_a_tokenizer(path)
-        try:
-            tokenizer = cls(characters, END_OF_TEXT in special)
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-        if value != tokenizer.to_dict():
-            raise ValueError(f"{path} is damaged: its special tokens, or other entries, do not fit its characters.")
-        return tokenizer
+        return cls._restored(value, path, characters, END_OF_TEXT in special)
 
     def to_huggingface(self) -> dict[str, Any]:
         # A BPE without merges: its tokens are the characters, so it has the same ids and no others.

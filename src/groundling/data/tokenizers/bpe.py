@@ -89,10 +89,7 @@ class LibraryTokenizer(Tokenizer):
         Memory does not grow with the document, unless the tokenizer has tokens that cross words: then the whole
         document is held. Text with no place to cut within 16 million characters is cut at the end of a chunk.
         """
-        position = 0
-        for part in _cut_at_borders(chunks) if self._can_be_cut else ["".join(chunks)]:
-            yield self.encode_array(part, unknown, offset=position)
-            position += len(part)
+        return super().encode_chunks(_cut_at_borders(chunks) if self._can_be_cut else ["".join(chunks)], unknown)
 
 
 class BpeTokenizer(LibraryTokenizer):
@@ -158,13 +155,7 @@ class BpeTokenizer(LibraryTokenizer):
             raise not_a_tokenizer(path)
         if not all(map(_are_strings, merges)):
             raise ValueError(f"{path} is damaged: its merges are not pairs of tokens.")
-        try:
-            tokenizer = cls(vocabulary, merges)
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-        if value != tokenizer.to_dict():
-            raise ValueError(f"{path} is damaged: its special tokens, or other entries, do not fit its vocabulary.")
-        return tokenizer
+        return cls._restored(value, path, vocabulary, merges)
 
     def to_huggingface(self) -> dict[str, Any]:
         vocabulary = {token: i for i, token in enumerate(self.vocabulary)}

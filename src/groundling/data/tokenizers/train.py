@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from groundling.config import CorpusSettings
-from groundling.data.progress import Notice, Progress, ProgressMeter, once, silent
+from groundling.data.progress import Notice, Progress, ProgressMeter, silent
 from groundling.data.sources import Source, find_source, read_text
 from groundling.data.split import split_point
 from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer
@@ -33,7 +34,8 @@ def train_tokenizer(
     `bpe` trains on the text without its validation part (the last tenth), and on at most 67 million characters, spread
     evenly. Raises ValueError or OSError with a sentence if the text cannot be read.
     """
-    return fit_tokenizer(find_source(corpus, glob), CorpusSettings(kind, vocab_size, glob), once(notice), progress)
+    notice = cache(notice)  # without repetition: `bpe` reads the text twice
+    return fit_tokenizer(find_source(corpus, glob), CorpusSettings(kind, vocab_size, glob), notice, progress)
 
 
 def fit_tokenizer(source: Source, settings: CorpusSettings, notice: Notice, progress: Progress) -> Tokenizer:

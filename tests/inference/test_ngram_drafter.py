@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from groundling.acceleration.ngram_drafter import NgramDrafter
+from groundling.inference.ngram_drafter import NgramDrafter
 
 TEXT = [int(c) for c in "31415926535897932384626433832795028841971693993751058209749445923078164062862089986280348253"]
 
