@@ -17,6 +17,7 @@ import groundling
 from groundling.analysis.diagnosis import diagnose, standing, verdict
 from groundling.analysis.history import History
 from groundling.data.batches import Batch
+from groundling.data.progress import silent
 from groundling.model import gpt
 from groundling.tasks.pretraining import Pretraining
 from groundling.training import trainer
@@ -28,10 +29,6 @@ SMALL: dict[str, Any] = {
     "norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "optimizer": "muon",
     "device": "cpu", "dtype": "float32", "compile": "off",
 }  # fmt: skip
-
-
-def quietly(event: object) -> None:
-    pass
 
 
 def greek(text: str) -> str:
@@ -57,7 +54,7 @@ TEXTS: dict[str, Callable[[str], str]] = {"english": str, "another alphabet": gr
 def kinds(path: Path, **settings: Any) -> list[str]:
     """What is found wrong with a run of these settings."""
     try:
-        groundling.train(path, name="run", on_event=quietly, **SMALL | settings)
+        groundling.train(path, name="run", on_event=silent, **SMALL | settings)
     except FloatingPointError:
         pass  # the run and its history are there
     return [finding["kind"] for finding in groundling.load("run").explain()["findings"]]
@@ -210,7 +207,7 @@ def test_words_for_where_a_loss_stands() -> None:
 def test_patience_ends_a_run(write: Callable[..., Path], prose: str) -> None:
     path = write("text.txt", prose[:6_000])
     settings = SMALL | {"steps": 1000, "n_embd": 96, "eval_every": 10, "learning_rate": 5e-3}
-    run = groundling.train(path, name="run", on_event=quietly, patience=3, **settings)
+    run = groundling.train(path, name="run", on_event=silent, patience=3, **settings)
     points = [line for line in run.metrics() if line["event"] == "evaluation"]
     assert run.finished
     assert points[-1]["step"] < 1000

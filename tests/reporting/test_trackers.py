@@ -11,14 +11,11 @@ from typing import Any
 import pytest
 
 import groundling
+from groundling.data.progress import silent
 from groundling.reporting import trackers
 from groundling.training.events import Event, Notice, Step
 
 SHORT = {"steps": 12, "eval_every": 4, "checkpoint_every": 6, "sample_tokens": 8}
-
-
-def silent(event: Event) -> None:
-    pass
 
 
 def crash_at(step: int) -> Any:
@@ -100,13 +97,10 @@ class Faulty:
     def __init__(self, run: trackers.Tracked) -> None:
         Faulty.calls = 0
 
-    def log(self, step: int, figures: object) -> None:
+    def log(self, step: int, values: object) -> None:
         Faulty.calls += 1
         if Faulty.calls == 3:
             raise OSError("no space left\nin their cloud")
-
-    def write(self, step: int, name: str, text: str) -> None:
-        pass
 
     def close(self) -> None:
         raise AssertionError("it was left alone")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Literal
 
 import numpy as np
@@ -48,11 +49,10 @@ def diagnose(history: History) -> list[Finding]:
     return [finding for rule in _RULES for finding in rule(history)]
 
 
-def verdict(history: History, findings: Sequence[Finding] | None = None) -> str:
-    """How a run went, in a few sentences: its `findings` (default: those of `diagnose`), or whether more steps help."""
-    findings = diagnose(history) if findings is None else findings
-    if findings:
-        return " ".join(str(finding) for finding in findings)
+def verdict(history: History) -> str:
+    """How a run went, in a few sentences: its problems, or else whether more steps would help."""
+    if findings := diagnose(history):
+        return " ".join(map(str, findings))
     losses, evaluated = history.validation, history.evaluated
     if len(losses) < 2:
         return "Too few evaluations to say how it went."
@@ -115,7 +115,7 @@ def _too_good(h: History) -> Iterator[Finding]:
     """Less than a third of the best n-gram model's loss in the first epoch."""
     if not h.milestones or h.n_steps < _ENOUGH or h.sees_future:
         return
-    best, first_epoch = min(h.milestones), h.mean_loss_until_epoch(1.0)
+    best, first_epoch = min(h.milestones), h.recent_loss(h.training_tokens // h.tokens_per_step)
     if first_epoch is not None and first_epoch < best / 3:
         yield Finding(
             "too good to be true",
@@ -163,11 +163,8 @@ def _not_learning(h: History) -> Iterator[Finding]:
     )
     ratio = h.peak_rate / h.usual_rate
     if ratio >= 4 or ratio <= 1 / 8:
-        yield Finding(
-            "rate too high" if ratio >= 4 else "rate too low",
-            f"{evidence}; {_against_usual(h)}.",
-            f"Try --learning-rate {h.usual_rate:.1g}.",
-        )
+        kind: Kind = "rate too high" if ratio >= 4 else "rate too low"
+        yield Finding(kind, f"{evidence}; {_against_usual(h)}.", f"Try --learning-rate {h.usual_rate:.1g}.")
     else:
         yield Finding(
             "not learning",
@@ -198,35 +195,34 @@ def _rate_too_high(h: History) -> Iterator[Finding]:
         return
     if h.rolled_back:
         last = h.rolled_back[-1]
-        yield Finding(
-            "rate too high",
+        evidence = (
             f"at step {last['step']:,}, {last['cause']}. Training rolled back to step {last['to']:,} and continued at "
-            f"{last['rate_share']:.3g} times the learning rates you set.",
-            "It recovered. In a new run, start with such a learning rate or use a longer warm-up.",
+            f"{last['rate_share']:.3g} times the learning rates you set."
         )
+        advice = "It recovered. In a new run, start with such a learning rate or use a longer warm-up."
     elif h.n_steps < _ENOUGH:
         return
     elif spikes := h.spikes(_SPIKE):
         step, before, after = max(spikes, key=lambda spike: spike[2] - spike[1])
         rank = f" (the largest of {len(spikes)} jumps)" if len(spikes) > 1 else ""
-        yield Finding(
-            "rate too high",
+        evidence = (
             f"the training loss jumped from {before:.2f} to {after:.2f} at step {step:,}{rank}, at a learning rate of "
-            f"{h.rate_at(step):.2g}.",
-            f"Try --learning-rate {h.peak_rate / 3:.1g}, or a longer warm-up.",
+            f"{h.rate_at(step):.2g}."
         )
-    elif h.final_loss > h.lowest_loss + 0.15 + h.noise and not list(_overfitting(h)):
-        yield Finding(
-            "rate too high",
-            f"the training loss rose from {h.lowest_loss:.2f} to {h.final_loss:.2f} and stayed there.",
-            f"Try --learning-rate {h.peak_rate / 3:.1g}.",
+        advice = f"Try --learning-rate {h.peak_rate / 3:.1g}, or a longer warm-up."
+    elif list(_overfitting(h)):
+        return
+    elif h.final_loss > h.lowest_loss + 0.15 + h.noise:
+        evidence = f"the training loss rose from {h.lowest_loss:.2f} to {h.final_loss:.2f} and stayed there."
+        advice = f"Try --learning-rate {h.peak_rate / 3:.1g}."
+    elif h.peak_rate >= 5 * h.usual_rate:
+        evidence = (
+            f"{_against_usual(h)}, and probably the reason why the training loss is as high as {h.final_loss:.2f}."
         )
-    elif h.peak_rate >= 5 * h.usual_rate and not list(_overfitting(h)):
-        yield Finding(
-            "rate too high",
-            f"{_against_usual(h)}, and probably the reason why the training loss is as high as {h.final_loss:.2f}.",
-            f"Try --learning-rate {h.usual_rate:.1g}; with Muon, also --matrix-learning-rate 0.02.",
-        )
+        advice = f"Try --learning-rate {h.usual_rate:.1g}; with Muon, also --matrix-learning-rate 0.02."
+    else:
+        return
+    yield Finding("rate too high", evidence, advice)
 
 
 def _rate_too_low(h: History) -> Iterator[Finding]:
@@ -279,12 +275,12 @@ def _overfitting(h: History) -> Iterator[Finding]:
 
 def _exhausted(h: History) -> Iterator[Finding]:
     """After several epochs, the training loss still falls but the validation loss does not."""
-    late = h.evaluated >= 0.6 * h.steps[-1] if h.n_steps else np.array([], dtype=bool)
+    late = h.evaluated >= 0.6 * h.n_steps_done
     if late.sum() < 3 or list(_overfitting(h)):
         return
     losses = h.validation[late]
-    trained = [loss for loss, is_late in zip(h.training, late, strict=True) if is_late and loss is not None]
-    epochs = h.epochs(int(h.steps[-1]))
+    trained = [loss for loss in compress(h.training, late) if loss is not None]
+    epochs = h.epochs(h.n_steps_done)
     level = losses[0] - losses[-1] < _SLOPE * losses[-1]
     if level and epochs > 3 and len(trained) > 1 and trained[0] - trained[-1] > 2 * _SLOPE * trained[-1]:
         yield Finding(

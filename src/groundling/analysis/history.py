@@ -47,15 +47,15 @@ class History:
         """Read the lines of `metrics.jsonl`. With several generations, the curves are those of the last one, or of the
         `whole` run.
         """
-        births = [line["step"] for line in lines if line["event"] == "generation" and not whole]
-        born = max(births, default=-1)
-        steps = [line for line in lines if line["event"] == "step" and line["step"] > born]
-        points = [line for line in lines if line["event"] == "evaluation" and line["step"] > born]
-        points = [line for line in points if "metric" not in line]  # other metrics are not losses
-        nothing: Mapping[str, Any] = {"corpus": {}, "parameters": []}
-        started = next((line for line in lines if line["event"] == "started"), nothing)
         last = {line["event"]: line for line in lines}
-        corpus, checked, diverged = started["corpus"], last.get("checked", {}), last.get("diverged", {})
+        checked, diverged = last.get("checked", {}), last.get("diverged", {})
+        started = next((line for line in lines if line["event"] == "started"), {})
+        corpus = started.get("corpus", {})
+        born = -1 if whole else last.get("generation", {}).get("step", -1)
+        curves = [line for line in lines if line["event"] in ("step", "evaluation") and line["step"] > born]
+        steps = [line for line in curves if line["event"] == "step"]
+        # Other metrics are not losses.
+        points = [line for line in curves if line["event"] == "evaluation" and "metric" not in line]
         return History(
             steps=np.array([line["step"] for line in steps], dtype=np.int64),
             losses=np.array([line["loss"] for line in steps], dtype=np.float64),
@@ -66,7 +66,7 @@ class History:
             tokens_per_step=config.tokens_per_step,
             training_tokens=corpus.get("training_tokens", 0),
             validation_tokens=corpus.get("validation_tokens", 0),
-            parameters=sum(count for _, count in started["parameters"]),
+            parameters=sum(count for _, count in started.get("parameters", ())),
             width=config.model.n_embd,
             milestones=checked.get("milestones", ()),
             one_gram=checked.get("one_gram", 0.0),
@@ -103,15 +103,13 @@ class History:
     @property
     def lowest_loss(self) -> float:
         """The lowest mean training loss over a twentieth of the run."""
-        if self.n_steps < self._window:
-            return self.final_loss
         sums = np.cumsum(np.append(0.0, self.losses))
         return float(((sums[self._window :] - sums[: -self._window]) / self._window).min())
 
     @property
     def noise(self) -> float:
         """The standard deviation of a logged loss, from the differences of neighbours."""
-        return float(np.diff(self.losses).std() / np.sqrt(2)) if self.n_steps > 1 else 0.0
+        return float(np.diff(self.losses).std() / np.sqrt(2))
 
     @property
     def _window(self) -> int:
@@ -130,10 +128,6 @@ class History:
         """The mean training loss over some steps up to `step`. None if too few were logged."""
         part = self.losses[self.steps <= step][-self._window :]
         return float(part.mean()) if len(part) == self._window else None
-
-    def mean_loss_until_epoch(self, epoch: float) -> float | None:
-        """The mean training loss over the last steps before the end of an epoch."""
-        return self.recent_loss(int(epoch * self.training_tokens / self.tokens_per_step))
 
     def rate_at(self, step: int) -> float:
         """The learning rate at the last logged step up to `step`."""

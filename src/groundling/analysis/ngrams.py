@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from groundling.data.corpus import Tokens
 from groundling.data.hashing import CACHED, U64, mix
-from groundling.data.progress import Progress
+from groundling.data.progress import Progress, silent
 
 TRAINING_TOKENS = 16_000_000  # more are sampled evenly: memory stays below 1 GB, and time at some ten seconds
 VALIDATION_TOKENS = 1_000_000  # the same for the validation part
@@ -33,7 +33,7 @@ def ngram_losses(
     validation: Tokens,
     vocab_size: int,
     max_order: int = 8,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
     training_tokens: int = TRAINING_TOKENS,
 ) -> list[float]:
     """Cross-entropy on the validation part in nats per token, of the uniform model (0) and each n-gram model (n).

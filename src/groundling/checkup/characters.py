@@ -6,10 +6,9 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
-from typing import Any
 from unicodedata import is_normalized
 
 import numpy as np
@@ -28,6 +27,12 @@ _ODD = {
     "invisible character": "Soft hyphens, direction marks and the like are invisible, but the model has to learn them",
     "unassigned or private character": "Unicode gives these characters no meaning, so others may not see what you see",
 }
+_ODD_LINES = {
+    "not normalized": "Letters are split into several characters (not in Unicode's form NFC), so one word can have two "
+    "spellings: unicodedata.normalize('NFC', text) repairs them",
+    "garbled encoding": "UTF-8 was decoded with another encoding (such as 'Ã©' for 'é'): ftfy.fix_encoding(text) "
+    "repairs it",
+}
 # How UTF-8 looks when it is decoded as Latin-1 or Windows-1252: the first byte of a character, then a later one.
 _LATER_BYTES = bytes(range(0x80, 0xC0))
 _LATER = _LATER_BYTES.decode("latin-1") + _LATER_BYTES.decode("cp1252", errors="ignore")
@@ -43,6 +48,11 @@ class Character:
     name: str
     count: int
     places: tuple[Place, ...]
+
+    @property
+    def shown(self) -> str:
+        """The character itself, or its code if it is invisible."""
+        return self.character if self.character.isprintable() and self.character != " " else self.code
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,7 @@ def describe(text: Text) -> Characters:
         if feed is not None and carriage is not None:
             crlf += int(np.count_nonzero((ids[:-1] == carriage) & (ids[1:] == feed)))
     counts = counts[:-1]
+    by_character = dict(zip(text.characters, counts.tolist(), strict=True))
     odd = defaultdict[str, list[int]](list)
     for i, character in enumerate(text.characters):
         if kind := _odd_kind(character):
@@ -93,16 +104,16 @@ def describe(text: Text) -> Characters:
     places = _first_places(text, {*rarest, *(i for ids in odd.values() for i in ids)})
     return Characters(
         characters=int(counts.sum()),
-        bytes=sum(int(n) * len(c.encode()) for c, n in zip(text.characters, counts, strict=True)),
-        lines=(0 if feed is None else int(counts[feed])) + _unfinished_lines(text, feed),
+        bytes=sum(n * len(character.encode()) for character, n in by_character.items()),
+        lines=by_character.get("\n", 0) + _unfinished_lines(text, feed),
         alphabet=len(counts),
-        scripts=_scripts(text.characters, counts),
+        scripts=_scripts(by_character),
         languages=_languages(text),
         rarest=tuple(_character(text, i, counts, places) for i in rarest),
         oddities=(
             *(_character_oddity(text, kind, ids, counts, places) for kind, ids in odd.items()),
-            *_line_ends(counts, feed, carriage, crlf),
-            *_unnormalized_and_garbled(text),
+            *_line_ends(by_character.get("\n", 0), by_character.get("\r", 0), crlf),
+            *_lines_with_oddities(text),
         ),
     )
 
@@ -139,38 +150,33 @@ def _first_places(text: Text, wanted: set[int]) -> dict[int, list[int]]:
 
 def _unfinished_lines(text: Text, feed: int | None) -> int:
     """Documents whose last line has no line feed."""
-    mark = int(text.end_mark is not None)
+    mark = int(text.corpus.n_eos > 0)  # tokens after each document
     stretches = pairwise([0, *text.ends.tolist()])
     return sum(bool(text.read(end - mark - 1, end)[0] != feed) for begin, end in stretches if end - mark > begin)
 
 
-def _scripts(characters: str, counts: I64) -> dict[str, float]:
+def _scripts(counts: dict[str, int]) -> dict[str, float]:
     from fontTools.unicodedata import script, script_name
 
     totals = Counter[str]()
-    for character, count in zip(characters, counts, strict=True):
-        totals[script_name(script(character)).replace("_", " ")] += int(count)
+    for character, count in counts.items():
+        totals[script_name(script(character)).replace("_", " ")] += count
     return {name: count / max(totals.total(), 1) for name, count in totals.most_common()}
 
 
 def _languages(text: Text) -> dict[str, float]:
     """The shares of evenly spread samples that py3langid takes for each language."""
+    from py3langid import classify
+
     found = Counter[str]()
     n = max(1, min(_LANGUAGE_SAMPLES, text.length // _SAMPLE_CHARACTERS))
     for start in np.linspace(0, max(text.length - _SAMPLE_CHARACTERS, 0), n).astype(int).tolist():
         sample = text.quote(start, _SAMPLE_CHARACTERS)
         if sum(map(str.isalpha, sample)) >= _ENOUGH_LETTERS:
-            found[str(_language_identifier().classify(sample)[0])] += 1
+            found[str(classify(sample)[0])] += 1
     # One sample among many is more likely a mistake than a language.
     kept = {code: n for code, n in found.most_common() if n > 1 or found.total() < 10}
     return {code: n / sum(kept.values()) for code, n in kept.items()}
-
-
-@cache
-def _language_identifier() -> Any:
-    from py3langid.langid import LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file("data/model.npz.xz")
 
 
 def _code(character: str) -> str:
@@ -190,79 +196,58 @@ def _character_oddity(text: Text, kind: str, ids: list[int], counts: I64, places
     return Oddity(kind, f"{_ODD[kind]}. Found {n:,}.", n, codes, tuple(text.places(first)))
 
 
-def _line_ends(counts: I64, feed: int | None, carriage: int | None, crlf: int) -> list[Oddity]:
-    if carriage is None:
+def _line_ends(feeds: int, returns: int, pairs: int) -> list[Oddity]:
+    if not returns:
         return []
-    feeds = 0 if feed is None else int(counts[feed])
-    kinds = {"CR LF": crlf, "LF": feeds - crlf, "CR": int(counts[carriage]) - crlf}
+    kinds = {"CR LF": pairs, "LF": feeds - pairs, "CR": returns - pairs}
     present = {name: n for name, n in kinds.items() if n}
     listed = ", ".join(f"{n:,} {name}" for name, n in present.items())
     if len(present) > 1:
+        kind = "mixed line ends"
         sentence = f"Lines end in different ways ({listed}): use one, or the model learns to mix them."
-        return [Oddity("mixed line ends", sentence, min(present.values()), tuple(present), ())]
-    if "LF" not in present:
+    else:
+        kind = "carriage returns"
         sentence = f"Lines end with a carriage return ({listed}): the vocabulary has one character more than it needs."
-        return [Oddity("carriage returns", sentence, sum(present.values()), tuple(present), ())]
-    return []
+    return [Oddity(kind, sentence, min(present.values()), tuple(present), ())]
 
 
-class _Lines:
-    """Counts lines with one kind of problem, and keeps the first of them."""
+def _lines_with_oddities(text: Text) -> list[Oddity]:
+    counts, first = Counter[str](), defaultdict[str, list[tuple[int, str]]](list)
+    for kind, position, example in _odd_lines(text):
+        counts[kind] += 1
+        if counts[kind] <= _PLACES:
+            first[kind].append((position, example))
+    return [
+        Oddity(
+            kind=kind,
+            sentence=f"{problem}. Lines affected: {counts[kind]:,}.",
+            count=counts[kind],
+            examples=tuple(example for _, example in first[kind]),
+            places=tuple(text.places([position for position, _ in first[kind]])),
+        )
+        for kind, problem in _ODD_LINES.items()
+        if counts[kind]
+    ]
 
-    def __init__(self) -> None:
-        self.count, self.positions, self.examples = 0, list[int](), list[str]()
 
-    def add(self, position: int, example: str) -> None:
-        self.count += 1
-        if len(self.positions) < _PLACES:
-            self.positions.append(position)
-            self.examples.append(example)
+def _odd_lines(text: Text) -> Iterator[tuple[str, int, str]]:
+    """Kind, position and an excerpt of each line that has one of the problems in _ODD_LINES."""
+    from ftfy import fix_encoding
+    from ftfy.badness import BADNESS_RE
 
-    def oddities(self, text: Text, kind: str, problem: str) -> list[Oddity]:
-        if not self.count:
-            return []
-        places = tuple(text.places(self.positions))
-        return [Oddity(kind, f"{problem}. Lines affected: {self.count:,}.", self.count, tuple(self.examples), places)]
-
-
-def _unnormalized_and_garbled(text: Text) -> list[Oddity]:
-    """Lines that are not in Unicode's form NFC, and lines whose UTF-8 was decoded with another encoding."""
     may_be_unnormalized = max(text.characters, default="") >= "\u0300"  # lower characters are all in form NFC
     may_be_garbled = re.search("[\xc2-\xf4]", text.characters) and re.search(f"[{_LATER}]", text.characters)
     if not (may_be_garbled or may_be_unnormalized):
-        return []
-    unnormalized, garbled = _Lines(), _Lines()
+        return
     for position, ids in text.pieces("checking the letters of"):
         # A line across two pieces is checked in two parts.
         for line in text.string(ids).split("\n"):
             if may_be_unnormalized and not is_normalized("NFC", line):
                 # The last character of the shortest beginning that is not normalized.
                 at = bisect_left(range(len(line)), True, key=lambda last: not is_normalized("NFC", line[: last + 1]))
-                unnormalized.add(position + at, line[max(at - 20, 0) : at + 20])
-            if may_be_garbled and _GARBLED.search(line):
-                _check_garbled(position, line, garbled)
+                yield "not normalized", position + at, line[max(at - 20, 0) : at + 20]
+            bad = BADNESS_RE.search(line) if may_be_garbled and _GARBLED.search(line) else None
+            if bad and fix_encoding(line) != line:
+                excerpt = line[max(bad.start() - 10, 0) : bad.start() + 20]
+                yield "garbled encoding", position + bad.start(), f"{excerpt} → {fix_encoding(excerpt)}"
             position += len(line) + 1
-    return [
-        *unnormalized.oddities(
-            text,
-            "not normalized",
-            "Letters are split into several characters (not in Unicode's form NFC), so one word can have two "
-            "spellings: unicodedata.normalize('NFC', text) repairs them",
-        ),
-        *garbled.oddities(
-            text,
-            "garbled encoding",
-            "UTF-8 was decoded with another encoding (such as 'Ã©' for 'é'): ftfy.fix_encoding(text) repairs it",
-        ),
-    ]
-
-
-def _check_garbled(position: int, line: str, garbled: _Lines) -> None:
-    """Add `line` if it reads like one encoding taken for another, with what it may have been."""
-    from ftfy import fix_encoding
-    from ftfy.badness import BADNESS_RE
-
-    bad = BADNESS_RE.search(line)
-    if bad and fix_encoding(line) != line:
-        excerpt = line[max(bad.start() - 10, 0) : bad.start() + 20]
-        garbled.add(position + bad.start(), f"{excerpt} → {fix_encoding(excerpt)}")

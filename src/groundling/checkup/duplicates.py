@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from groundling.checkup.text import I64, PIECE, Place, Text
+from groundling.checkup.text import I64, PIECE, Bools, Place, Text
 from groundling.data.hashing import U64, mix, window_hashes
 
 LINE_CHARACTERS = 20  # shorter lines are ignored, since names, numbers and brackets repeat naturally
@@ -24,8 +24,6 @@ _PERMUTATIONS, _BANDS, _SEED = 64, 16, 1  # finds 99.9 % of the pairs with a res
 _COMPARED = 10_000  # pairs at most
 _LONG_PARAGRAPH = 20_000  # mean length from which blank lines do not separate paragraphs
 _WORST, _QUOTED, _PLACES = 5, 80, 3
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class _Units:
     stops: I64
     hashes: I64
 
-    def chosen(self, which: Bools) -> _Units:
+    def chosen(self, which: Bools | I64) -> _Units:
         return _Units(self.name, self.starts[which], self.stops[which], self.hashes[which])
 
     @property
@@ -100,17 +98,15 @@ def duplicates(text: Text) -> Duplicates:
     """Compare the lines of the text, its paragraphs, and its documents if there are several."""
     lines, blank = _lines(text)
     begins = np.isin(lines.starts, np.append(0, text.ends))  # of documents
-    unit = lines.chosen(lines.lengths >= LINE_CHARACTERS)
-    exact = [_repeats(text, unit)]
+    compared = [lines.chosen(lines.lengths >= LINE_CHARACTERS)]
     paragraphs = _joined(lines, ~blank, np.append(True, blank[:-1]) | begins, "paragraph")
     if len(paragraphs.starts) and paragraphs.lengths.mean() < _LONG_PARAGRAPH:
-        unit = paragraphs.chosen(paragraphs.lengths >= UNIT_CHARACTERS)
-        exact.append(_repeats(text, unit))
+        compared.append(paragraphs.chosen(paragraphs.lengths >= UNIT_CHARACTERS))
     if text.corpus.n_documents > 1:
         documents = _joined(lines, ~blank, begins, "document")
-        unit = documents.chosen(documents.lengths >= UNIT_CHARACTERS)
-        exact.append(_repeats(text, unit))
-    return Duplicates(tuple(exact), _near(text, unit), text.length > CHARACTERS)
+        compared.append(documents.chosen(documents.lengths >= UNIT_CHARACTERS))
+    exact = tuple(_repeats(text, units) for units in compared)
+    return Duplicates(exact, _near(text, compared[-1]), text.length > CHARACTERS)
 
 
 def _lines(text: Text) -> tuple[_Units, Bools]:
@@ -147,8 +143,6 @@ def _joined(lines: _Units, kept: Bools, begins: Bools, name: str) -> _Units:
 
 def _repeats(text: Text, units: _Units) -> Repeats:
     kinds, firsts, counts = np.unique(units.hashes, return_index=True, return_counts=True)
-    repeated = np.ones(len(units.starts), dtype=bool)
-    repeated[firsts] = False
     worst = []
     cost = (counts - 1) * units.lengths[firsts]  # characters that removing them would save
     for i in np.lexsort((firsts, -cost))[:_WORST]:
@@ -156,8 +150,8 @@ def _repeats(text: Text, units: _Units) -> Repeats:
             break
         places = units.starts[units.hashes == kinds[i]][:_PLACES].tolist()
         worst.append(Repeated(int(counts[i]), _quote(text, units, int(firsts[i])), tuple(text.places(places))))
-    share = float(units.lengths[repeated].sum()) / max(int(units.lengths.sum()), 1)
-    return Repeats(units.name, len(units.starts), int(repeated.sum()), share, tuple(worst))
+    share = float(units.lengths.sum() - units.lengths[firsts].sum()) / max(int(units.lengths.sum()), 1)
+    return Repeats(units.name, len(units.starts), len(units.starts) - len(firsts), share, tuple(worst))
 
 
 def _quote(text: Text, units: _Units, i: int) -> str:
@@ -166,9 +160,8 @@ def _quote(text: Text, units: _Units, i: int) -> str:
 
 
 def _near(text: Text, units: _Units) -> NearRepeats:
-    distinct = np.zeros(len(units.starts), dtype=bool)
-    distinct[np.unique(units.hashes, return_index=True)[1]] = True
-    kept = units.chosen(distinct)
+    _, firsts = np.unique(units.hashes, return_index=True)
+    kept = units.chosen(np.sort(firsts))
     candidates = _candidates(_sketches(text, kept))
     compared = [(_resemblance(text, kept, i, j), i, j) for i, j in candidates[:_COMPARED]]
     pairs = [pair for pair in compared if pair[0] >= RESEMBLANCE]

@@ -10,18 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from groundling.analysis.leakage import WINDOW, filter_of, slots
-from groundling.checkup.text import I64, PIECE, Place, Text
+from groundling.checkup.text import I64, PIECE, Bools, Place, Text
 from groundling.data.hashing import U64, window_hashes
 
 VALIDATION_CHARACTERS = 10_000_000  # of a longer validation part, only this many at the start are looked up
 TRAINING_CHARACTERS = 100_000_000  # a longer training part is sampled evenly, and the result is a lower bound
 _WORST, _QUOTED = 5, 120
 _VERIFIED = 1 << 16  # windows compared at once
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

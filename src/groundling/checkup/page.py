@@ -10,9 +10,4 @@ from groundling.reporting.html import render
 
 def page(report: Report) -> str:
     """The page. Everything that comes from the text is escaped: a corpus may contain anything."""
-    return render("checkup/page.html", report=report, findings=findings(report), said=said, shown=shown)
-
-
-def shown(character: str) -> str:
-    """`character` itself, or its code point if it is invisible."""
-    return character if character.isprintable() and character != " " else f"U+{ord(character):04X}"
+    return render("checkup/page.html", report=report, findings=findings(report), said=said)

@@ -17,8 +17,6 @@ from groundling.data.corpus import Corpus, prepare
 from groundling.data.progress import Notice, Progress
 from groundling.data.sources import Source
 
-ENOUGH_TOKENS = 2  # in each part: one predicts the other
-
 
 @dataclass(frozen=True)
 class Milestone:
@@ -97,7 +95,7 @@ def examine(source: Source, settings: CorpusSettings, notice: Notice, progress: 
     Raises ValueError with a message for the user if the text is empty, undecodable or too short.
     """
     corpus = prepare(source, settings, notice=notice, progress=progress)
-    if min(len(corpus.train), len(corpus.validation)) < ENOUGH_TOKENS:
+    if min(len(corpus.train), len(corpus.validation)) < 2:  # one token predicts the other
         raise ValueError(
             f"The text has {corpus.n_characters} character(s), too few for a training and a validation part. "
             "Use a longer text."

@@ -21,6 +21,7 @@ from groundling.data.tokenizers.base import CharTokenizer
 PIECE = 1 << 22  # characters read at once
 
 I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.unsignedinteger]
 
 
@@ -52,8 +53,9 @@ class Text:
     def __init__(self, corpus: Corpus, source: Source, progress: Progress) -> None:
         assert isinstance(corpus.tokenizer, CharTokenizer)
         self.corpus, self.split_point, self.length = corpus, corpus.train.stop, corpus.validation.stop
+        self.ends = corpus.document_ends
+        """Where each document ends, including its end mark; shape (documents,)."""
         self.characters = corpus.tokenizer.characters
-        self.end_mark = corpus.tokenizer.end_of_text_id
         self.progress = progress
         self._path, self._dtype = corpus.train.path, np.dtype(corpus.train.dtype)
         # A single document is named like the corpus, those of a folder relative to it.
@@ -63,11 +65,6 @@ class Text:
         self._codes = np.array([ord(c) for c in self.characters + "\n"], dtype=np.uint32)
         feed = self.id_of("\n")
         self._line_feed = np.iinfo(self._dtype).max if feed is None else feed
-
-    @cached_property
-    def ends(self) -> I64:
-        """Where each document ends, including its end mark; shape (documents,)."""
-        return self.corpus.document_ends
 
     def id_of(self, character: str) -> int | None:
         place = self.characters.find(character)

@@ -67,14 +67,8 @@ _AVERAGED = 0.06  # of all steps; a third of that or twice as much was little wo
 _SPREAD = 0.12  # how far the loss may be from the forecast, since texts differ; the largest error in 18 runs was 0.11
 
 
-def step_seconds(model: ModelSettings, vocab_size: int, micro_batches: int, batch_size: int, speed: Speed) -> float:
-    """Estimate an optimizer step's seconds from what limits it: products, memory traffic and overhead."""
-    optimizer = 30 * matrix_parameters(model, vocab_size) / (speed.gbytes * 1e9) + 0.001 * model.n_layer
-    return micro_batches * pass_seconds(model, vocab_size, batch_size, speed) + optimizer
-
-
 def pass_seconds(model: ModelSettings, vocab_size: int, batch_size: int, speed: Speed) -> float:
-    """Estimate the seconds of one forward and backward pass."""
+    """Estimate the seconds of one forward and backward pass: matrix products, memory traffic and overhead."""
     tokens = batch_size * model.block_size
     products = flops_per_token(model, vocab_size) * tokens / (speed.gflops * 1e9)
     # 150 bytes are moved outside of matrix products, per element of a layer's activations.
@@ -137,9 +131,13 @@ def _step_timer(machine: Machine, vocab_size: int, seconds: float) -> Callable[[
     factor = benchmark_pass(machine) / pass_seconds(_REFERENCE, _REFERENCE_VOCABULARY, _REFERENCE_BATCH, speed)
     if machine.compile == "on" or (machine.compile == "auto" and seconds > _WORTH_COMPILING and has_compiler()):
         factor *= _COMPILED
-    return lambda config: (
-        factor * step_seconds(config.model, vocab_size, config.training.accumulate, config.training.batch_size, speed)
-    )
+
+    def step(config: Config) -> float:
+        m, t = config.model, config.training
+        optimizer = 30 * matrix_parameters(m, vocab_size) / (speed.gbytes * 1e9) + 0.001 * m.n_layer
+        return factor * (t.accumulate * pass_seconds(m, vocab_size, t.batch_size, speed) + optimizer)
+
+    return step
 
 
 def _sized(
@@ -147,17 +145,15 @@ def _sized(
 ) -> Config:
     """Choose the model and batch that are best for the training that fits the time, and that fit text and memory."""
     vocab_size = text.tokenizer.vocab_size
-    best = None
-    for flops, size in _SIZES:
+    for flops, size in reversed(_SIZES):
         candidate = _with(config, given, dict(zip(_SIZE_SETTINGS, size, strict=True)) | {"accumulate": 1})
         model = candidate.model
         cost = seconds / step(candidate) * candidate.tokens_per_step * flops_per_token(model, vocab_size)
         small_enough = matrix_parameters(model, vocab_size) <= _PARAMETERS_PER_TOKEN * len(text.train)
         fits = memory_needed(model, vocab_size, candidate.training.batch_size) <= memory / 2
-        if best is None or (cost >= flops and small_enough and fits):
-            best = candidate
-    assert best is not None
-    return best
+        if cost >= flops and small_enough and fits:
+            break
+    return candidate  # the smallest if none fits
 
 
 def _scheduled(config: Config, given: Set[str], text: Corpus, seconds: float, per_step: float) -> Config:

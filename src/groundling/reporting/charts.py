@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -24,8 +24,8 @@ class Curve:
 
     name: str
     look: str
-    x: Sequence[float] | _F64
-    y: Sequence[float] | _F64
+    x: Sequence[float] | npt.NDArray[Any]
+    y: Sequence[float] | npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Chart:
     curves: Sequence[Curve]
     said: str
     show: Callable[[float], str]
-    lines: Sequence[Line] = field(default=())
+    lines: Sequence[Line] = ()
     best: tuple[float, float] | None = None
     low: float | None = None
     high: float | None = None
@@ -65,7 +65,7 @@ def drawn(chart: Chart, last_step: float) -> dict[str, Any] | None:
         x, y = np.asarray(curve.x, dtype=np.float64), np.asarray(curve.y, dtype=np.float64)
         finite = np.isfinite(y)
         if finite.any():
-            curves.append((curve, x[finite], y[finite]))
+            curves.append((curve, *thin(x[finite], y[finite])))
     if not curves:
         return None
     low, high = _bounds(chart, [y for _, _, y in curves])
@@ -79,7 +79,6 @@ def drawn(chart: Chart, last_step: float) -> dict[str, Any] | None:
 
     paths, readings = list[dict[str, Any]](), list[dict[str, Any]]()
     for curve, x, y in curves:
-        x, y = thin(x, y)
         across, down = (_SIDE * (x / span)).round(1), (_SIDE * ((high - y) / (high - low))).round(1)
         points = [f"{a:g} {b:g}" for a, b in zip(across.tolist(), down.tolist(), strict=True)]
         # A dot is a line of no length with round ends: it stays round however the drawing is stretched.
@@ -108,12 +107,12 @@ def drawn(chart: Chart, last_step: float) -> dict[str, Any] | None:
     }
 
 
-def thin(x: _F64, y: _F64, points: int = _POINTS) -> tuple[_F64, _F64]:
-    """About so many points of a curve at most: the lowest and the highest of each stretch, so that spikes remain."""
-    if len(x) <= points:
+def thin(x: _F64, y: _F64) -> tuple[_F64, _F64]:
+    """At most about _POINTS points: the lowest and the highest of each stretch, so that spikes remain."""
+    if len(x) <= _POINTS:
         return x, y
     kept = {0, len(x) - 1}
-    for start, stop in pairwise(np.linspace(0, len(x), points // 2 + 1).astype(int).tolist()):
+    for start, stop in pairwise(np.linspace(0, len(x), _POINTS // 2 + 1).astype(int).tolist()):
         kept |= {start + int(y[start:stop].argmin()), start + int(y[start:stop].argmax())}
     order = sorted(kept)
     return x[order], y[order]

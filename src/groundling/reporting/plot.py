@@ -16,11 +16,9 @@ Lines = Sequence[Mapping[str, Any]]
 def plot_curves(histories: Mapping[str, Lines], path: Path) -> None:
     """Plot runs, by name, from the lines of their `metrics.jsonl`. Raises ValueError if no step was logged."""
     # The object interface: pyplot would keep global state and ask for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     alone = len(histories) == 1
     for name, lines in histories.items():
@@ -47,27 +45,34 @@ def plot_curves(histories: Mapping[str, Lines], path: Path) -> None:
     axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.25)
     if alone:
-        _draw_milestones(axes, *histories.values())
+        _draw_baselines(axes, *histories.values())
         _draw_generations(axes, *histories.values())
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path)
 
 
-def _draw_milestones(axes: Any, lines: Lines) -> None:
-    """The n-gram baselines as horizontal lines, from the uniform model down to the best one."""
+def baselines(milestones: Sequence[float]) -> list[tuple[str, float]]:
+    """Name and loss of the n-gram models up to the best one. `milestones[n]` is the n-gram model's loss."""
+    if not milestones:
+        return []
+    best = int(np.argmin(milestones))
+    return [(f"{n}-gram" if n else "chance", loss) for n, loss in enumerate(milestones[: best + 1])]
+
+
+def _draw_baselines(axes: Any, lines: Lines) -> None:
+    """The n-gram baselines as horizontal lines."""
     checked = next((line for line in reversed(lines) if line["event"] == "checked"), None)
     if checked is None:
         return
-    losses = checked["milestones"]
     low, high = axes.get_ylim()
     named = -float("inf")
     style = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8, "color": _MILESTONE}
-    for n in range(int(np.argmin(losses)), -1, -1):  # from the best one up
-        axes.axhline(losses[n], color=_MILESTONE, linestyle=":", linewidth=0.9, zorder=0)
-        if losses[n] - named > 0.035 * (high - low):  # otherwise the names would overlap
-            axes.text(1.01, losses[n], f"{f'{n}-gram' if n else 'chance'} {losses[n]:.2f}", **style)
-            named = losses[n]
+    for name, loss in reversed(baselines(checked["milestones"])):  # from the best one up
+        axes.axhline(loss, color=_MILESTONE, linestyle=":", linewidth=0.9, zorder=0)
+        if loss - named > 0.035 * (high - low):  # otherwise the names would overlap
+            axes.text(1.01, loss, f"{name} {loss:.2f}", **style)
+            named = loss
     axes.grid(visible=False, axis="y")
 
 

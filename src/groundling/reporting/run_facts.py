@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from groundling.config import GROUPS, Config, flag
 from groundling.escape import printable
 from groundling.reporting.charts import Chart, Curve, Line, drawn
 from groundling.reporting.console import duration
-from groundling.reporting.plot import Lines, smooth
+from groundling.reporting.plot import Lines, baselines, smooth
 from groundling.training.events import VALIDATION_LOSS
 
 _SAMPLES = 100  # positions of the slider
@@ -124,7 +124,7 @@ class Facts:
     @property
     def verdict(self) -> str:
         """If there are no findings: whether more steps would help."""
-        return verdict(self.history, self.findings)
+        return verdict(self.history)
 
     @property
     def charts(self) -> dict[str, dict[str, Any]]:
@@ -134,9 +134,8 @@ class Facts:
 
     def _loss(self) -> Chart:
         history, finite, best = self.whole, np.isfinite(self.whole.losses), self.best
-        steps, losses = history.steps[finite].astype(float), history.losses[finite]
-        milestones = list(history.milestones)
-        known = [*history.validation, *milestones[:1], *losses[:1]]
+        steps, losses = history.steps[finite], history.losses[finite]
+        known = [*history.validation, *history.milestones[:1], *losses[:1]]
         said = "Training and validation loss over steps."
         if best:
             said += f" Best validation loss {best['validation_loss']:.4f} at step {best['step']:,}."
@@ -145,10 +144,10 @@ class Facts:
             [
                 Curve("each step", "raw", steps, losses),
                 Curve("training", "training", steps, smooth(losses)),
-                Curve("validation", "validation", history.evaluated.astype(float), history.validation),
+                Curve("validation", "validation", history.evaluated, history.validation),
             ],
             " ".join([said, *self.generations]), "{:.4g}".format,
-            [Line(loss, f"{name} {loss:.2f}") for name, loss in _baselines(milestones)],
+            [Line(loss, f"{name} {loss:.2f}") for name, loss in baselines(history.milestones)],
             (best["step"], best["validation_loss"]) if best else None,
             # The spike of a run that diverged would flatten everything else.
             high=min(max(known + losses.tolist()), 2 * max(known)) if known else None,
@@ -156,7 +155,7 @@ class Facts:
 
     def _rate(self) -> Chart:
         unit = "of AdamW" if self.config.training.optimizer == "muon" else ""
-        curve = Curve("learning rate", "plain", self.whole.steps.astype(float), self.whole.rates)
+        curve = Curve("learning rate", "plain", self.whole.steps, self.whole.rates)
         said = f"Learning rate over steps, at most {self.whole.peak_rate:.2g}."
         return Chart("rate", "Learning rate", unit, [curve], said, "{:.3g}".format, low=0.0)
 
@@ -214,18 +213,12 @@ class Facts:
         return {"training_tokens": 0, "validation_tokens": 0} | self.record["corpus"] | corpus
 
     @property
-    def ladder(self) -> list[dict[str, Any]]:
-        """The n-gram baselines and this model, from the highest loss to the lowest. Widths are in percent."""
-        rows = [(name, loss, False) for name, loss in _baselines(self.history.milestones)]
-        if not rows:
-            return []
-        if self.best:
-            rows.append(("this model", self.best["validation_loss"], True))
-        highest = max(loss for _, loss, _ in rows)
-        return [
-            {"name": name, "loss": loss, "width": 100 * loss / highest, "own": own}
-            for name, loss, own in sorted(rows, key=lambda row: -row[1])
-        ]
+    def ladder(self) -> list[tuple[str, float]]:
+        """The n-gram baselines and this model, from the highest loss to the lowest. Empty without baselines."""
+        rows = baselines(self.history.milestones)
+        if rows and self.best:
+            rows.append(("this model", self.best["validation_loss"]))
+        return sorted(rows, key=lambda row: -row[1])
 
     @property
     def inspect_command(self) -> str:
@@ -302,13 +295,6 @@ def _copied(sample: Mapping[str, Any], training_text: TrainingText | None) -> di
         found = training_text.report(sample["text"])
         share, longest, spans = found.share, found.longest, [(span.start, span.stop) for span in found.spans]
     return {"step": sample["step"], "share": share, "longest": longest, "spans": spans or []}
-
-
-def _baselines(milestones: Sequence[float]) -> list[tuple[str, float]]:
-    """Name and loss of the n-gram models up to the best one."""
-    if not len(milestones):
-        return []
-    return [(f"{n}-gram" if n else "chance", milestones[n]) for n in range(int(np.argmin(milestones)) + 1)]
 
 
 def _shown(value: Any) -> str:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal
 
 from groundling.training.events import Evaluation, Event, Finished, Sample, Step, Subscriber
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
+Values = Mapping[str, float | str]
 _PROJECT = "groundling"
 
 
@@ -36,14 +37,6 @@ class Tracked:
         return f"{self.name}-{sha256(made.encode()).hexdigest()[:8]}"
 
 
-class _Library(Protocol):
-    def log(self, step: int, figures: Mapping[str, float]) -> None: ...
-
-    def write(self, step: int, name: str, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class TensorBoard:
     """Event files in the run's folder `tensorboard`, written by TensorBoard's own writer."""
 
@@ -58,16 +51,15 @@ class TensorBoard:
         # TensorBoard drops all later steps: a run that resumes from a checkpoint logs them again.
         start = SessionLog(status=SessionLog.START)
         self._writer.add_event(Event(wall_time=time.time(), step=run.step + 1, session_log=start))
-        self.write(run.step, "record", html.escape(repr(dict(run.record))))
+        self.log(run.step, {"record": html.escape(repr(dict(run.record)))})
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        values = [self._summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
-        self._add(step, self._summary(value=values))
-
-    def write(self, step: int, name: str, text: str) -> None:
-        self._add(step, self._text(name, _verbatim(text)))
-
-    def _add(self, step: int, summary: Any) -> None:
+    def log(self, step: int, values: Values) -> None:
+        summary = self._summary()
+        for name, value in values.items():
+            if isinstance(value, str):
+                summary.MergeFrom(self._text(name, _verbatim(value)))
+            else:
+                summary.value.add(tag=name, simple_value=value)
         self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:
@@ -80,7 +72,7 @@ class WeightsAndBiases:
     def __init__(self, run: Tracked) -> None:
         import wandb
 
-        self._html = wandb.Html
+        self._text = lambda text: wandb.Html(f"<pre>{html.escape(text)}</pre>")
         self._run = wandb.init(
             project=_PROJECT, id=run.key, name=run.name, resume="allow", dir=str(run.folder), config=dict(run.record),
             settings=wandb.Settings(console="off"),  # we print ourselves
@@ -88,11 +80,8 @@ class WeightsAndBiases:
         # W&B's own count of calls cannot go back to a checkpoint.
         self._run.define_metric("*", step_metric="step")
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._run.log({"step": step, **figures})
-
-    def write(self, step: int, name: str, text: str) -> None:
-        self._run.log({"step": step, name: self._html(f"<pre>{html.escape(text)}</pre>")})
+    def log(self, step: int, values: Values) -> None:
+        self._run.log({"step": step} | _with_texts(values, self._text))
 
     def close(self) -> None:
         self._run.finish()
@@ -104,23 +93,20 @@ class Trackio:
     def __init__(self, run: Tracked) -> None:
         import trackio
 
-        self._markdown = trackio.Markdown
+        self._text = lambda text: trackio.Markdown(_verbatim(text))
         options = {"name": run.key, "config": dict(run.record), "resume": "allow", "embed": False}
         with redirect_stdout(sys.stderr):  # standard output may be for JSON
             self._run = trackio.init(project=_PROJECT, **options)
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._run.log(dict(figures), step=step)
-
-    def write(self, step: int, name: str, text: str) -> None:
-        self._run.log({name: self._markdown(_verbatim(text))}, step=step)
+    def log(self, step: int, values: Values) -> None:
+        self._run.log(_with_texts(values, self._text), step=step)
 
     def close(self) -> None:
         with redirect_stdout(sys.stderr):
             self._run.finish()
 
 
-_TRACKERS: dict[Tracker, Callable[[Tracked], _Library]] = {
+_TRACKERS: dict[str, Callable[[Tracked], Any]] = {
     "tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio,
 }  # fmt: skip
 
@@ -128,8 +114,8 @@ _TRACKERS: dict[Tracker, Callable[[Tracked], _Library]] = {
 def check_trackers(names: Sequence[str]) -> None:
     """Raise ValueError if a tracker is unknown, or if its library is not installed."""
     for name in names:
-        if name not in get_args(Tracker):
-            raise ValueError(f"--track {name} is unknown. Use one of {', '.join(get_args(Tracker))}.")
+        if name not in _TRACKERS:
+            raise ValueError(f"--track {name} is unknown. Use one of {', '.join(_TRACKERS)}.")
         if importlib.util.find_spec(name) is None:
             raise ValueError(f'--track {name}: its library is not installed. Run: pip install "groundling[{name}]"')
 
@@ -143,7 +129,7 @@ def tracking(
     Training continues without a tracker that fails, after a `notice`. Raises ValueError if a tracker cannot start and
     was `asked` for in this session.
     """
-    trackers: dict[Tracker, _Library] = {}
+    trackers: dict[Tracker, Any] = {}
 
     def attempt(name: Tracker, action: Callable[[], object]) -> None:
         try:
@@ -162,8 +148,9 @@ def tracking(
             notice(f"Training continues without {name}, which could not start: {_first_line(error)}")
 
     def tell(event: Event) -> None:
-        for name, tracker in list(trackers.items()):
-            attempt(name, partial(_forward, event, tracker))
+        if isinstance(event, Step | Evaluation | Sample | Finished):
+            for name, tracker in list(trackers.items()):
+                attempt(name, partial(tracker.log, event.step, values_of(event)))
 
     try:
         yield tell
@@ -172,35 +159,35 @@ def tracking(
             attempt(name, tracker.close)
 
 
-def _forward(event: Event, tracker: _Library) -> None:
-    step, figures = figures_of(event)
-    if figures:
-        tracker.log(step, figures)
-    if isinstance(event, Sample):
-        tracker.write(step, "sample", event.prompt + event.text)
-    elif isinstance(event, Finished):
-        tracker.write(step, "verdict", event.verdict)
-
-
-def figures_of(event: Event) -> tuple[int, dict[str, float]]:
-    """The step of an event and its figures, by their names in trackers. Most events have none."""
+def values_of(event: Step | Evaluation | Sample | Finished) -> dict[str, float | str]:
+    """What an event tells the trackers: figures and texts, by their names there."""
+    values: dict[str, float | str | None]
     match event:
         case Step():
             names = ("loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
-            values: dict[str, float | None] = {name: getattr(event, name) for name in names} | event.figures
-            figures = {f"train/{name}": value for name, value in values.items()}
+            figures = {name: getattr(event, name) for name in names} | event.figures
+            values = {f"train/{name}": value for name, value in figures.items()}
         case Evaluation():
-            figures = {
+            values = {
                 f"validation/{event.metric.removeprefix('validation ').replace(' ', '_')}": event.validation_loss,
                 "validation/bits_per_byte": event.bits_per_byte,
                 "train/mean_loss": event.training_loss,
                 **{f"validation/{name}": value for name, value in event.figures.items()},
             }
         case Sample():
-            figures = {"sample/copied_share": event.copied_share, "sample/longest_copy": event.longest_copy}
-        case _:
-            figures = {}
-    return getattr(event, "step", 0), {name: float(value) for name, value in figures.items() if value is not None}
+            values = {
+                "sample": event.prompt + event.text,
+                "sample/copied_share": event.copied_share,
+                "sample/longest_copy": event.longest_copy,
+            }
+        case Finished():
+            values = {"verdict": event.verdict}
+    return {name: v if isinstance(v, str) else float(v) for name, v in values.items() if v is not None}
+
+
+def _with_texts(values: Values, text: Callable[[str], Any]) -> dict[str, Any]:
+    """`values`, each text as a library's own type for texts."""
+    return {name: text(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _verbatim(text: str) -> str:
