@@ -135,9 +135,10 @@ def test_a_disk_that_gives_back_other_bytes_is_not_believed(tmp_path: Path, monk
                 file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
 
     monkeypatch.setattr(storage, "disk", Lying())
-    with pytest.raises(OSError, match="the disk returned different data than was written"):
-        train(tmp_path / "run")
-    checkpoints = Checkpoints(tmp_path / "run" / "run" / "checkpoints")
+    with pytest.raises(OSError, match="the disk returned different data than was written") as refused:
+        train(tmp_path / "Run")
+    checkpoints = Checkpoints(tmp_path / "Run" / "run" / "checkpoints")
+    assert str(refused.value).count(f"{checkpoints.folder}/step-") == 2  # what cannot be written, and why
     for step in (STEPS - 2, STEPS - 1):
         checkpoints.verify(checkpoints.path(step))
 

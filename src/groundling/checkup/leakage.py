@@ -82,7 +82,7 @@ def _look_up(text: Text, start: int, ordered: U64, seen: Bools, found: I64) -> N
     hashes = window_hashes(text.read(start, min(start + PIECE + WINDOW - 1, text.split_point)), WINDOW)
     candidates = np.flatnonzero(seen[slots(hashes, seen)])
     hashes = hashes[candidates]
-    by_hash = np.argsort(hashes)  # searching in order is several times faster
+    by_hash = np.argsort(hashes, kind="stable")  # searching in order is several times faster
     hashes, candidates = hashes[by_hash], candidates[by_hash]
     places = np.searchsorted(ordered, hashes)
     hit = ordered[np.minimum(places, len(ordered) - 1)] == hashes

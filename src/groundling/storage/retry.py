@@ -62,7 +62,8 @@ def _readable(path: Path, n_bytes: int, error: OSError) -> OSError:
         )
     else:
         advice = f"Check that the disk of {home} is healthy and writable."
-    reason = (error.strerror or str(error)).lower()
+    reason = (error.strerror or str(error)).rstrip(".")
+    reason = reason[:1].lower() + reason[1:]  # it may quote a path
     readable = OSError(
         f"{path} cannot be written: {reason}. {advice} What was saved before is intact. Run the same command again to "
         "resume."
