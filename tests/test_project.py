@@ -27,7 +27,8 @@ from groundling.config import PRESETS, setting_fields
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "groundling"
 FILES = sorted(SRC.rglob("*.py"))
-README = ROOT / "README.md"
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS.remove(ROOT / "docs" / "LOG.md")  # quotes commands as they were
 ARCHITECTURE = ROOT / "docs" / "ARCHITECTURE.md"
 
 READING_ORDER = [
@@ -36,6 +37,7 @@ READING_ORDER = [
     "__main__",
 ]  # fmt: skip
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -160,7 +162,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= 350, f"{path.name} has {lines} lines: it probably holds two things."
     for function, _ in functions(path):
-        # Without signature and docstring: the verbs of the command line declare their flags and help there.
+        # Without signature and docstring: commands declare their flags and help there.
         body = function.body[1:] if ast.get_docstring(function) and len(function.body) > 1 else function.body
         length = function.end_lineno - body[0].lineno + 1
         assert length <= 60, f"{path.name}:{function.lineno}: {function.name} has {length} lines."
@@ -179,20 +181,22 @@ def test_no_file_is_large() -> None:
     assert not large
 
 
-# What the README shows exists.
+# What the documents show exists.
 
 
-def readme_code() -> Iterator[tuple[str, str]]:
-    """Language and content of the README's fenced code blocks."""
-    text = README.read_text(encoding="utf-8")
+def code_blocks(document: Path) -> Iterator[tuple[str, str]]:
+    """Language and content of a document's code blocks, fenced and indented."""
+    text = document.read_text(encoding="utf-8")
     yield from re.findall(r"^[ >]*```(\w*)[^\n]*\n(.*?)^[ >]*```", text, re.DOTALL | re.MULTILINE)
+    yield from (("", block) for block in re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE))
 
 
-def commands() -> Iterator[list[str]]:
-    """The words after `groundling` of every command in the README, in code blocks and in running text."""
-    outside = re.sub(r"^[ >]*```.*?^[ >]*```", "", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+def commands(document: Path) -> Iterator[list[str]]:
+    """The words after `groundling` of every command in a document, in code blocks and in running text."""
+    text = document.read_text(encoding="utf-8")
+    outside = re.sub(r"^[ >]*```.*?^[ >]*```", "", text, flags=re.DOTALL | re.MULTILINE)
     lines = re.findall(r"`(groundling [^`]+)`", outside)
-    for language, code in readme_code():
+    for language, code in code_blocks(document):
         if language not in ("python", "py", "json"):
             lines += code.replace("\\\n", " ").splitlines()
     for line in lines:
@@ -208,15 +212,17 @@ def commands() -> Iterator[list[str]]:
             first = re.fullmatch(r"[|&;(]+|[$>%!]|uvx|run|\w+=.*", before)
             if word == "groundling" and first and i + 1 < len(words):
                 stop = next((j for j in range(i, len(words)) if re.fullmatch(r"[|&;<>()]+", words[j])), len(words))
-                if words[i + 1 : stop]:  # not so for `groundling <verb>`
+                if words[i + 1 : stop]:  # not so for `groundling <command>`
                     yield words[i + 1 : stop]
 
 
 def flags(*words: str) -> set[str]:
-    """Those of a verb, or of the verb below it (`tokenizer train`) that the second word names; else of all below it."""
-    verb = app[words[0]]
-    below = [name for name in verb if not name.startswith("-")]
-    chosen = [verb[words[1]]] if len(words) > 1 and words[1] in below else [verb, *map(verb.__getitem__, below)]
+    """Those of a command, of the one below it that the second word names (`tokenizer train`), or of all below it."""
+    command = app[words[0]]
+    below = [name for name in command if not name.startswith("-")]
+    chosen = (
+        [command[words[1]]] if len(words) > 1 and words[1] in below else [command, *map(command.__getitem__, below)]
+    )
     return {
         name
         for each in chosen if each.default_command is not None
@@ -228,16 +234,17 @@ def flags(*words: str) -> set[str]:
 EVERYWHERE = {"--debug", "--help", "-h"}
 
 
-def test_commands_in_the_readme_exist() -> None:
-    verbs = [name for name in app if not name.startswith("-")]
-    for words in commands():
+@each_document
+def test_commands_in_the_documents_exist(document: Path) -> None:
+    known = [name for name in app if not name.startswith("-")]
+    for words in commands(document):
         shown = "groundling " + " ".join(words)
         if words[0].startswith("-"):
             assert words[0] in {*EVERYWHERE, "--version"}, shown
             continue
         if re.fullmatch(r"[<\[{(.…].*|[A-Z]+", words[0]):
-            continue  # a placeholder, such as <verb>
-        assert words[0] in verbs, shown
+            continue  # a placeholder, such as <command>
+        assert words[0] in known, shown
         for word in words[1:]:
             if re.match(r"--?[A-Za-z]", word):
                 assert word.split("=")[0] in flags(*words[:2]) | EVERYWHERE, f"{word} in: {shown}"
@@ -246,14 +253,31 @@ def test_commands_in_the_readme_exist() -> None:
         assert preset is None or preset in PRESETS or re.fullmatch(r"\W.*|[A-Z]+", preset), shown
 
 
-def test_flags_in_the_text_of_the_readme_exist() -> None:
-    known = {flag for verb in app if not verb.startswith("-") for flag in flags(verb)} | EVERYWHERE | {"--version"}
-    for flag in re.findall(r"`(--[a-z][a-z0-9-]*)[^`]*`", README.read_text(encoding="utf-8")):
+@each_document
+def test_flags_in_the_text_of_the_documents_exist(document: Path) -> None:
+    known = {flag for name in app if not name.startswith("-") for flag in flags(name)} | EVERYWHERE | {"--version"}
+    for benchmark in (ROOT / "benchmarks").glob("*.py"):
+        known |= set(re.findall(r'"(--[a-z-]+)"', benchmark.read_text(encoding="utf-8")))
+    for flag in re.findall(r"`(--[a-z][a-z0-9-]*)[^`]*`", document.read_text(encoding="utf-8")):
         assert flag in known, flag
 
 
-def test_python_in_the_readme_uses_what_exists() -> None:
-    for language, code in readme_code():
+@each_document
+def test_links_in_the_documents_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.M)
+    }
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("#"):
+            assert link[1:] in headings, link
+        elif not re.match(r"https?:", link):
+            assert (document.parent / link.partition("#")[0]).exists(), link
+
+
+@each_document
+def test_python_in_the_documents_uses_what_exists(document: Path) -> None:
+    for language, code in code_blocks(document):
         if language not in ("python", "py") or code.lstrip().startswith(">>>"):
             continue
         for node in ast.walk(ast.parse(inspect.cleandoc("\n" + code))):
@@ -264,6 +288,25 @@ def test_python_in_the_readme_uses_what_exists() -> None:
                 known = {*inspect.signature(function).parameters, *setting_fields()}
                 for keyword in node.keywords:
                     assert keyword.arg is None or keyword.arg in known, f"{ast.unparse(node.func)}({keyword.arg}=...)"
+
+
+def test_counts_in_the_readme_are_true() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"These ([\d,]+) lines", text)
+    table = text[said.end() : text.index("docs/ARCHITECTURE.md", said.end())]
+    lines = sum(
+        len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in re.findall(r"\((src/.+?)\)", table)
+    )
+    assert lines == pytest.approx(int(said[1].replace(",", "")), rel=0.04)
+    tests, other = re.search(
+        r"^\| test functions; other Python lines \| ([\d,]+); ([\d,]+) \|", text, re.MULTILINE
+    ).groups()
+    n_tests = sum(
+        len(re.findall(r"def test_", path.read_text(encoding="utf-8"))) for path in (ROOT / "tests").rglob("*.py")
+    )
+    assert n_tests == pytest.approx(int(tests.replace(",", "")), rel=0.04)
+    n_lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES)
+    assert n_lines == pytest.approx(int(other.replace(",", "")), rel=0.04)
 
 
 # Dependencies are explained.

@@ -131,7 +131,7 @@ def test_a_memory_that_cannot_be_read_is_no_memory(model: GPT, batch: Any) -> No
     asked = trial(model, batch, machine("auto"))
     asked._remember(FAST)
     assert asked._recall() == FAST
-    asked._memory.write_text("{")
+    asked._cache_file.write_text("{")
     assert asked._recall() is None
 
 

@@ -193,11 +193,11 @@ def test_a_terminal_that_is_closed_loses_nothing(text_file: Path) -> None:
 
 def test_what_is_ignored_stays_ignored() -> None:
     """As SIGHUP is under `nohup`."""
-    from groundling.training.signals import StopRequest
+    from groundling.training.signals import stop_request
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopRequest() as stop:
+        with stop_request() as stop:
             signal.raise_signal(signal.SIGHUP)
             assert not stop()
             signal.raise_signal(signal.SIGTERM)

@@ -36,16 +36,16 @@ def weights(run: Run) -> dict[int, bytes]:
 def test_results_seen_late_make_the_same_run(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = groundling.train(text_file, name="a", out=tmp_path, on_event=quietly, **TINY)
     looks: list[int] = []
-    may_go_unseen = Trainer._may_go_unseen
+    may_run_ahead = Trainer._may_run_ahead
 
     def watched(self: Trainer) -> bool:
-        unseen = may_go_unseen(self)
-        if not unseen:
+        ahead = may_run_ahead(self)
+        if not ahead:
             looks.append(self.state.step)
-        return unseen
+        return ahead
 
     monkeypatch.setattr(Machine, "runs_ahead", True)
-    monkeypatch.setattr(Trainer, "_may_go_unseen", watched)
+    monkeypatch.setattr(Trainer, "_may_run_ahead", watched)
     late = groundling.train(text_file, name="b", out=tmp_path, on_event=quietly, **TINY)
     assert weights(late) == weights(at_once)
     assert looks == [5, 7, 8, 10, 14, 15, 16, 20]

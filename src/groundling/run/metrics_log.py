@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from groundling import storage
+from groundling.data.progress import Notice, silent
 from groundling.run.record import CorpusFacts
 from groundling.storage.safe_read import parse
-from groundling.training import events
 from groundling.training.events import Event, OutOfMemory, Preparing, RolledBack, Sample
 
-_EVENTS = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event)]
-_KINDS: dict[str, type[Event]] = {kind.__name__.lower(): kind for kind in _EVENTS if kind not in (Event, Preparing)}
+_KINDS = {kind.__name__.lower(): kind for kind in Event.__subclasses__() if kind is not Preparing}
 
 
 class _StartedCorpus(CorpusFacts):
@@ -39,30 +40,37 @@ def read_line(content: bytes, what: str) -> dict[str, Any]:
     return line
 
 
+def read_result(path: Path) -> dict[str, Any] | None:
+    """The fields of `Finished`, or None if there is no such file. Raises ValueError if it is damaged."""
+    if not path.exists():
+        return None
+    result: dict[str, Any] = storage.read_json(path)
+    _check(result, str(path))
+    if result["event"] != "finished":
+        raise ValueError(f"{path} is damaged: it is not the result of a run.")
+    return result
+
+
+@dataclass(frozen=True)
 class MetricsLog:
     """A subscriber that writes events to `metrics.jsonl` and `samples.jsonl`, one JSON object per line.
 
     When training goes back to a checkpoint, the lines of the steps that will be repeated are dropped.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    folder: Path
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RolledBack):
-            rewind(self._folder, event.to, event.evaluated_step, event.rollbacks + 1)
+            rewind(self.folder, event.to, event.evaluated_step, event.rollbacks + 1)
         elif isinstance(event, OutOfMemory) and event.went_back:
-            rewind(self._folder, event.step, event.evaluated_step, event.rollbacks)
-        if isinstance(event, Sample):
-            storage.append_json(self._folder / "samples.jsonl", event.to_dict())
-        elif type(event) in _KINDS.values():
-            storage.append_json(self._folder / "metrics.jsonl", event.to_dict())
+            rewind(self.folder, event.step, event.evaluated_step, event.rollbacks)
+        if type(event) in _KINDS.values():
+            name = "samples.jsonl" if isinstance(event, Sample) else "metrics.jsonl"
+            storage.append_json(self.folder / name, event.to_dict())
 
 
-def rewind(
-    folder: Path, step: int, evaluated_step: int, rollbacks: int = 0,
-    notice: Callable[[str], None] = lambda sentence: None,
-) -> None:  # fmt: skip
+def rewind(folder: Path, step: int, evaluated_step: int, rollbacks: int = 0, notice: Notice = silent) -> None:
     """Drop the lines after the checkpoint from which a run continues, since those steps will be repeated.
 
     The first `rollbacks` rollbacks, which the checkpoint counts, stay, and so do the steps skipped before them.
@@ -79,9 +87,9 @@ def rewind(
                 _check(line, f"A line of {folder / name}")
             except ValueError as fault:
                 dropped(fault)
-                continue
-            if _precedes(line, step, evaluated_step, rollbacks):
-                kept += json.dumps(line, ensure_ascii=False) + "\n"
+            else:
+                if _precedes(line, step, evaluated_step, rollbacks):
+                    kept += json.dumps(line, ensure_ascii=False) + "\n"
         storage.write_file(folder / name, kept)
 
 
@@ -95,42 +103,27 @@ def _precedes(line: dict[str, Any], step: int, evaluated_step: int, rollbacks: i
     return bool(event in ("started", "notice", "outofmemory") or line.get("step", 0) <= limit)
 
 
-def read_result(path: Path) -> dict[str, Any] | None:
-    """The fields of `Finished`, or None if there is no such file. Raises ValueError if it is damaged."""
-    if not path.exists():
-        return None
-    result: dict[str, Any] = storage.read_json(path)
-    _check(result, str(path))
-    if result["event"] != "finished":
-        raise ValueError(f"{path} is damaged: it is not the result of a run.")
-    return result
-
-
 def _check(line: Any, what: str) -> None:
-    import pydantic
-
+    """Raise ValueError, with `what` it is, if it is not an event."""
     if not isinstance(line, dict) or not isinstance(line.get("event"), str):
         raise ValueError(f"{what} is damaged: it is not an event of a run.")
-    if line["event"] not in _KINDS:
+    if line["event"] not in _KINDS:  # an event of a newer version, which nothing here uses
         if type(line.get("step", 0)) is not int:
             raise ValueError(f"{what} is damaged: its step is not a number.")
-        return  # an event of a newer version, which nothing here uses
+        return
     try:
         # Through JSON, where a list is as good as a tuple though everything else is strict.
         _adapter(line["event"]).validate_json(json.dumps(line), strict=True)
         if line["event"] == "started":
             _StartedCorpus.model_validate_json(json.dumps(line["corpus"]))
-    except pydantic.ValidationError as error:
+    except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(each)[:80] for each in problem["loc"])
         raise ValueError(f"{what} is damaged: {where}: {problem['msg'].lower()}.") from None
-    numbers = [value for value in line.values() if isinstance(value, int)]
-    if not all(-1 <= number < 2**63 for number in numbers):
+    if not all(-1 <= number < 2**63 for number in line.values() if isinstance(number, int)):
         raise ValueError(f"{what} is damaged: one of its numbers is out of range.")
 
 
 @cache
-def _adapter(event: str) -> Any:
-    import pydantic
-
-    return pydantic.TypeAdapter(_KINDS[event])
+def _adapter(event: str) -> TypeAdapter[Event]:
+    return TypeAdapter(_KINDS[event])

@@ -35,13 +35,9 @@ class WeightAverage:
         if not self._averages:
             self._averages = {name: p.detach().clone() for name, p in self._parameters.items()}
             return
-        rate, averages = 1 / (1 + self._share * before), list(self._averages.values())
-        weights = [self._parameters[name] for name in self._averages]
-        if applied is None:
-            torch._foreach_lerp_(averages, weights, rate)
-        else:
-            shares = [rate * applied] * len(weights)
-            torch._foreach_lerp_(averages, weights, shares)
+        averages, trained = list(self._averages.values()), [self._parameters[name] for name in self._averages]
+        rate = 1 / (1 + self._share * before)
+        torch._foreach_lerp_(averages, trained, rate if applied is None else [rate * applied] * len(trained))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -148,13 +148,11 @@ class Checkpoints:
 
     def pointed(self, name: str) -> Path | None:
         """The checkpoint that `best` or `last` points to, if it exists."""
-        try:
-            target = storage.read_checksummed(self.folder / f"{name}.json").get("checkpoint")
-        except (OSError, ValueError):
-            return None
-        if not isinstance(target, str) or not _NAME.fullmatch(target):  # it must not point anywhere else
-            return None
-        return self.folder / target if (self.folder / target).is_dir() else None
+        with suppress(OSError, ValueError):
+            target = str(storage.read_checksummed(self.folder / f"{name}.json").get("checkpoint"))
+            if _NAME.fullmatch(target) and (self.folder / target).is_dir():  # it must not point anywhere else
+                return self.folder / target
+        return None
 
     def newest(self, notice: Callable[[str], None]) -> Path | None:
         """The newest undamaged checkpoint. Damaged ones are skipped, with a notice."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -119,7 +120,7 @@ class CompileTrial:
         return fastest
 
     @property
-    def _memory(self) -> Path:
+    def _cache_file(self) -> Path:
         """The file for the trial of this model with these batches on this machine."""
         where = [versions(), processor(), str(self.machine.device), str(self.machine.dtype), self.machine.threads]
         compiler = compiler_path()
@@ -130,16 +131,14 @@ class CompileTrial:
 
     def _recall(self) -> Timing | None:
         try:
-            return Timing(**storage.read_json(self._memory))
+            return Timing(**storage.read_json(self._cache_file))
         except (OSError, ValueError, TypeError):
             return None  # never tried, or unreadable: try again
 
     def _remember(self, timing: Timing) -> None:
-        try:
-            storage.make_folder(self._memory.parent)
-            storage.write_json(self._memory, asdict(timing))
-        except OSError:
-            pass  # a cache that cannot be written only costs the next run some seconds
+        with suppress(OSError):  # a cache that cannot be written only costs the next run some seconds
+            storage.make_folder(self._cache_file.parent)
+            storage.write_json(self._cache_file, asdict(timing))
 
 
 def _rounded(seconds: float) -> str:

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from pydantic import ConfigDict
 
 from groundling.config import TrainingSettings
 from groundling.machine import Machine
@@ -27,7 +26,7 @@ _FEWEST = 16  # losses are needed before one can be a spike
 _SPIKE = 5  # times the usual loss, and ...
 _ABOVE_CHANCE = 3  # times the loss of guessing; healthy runs stay far below, see docs/diagnosis.md
 _BAD_STEPS = 3  # in a row
-_ROLLBACKS = 3
+MAX_ROLLBACKS = 3
 _SLOWER = 0.5  # of the learning rate, at each rollback
 
 
@@ -52,9 +51,9 @@ class DivergedError(FloatingPointError):
         if machine.dtype == torch.float16:
             helps.append("--dtype float32")
         super().__init__(
-            f"Training diverged at step {anomaly.step}: {anomaly.cause}, after {_ROLLBACKS} rollbacks that each halved "
-            f"the learning rate. It is probably still too high: start a new run with {', '.join(helps)} or a longer "
-            "--warmup-steps. Your checkpoints are safe."
+            f"Training diverged at step {anomaly.step}: {anomaly.cause}, after {MAX_ROLLBACKS} rollbacks that each "
+            "halved the learning rate. It is probably still too high: start a new run with "
+            f"{', '.join(helps)} or a longer --warmup-steps. Your checkpoints are safe."
         )
         self.step, self.cause = anomaly.step, anomaly.cause
 
@@ -62,8 +61,6 @@ class DivergedError(FloatingPointError):
 @dataclass
 class DivergenceGuard:
     """Judges each step. Its fields are part of the training state."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     last_good_step: int = 0  # the last scheduled checkpoint: a rollback goes there
     recent_losses: list[float] = field(default_factory=list)
@@ -103,11 +100,6 @@ class DivergenceGuard:
     def new_stage(self) -> None:
         """Forget the losses of the model before."""
         self.recent_losses, self.bad_steps = [], []
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether there were too many rollbacks already."""
-        return self.rollbacks >= _ROLLBACKS
 
     def roll_back(self, before: DivergenceGuard, anomaly: Anomaly) -> None:
         """Update this guard, which was loaded from a checkpoint, for a rollback. `before` is the guard until now."""

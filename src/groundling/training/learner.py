@@ -19,7 +19,7 @@ from groundling.training.checkpoints import Snapshot, size_in_bytes
 from groundling.training.divergence import check_finite
 from groundling.training.events import Event
 from groundling.training.optimizer import new_optimizer
-from groundling.training.out_of_memory import HalfDoneError, is_out_of_memory
+from groundling.training.out_of_memory import HalfDoneError, raised_as
 from groundling.training.state import TrainState, read_state
 from groundling.training.task import Task
 
@@ -64,16 +64,12 @@ class Learner:
 
         If `found_inf`, a scalar on the device, is 1, nothing changes. Raises HalfDoneError if memory runs out.
         """
-        try:
+        with raised_as(HalfDoneError()):
             self.optimizer.step(found_inf)
             self.average.update(before, None if found_inf is None else 1 - found_inf)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise HalfDoneError from None
 
     def zero_grad(self) -> None:
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
 
     def next_stage(self, stage: int, step: int) -> Event:
         """Start a stage with a new optimizer, on the weights that would be saved or on others that the task sets."""

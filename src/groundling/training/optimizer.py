@@ -12,16 +12,18 @@ from groundling.config import TrainingSettings
 from groundling.model.describe import Shape
 from groundling.model.gpt import GPT, StackedLinear
 
+_MOMENTUM = 0.95  # of Muon
+
 
 class Optimizers:
-    """Several PyTorch optimizers, used as one. `names` are the names of their parameters.
+    """Several PyTorch optimizers for the parameters of `model`, used as one.
 
     State tensors are named `<parameter>/<quantity>`, such as `wte.weight/exp_avg`.
     """
 
-    def __init__(self, names: Mapping[torch.Tensor, str], *optimizers: torch.optim.Optimizer) -> None:
+    def __init__(self, model: GPT, *optimizers: torch.optim.Optimizer) -> None:
         self.optimizers = optimizers
-        self._names = names
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
         for group in self.groups:
             group["peak"] = group["lr"]
@@ -42,10 +44,6 @@ class Optimizers:
             optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # the name that the fused AdamW looks for
             optimizer.step()
 
-    def zero_grad(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-
     def forget(self) -> None:
         """Reset to the state before the first step."""
         for optimizer in self.optimizers:
@@ -58,12 +56,12 @@ class Optimizers:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The state of all optimizers. Empty before the first step."""
-        return {f"{name}/{key}": value for p, name in self._names.items() for key, value in self.state_of(p).items()}
+        return {f"{name}/{key}": x for name, p in self._parameters.items() for key, x in self.state_of(p).items()}
 
     def state_shapes(self) -> dict[str, Shape]:
         """The shapes of `state_dict()` after the first step."""
         shapes = dict[str, Shape]()
-        for parameter, name in self._names.items():
+        for name, parameter in self._parameters.items():
             if isinstance(self._owners[parameter], Muon):
                 shapes[f"{name}/momentum"] = tuple(parameter.shape)
             else:
@@ -74,12 +72,12 @@ class Optimizers:
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """The inverse of `state_dict`. Raises ValueError if a tensor does not belong to these parameters."""
         self.forget()
-        parameters = {name: parameter for parameter, name in self._names.items()}
         for key, value in tensors.items():
             name, _, quantity = key.partition("/")
-            if name not in parameters or (value.dim() and value.shape != parameters[name].shape):
+            parameter = self._parameters.get(name)
+            if parameter is None or (value.dim() and value.shape != parameter.shape):
                 raise ValueError(f"The optimizer's saved {key} does not belong to this model.")
-            self.state_of(parameters[name])[quantity] = value.to(parameters[name].device)
+            self.state_of(parameter)[quantity] = value.to(parameter.device)
 
 
 def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
@@ -89,8 +87,7 @@ def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = t
     computes in.
     """
     matrices = block_matrices(model) if settings.optimizer == "muon" else {}
-    names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
-    others = [p for p in names if p not in matrices]
+    others = [p for p in model.parameters() if p.requires_grad and p not in matrices]
     adamw = torch.optim.AdamW(
         [
             {"params": [p for p in others if p.dim() >= 2], "weight_decay": settings.weight_decay},
@@ -101,17 +98,17 @@ def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = t
         fused=model.device.type != "mps",  # on Apple GPUs, the fused kernel is far slower
     )
     if not matrices:
-        return Optimizers(names, adamw)
-    return Optimizers(names, adamw, Muon(matrices, settings.matrix_learning_rate, settings.weight_decay, dtype))
+        return Optimizers(model, adamw)
+    return Optimizers(model, adamw, Muon(matrices, settings.matrix_learning_rate, settings.weight_decay, dtype))
 
 
 def block_matrices(model: GPT) -> dict[torch.Tensor, list[int]]:
     """The weight matrices of the blocks, each with the row counts of the matrices that it is stacked from. Muon updates
     those separately."""
-    linears = [module for module in model.h.modules() if isinstance(module, torch.nn.Linear)]
     return {
-        linear.weight: list(linear.sizes) if isinstance(linear, StackedLinear) else [linear.out_features]
-        for linear in linears
+        module.weight: list(module.sizes) if isinstance(module, StackedLinear) else [module.out_features]
+        for module in model.h.modules()
+        if isinstance(module, torch.nn.Linear)
     }
 
 
@@ -131,57 +128,47 @@ class Muon(torch.optim.Optimizer):
     """See `Optimizers.step`."""
 
     def __init__(
-        self,
-        matrices: Mapping[torch.Tensor, list[int]],
-        lr: float,
-        weight_decay: float,
-        dtype: torch.dtype,
-        momentum: float = 0.95,
+        self, matrices: Mapping[torch.Tensor, list[int]], lr: float, weight_decay: float, dtype: torch.dtype
     ) -> None:
-        super().__init__(list(matrices), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.matrices = matrices
-        self.dtype = dtype
+        super().__init__(list(matrices), {"lr": lr, "weight_decay": weight_decay})
+        self.matrices, self.dtype = matrices, dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step. The `closure` of PyTorch's interface is not used."""
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            for p in parameters:
-                if "momentum" not in self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-            momenta = [self.state[p]["momentum"] for p in parameters]
-            gradients = self._usable(parameters, momenta)
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov momentum
-            # (rows, columns) -> [(part of a parameter, part of its update)]
-            shapes: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
-            for parameter, update in zip(parameters, updates, strict=True):
-                rows = self.matrices[parameter]
-                for part, change in zip(parameter.split(rows), update.split(rows), strict=True):
-                    shapes[part.shape].append((part, change))
-            for shape, pairs in shapes.items():
-                directions = orthogonalize(torch.stack([change for _, change in pairs]), self.dtype)
-                if self.found_inf is not None:
-                    directions = directions * (1 - self.found_inf)  # a step of length 0, without decay
-                # Tall matrices get longer steps, so that their outputs change as much as those of wide ones.
-                rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for (part, _), direction in zip(pairs, directions, strict=True):
-                    # 1 where the step, which is minus this direction, makes the weight smaller, else 0. By
-                    # arithmetic, since `torch.where` takes ten times as long on CPUs.
-                    shrinks = (part * direction).sign_().clamp_(min=0)
-                    part.addcmul_(part, shrinks, value=-group["lr"] * group["weight_decay"])
-                    part.add_(direction, alpha=-rate)
-
-    def _usable(self, parameters: list[torch.Tensor], momenta: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The gradients. In a step to skip, the momenta, which then do not change."""
-        if self.found_inf is None:
-            return [p.grad for p in parameters if p.grad is not None]
-        skip = self.found_inf > 0
-        return [torch.where(skip, m, p.grad) for p, m in zip(parameters, momenta, strict=True) if p.grad is not None]
+        (group,) = self.param_groups
+        parameters = [p for p in group["params"] if p.grad is not None]
+        for p in parameters:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.found_inf is not None:  # in a step to skip, the momenta do not change
+            skip = self.found_inf > 0
+            gradients = [torch.where(skip, m, g) for m, g in zip(momenta, gradients, strict=True)]
+        torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
+        updates = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov momentum
+        # (rows, columns) -> [(part of a parameter, part of its update)]
+        shapes: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+        for parameter, update in zip(parameters, updates, strict=True):
+            rows = self.matrices[parameter]
+            for part, change in zip(parameter.split(rows), update.split(rows), strict=True):
+                shapes[part.shape].append((part, change))
+        for shape, pairs in shapes.items():
+            directions = orthogonalize(torch.stack([change for _, change in pairs]), self.dtype)
+            if self.found_inf is not None:
+                directions = directions * (1 - self.found_inf)  # a step of length 0, without decay
+            # Tall matrices get longer steps, so that their outputs change as much as those of wide ones.
+            rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+            for (part, _), direction in zip(pairs, directions, strict=True):
+                # 1 where the step, which is minus this direction, makes the weight smaller, else 0. By
+                # arithmetic, since `torch.where` takes ten times as long on CPUs.
+                shrinks = (part * direction).sign_().clamp_(min=0)
+                part.addcmul_(part, shrinks, value=-group["lr"] * group["weight_decay"])
+                part.add_(direction, alpha=-rate)
 
 
-def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype, steps: int = 5) -> torch.Tensor:
+def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Matrices (n, rows, columns) with their singular values brought near 1, in float32.
 
     Newton-Schulz iteration with the quintic of Jordan et al., whose coefficients trade exactness for speed: singular
@@ -191,7 +178,7 @@ def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype, steps: int = 5) ->
     tall = matrices.size(1) > matrices.size(2)
     x = (matrices.mT if tall else matrices).to(dtype).contiguous()  # products of transposed views are slow on CPUs
     x = x / (x.float().flatten(1).norm(dim=1) + 1e-7)[:, None, None].to(dtype)
-    for _ in range(steps):
+    for _ in range(5):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)

@@ -29,8 +29,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether it is Python's MemoryError, PyTorch's for a GPU, or the RuntimeError of its CPU allocator."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and any(words in said for words in _ALLOCATORS)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATORS)
 
 
 _ALLOCATORS = ("not enough memory", "can't allocate memory", "out of memory", "std::bad_alloc")
@@ -60,11 +59,11 @@ def retrying(action: Callable[[], T], shrink: Callable[[], None]) -> T:
 
 
 @contextmanager
-def named(doing: str) -> Iterator[None]:
-    """A context that turns running out of memory into an OutOfMemoryError, which says during what, and what to do."""
+def raised_as(error: MemoryError) -> Iterator[None]:
+    """A context that raises `error` if memory runs out."""
     try:
         yield
-    except Exception as error:
-        if not is_out_of_memory(error):
+    except Exception as cause:
+        if not is_out_of_memory(cause):
             raise
-        raise OutOfMemoryError(f"Memory ran out while {doing}. {ADVICE}") from None
+        raise error from None

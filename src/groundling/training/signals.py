@@ -10,56 +10,51 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
+from contextlib import AbstractContextManager, contextmanager, suppress
+from types import FrameType
 from typing import Any
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows has no SIGHUP
 _SHOW_CURSOR = b"\x1b[?25h"  # a live display hides it, and a killed process cannot restore it
 
 
 class StopRequest:
-    """A context manager. After the first signal, `stop()` is true.
+    """Whether a signal, and which, asked to stop. See `stop_request`."""
+
+    signal: int | None = None
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """A context in which the first signal makes the yielded StopRequest true.
 
     The second signal gets the system's default action, which ends the process at once, even in the middle of a long
     computation. That loses no saved work, since files are replaced atomically. If SIGHUP is ignored, as under `nohup`,
     it stays ignored.
     """
+    stop = StopRequest()
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-        self.signal = number
+    def handle(number: int, frame: FrameType | None) -> None:
+        for each in _SIGNALS:
+            if signal.getsignal(each) is handle:
+                signal.signal(each, signal.SIG_DFL)
+        stop.signal = number
         say("Saving and stopping. Press Ctrl-C again to quit without saving.")
 
-    def __enter__(self) -> StopRequest:
-        self._before = _handled_by(self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _put_back(self._before)
+    with _handled_by(handle):
+        yield stop
 
 
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """A context manager for work with nothing to save: the first signal ends the process with exit code 128 + signal.
+def ended_by_signals() -> AbstractContextManager[None]:
+    """A context for work with nothing to save: the first signal ends the process with exit code 128 + signal.
 
     It does not raise an exception, since libraries often catch one during their import and report themselves broken.
     """
-    before = _handled_by(_end)
-    try:
-        yield
-    finally:
-        _put_back(before)
+    return _handled_by(_end)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -75,16 +70,16 @@ def say(sentence: str) -> None:
         os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + f"\n{sentence}\n".encode())
 
 
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Install the handler for all three signals. Returns the previous handlers."""
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """A context in which `handler` gets all three signals."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # Python allows it only there
-        for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+        for number in _SIGNALS:
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, handler)
-    return before
-
-
-def _put_back(handlers: dict[int, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

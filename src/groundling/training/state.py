@@ -19,7 +19,7 @@ from groundling.training.step import LossScaler
 class TrainState:
     """The order of examples and dropout are functions of seed and step, so they have no state."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # checked for files
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # also of scaler and guard
 
     step: int = 0
     tokens: int = 0

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import ConfigDict
 
 from groundling.data.batches import Batch
 from groundling.evaluation.score import Interrupted
@@ -19,8 +18,6 @@ _STEPS_BEFORE_SCALING_UP = 1000
 class LossScaler:
     """Loss scaling for float16, in which small gradients would become 0: the loss is scaled up before the backward
     pass, and gradients are scaled down after it (Micikevicius et al., "Mixed Precision Training", 2018)."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     loss_scale: float = 2.0**16
     steps_in_range: int = 0  # since the scale changed

@@ -22,7 +22,7 @@ from groundling.training import events, out_of_memory
 from groundling.training.checkpoints import Checkpoints
 from groundling.training.clock import Clock
 from groundling.training.compiling import CompileTrial
-from groundling.training.divergence import Anomaly, DivergedError
+from groundling.training.divergence import MAX_ROLLBACKS, Anomaly, DivergedError
 from groundling.training.events import Event, Subscriber
 from groundling.training.learner import Learner
 from groundling.training.out_of_memory import ADVICE, HalfDoneError, OutOfMemoryError, is_out_of_memory, retrying
@@ -132,7 +132,7 @@ class Trainer:
         results: list[dict[str, torch.Tensor]] = []
         state, tokens = self.state, 0
         with self.clock.timing("step") as timing:
-            while not results or (self.machine.runs_ahead and self._may_go_unseen()):
+            while not results or (self.machine.runs_ahead and self._may_run_ahead()):
                 progress = self.clock.stage_progress(state, self.task.stages[state.stage - 1])
                 factor = state.guard.lr_scale * rate_factor(progress, self.settings)
                 self.learner.optimizer.schedule(factor)
@@ -144,8 +144,8 @@ class Trainer:
             names, values = list(figures), torch.stack([torch.stack(list(r.values())) for r in results]).tolist()
             timing.times = len(results)  # a GPU was waited for here, and nowhere before
         for step, (loss, norm, *_) in enumerate(values, state.step - len(results)):
-            taken = self._take_in(step, tokens, (loss, norm), cause)
-        if taken and (state.step % self.settings.log_every == 0 or state.step == self.settings.steps):
+            applied = self._record(step, tokens, loss, norm, cause)
+        if applied and (state.step % self.settings.log_every == 0 or state.step == self.settings.steps):
             self._log(dict(zip(names, values[-1], strict=True)), factor, tokens)
 
     def _step(self, batch: Batch, interruptible: bool) -> tuple[dict[str, torch.Tensor], str]:
@@ -172,11 +172,9 @@ class Trainer:
             state.scaler.update(in_range)
         return figures, cause
 
-    def _take_in(self, step: int, tokens: int, result: tuple[float, float], cause: str) -> bool:
-        """Record loss and gradient norm of the step that follows `step` others. Returns whether it changed the
-        weights."""
-        (loss, norm), state, guard = result, self.state, self.state.guard
-        skipped = cause != ""
+    def _record(self, step: int, tokens: int, loss: float, norm: float, cause: str) -> bool:
+        """Record the result of the step that follows `step` others. Returns whether it changed the weights."""
+        state, guard, skipped = self.state, self.state.guard, cause != ""
         if self.machine.runs_ahead:
             cause, skipped = guard.find_anomaly(loss, norm, self.task.chance), not math.isfinite(loss + norm)
         if skipped:
@@ -191,21 +189,20 @@ class Trainer:
             guard.note_good(loss)
         return not skipped
 
-    def _may_go_unseen(self) -> bool:
+    def _may_run_ahead(self) -> bool:
         """Whether another step may follow before anything is logged, evaluated or saved."""
-        state, settings = self.state, self.settings
-        looks = (settings.log_every, settings.eval_every, settings.checkpoint_every)
-        looked = any(state.step % every == 0 for every in looks) or state.step in state.guard.skipped_steps
-        return not (looked or self.clock.is_over(state.step) or self._stage_is_over() or self.stopped())
+        step, settings = self.state.step, self.settings
+        due = any(step % every == 0 for every in (settings.log_every, settings.eval_every, settings.checkpoint_every))
+        skips = step in self.state.guard.skipped_steps
+        return not (due or skips or self.clock.is_over(step) or self._stage_is_over() or self.stopped())
 
     def _log(self, figures: dict[str, float], factor: float, tokens: int) -> None:
         state, clock, norm = self.state, self.clock, figures.pop("grad_norm")
-        event = events.Step(
+        self.emit(events.Step(
             state.step, figures.pop("loss"), factor * self.settings.learning_rate, state.tokens,
             tokens / clock.typical("step"), clock.elapsed(), clock.seconds_left(state.step),
             norm if math.isfinite(norm) else None, figures,  # JSON has no infinity
-        )  # fmt: skip
-        self.emit(event)
+        ))  # fmt: skip
 
     # --- evaluation
 
@@ -221,10 +218,9 @@ class Trainer:
 
         Raises Anomaly if the score is not finite. The state changes last, so that an Interrupted leaves it as it was.
         """
-        state, settings, average = self.state, self.settings, self.learner.average
-        with self.clock.timing("evaluation"):
-            with average.applied():
-                score = retrying(self._score, self._shrink_evaluation)
+        state, settings = self.state, self.settings
+        with self.clock.timing("evaluation"), self.learner.average.applied():
+            score = retrying(self._score, self._shrink_evaluation)
             if not math.isfinite(score.value):
                 raise Anomaly(state.step, f"the validation loss is {score.value}")
             training_loss = state.loss_sum / state.loss_count if state.loss_count else None
@@ -234,8 +230,7 @@ class Trainer:
             self.emit(events.Evaluation(*place, dict(score.figures), score.name))
             every = settings.sample_every if settings.sample_every is not None else settings.eval_every
             if every and settings.sample_tokens and (state.step % every == 0 or ends):
-                with average.applied():
-                    self._sample()
+                self._sample()
         if best:
             state.best_score, state.best_step = score.value, state.step
         state.evaluations_since_best = 0 if best else state.evaluations_since_best + (state.step > 0)
@@ -271,7 +266,8 @@ class Trainer:
         if scheduled and not state.guard.bad_steps:
             state.guard.last_good_step = state.step
         state.elapsed = self.clock.elapsed()
-        with self.clock.timing("save"), out_of_memory.named(f"saving step {state.step:,}"):
+        failed = OutOfMemoryError(f"Memory ran out while saving step {state.step:,}. {ADVICE}")
+        with self.clock.timing("save"), out_of_memory.raised_as(failed):
             path = self.checkpoints.save(self.learner.snapshot(state), self.settings.keep_checkpoints)
         self.emit(events.Saved(state.step, path.name))
 
@@ -279,7 +275,7 @@ class Trainer:
         """Go back, and continue at a lower learning rate. Raises DivergedError after too many rollbacks."""
         self.learner.zero_grad()
         before = self.state.guard
-        if before.exhausted:
+        if before.rollbacks >= MAX_ROLLBACKS:
             self.emit(events.Diverged(anomaly.step, anomaly.cause))
             raise DivergedError(anomaly, self.settings, self.machine)
         self._restore()
@@ -343,8 +339,7 @@ class Trainer:
         if self.machine.device.type == "cuda":
             torch.cuda.empty_cache()
         state, settings = self.state, self.settings
-        event = events.OutOfMemory(
+        self.emit(events.OutOfMemory(
             state.step, state.evaluated_step, doing, settings.batch_size, settings.accumulate, self.evaluation_batch,
             state.guard.rollbacks, went_back,
-        )  # fmt: skip
-        self.emit(event)
+        ))  # fmt: skip
