@@ -239,6 +239,24 @@ def test_an_entry_of_any_wrong_type_is_one_sentence(
         groundling.import_model(tmp_path / "theirs")
 
 
+@pytest.mark.parametrize(("kind", "settings"), [("GPT2", TINY_GPT2), ("Qwen3", TINY_QWEN3)])
+def test_weights_of_any_wrong_shape_are_one_sentence(
+    kind: str, settings: dict[str, Any], pieces: Run, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    saved(tmp_path / "theirs", pieces, kind, **settings)
+    file = tmp_path / "theirs" / "model.safetensors"
+    whole = load_file(file)
+    for name in [name for name in whole if ".1." not in name]:  # the other blocks have the same
+        for shape in ((), (3,), (2, 3), (1, 2, 3), None):
+            tensors = {n: t for n, t in whole.items() if n != name}
+            save_file(tensors | ({} if shape is None else {name: torch.zeros(shape)}), file, {"format": "pt"})
+            with pytest.raises(ValueError, match=name.replace(".weight", "")):
+                groundling.import_model(tmp_path / "theirs", name="mine")
+    assert not Path("runs").exists()
+
+
 def test_an_index_that_lists_no_files_is_said(pieces: Run, tmp_path: Path) -> None:
     saved(tmp_path / "theirs", pieces, "Qwen3", **TINY_QWEN3)
     for index in ([], {}, {"weight_map": []}, {"weight_map": {"a": 1}}):

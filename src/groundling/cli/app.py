@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = App(
     name="groundling",
-    help="Train a language model from scratch, on the machine you have.",
+    help="Train a language model from scratch, on your own machine.",
     version=f"groundling {__version__}",
     help_format="plaintext",  # rendering Markdown would cost a fifth of the time to answer
     help_epilogue="Add --debug to any command to see a traceback when it fails.",

@@ -192,7 +192,7 @@ def _trim(
     rows = {"wte": vocab_size, "lm_head": vocab_size, "wpe": model["block_size"]}
     rows = {f"{NAMES[family].get(ours, ours)}.weight": n for ours, n in rows.items()}
     return {
-        name: tensor[: rows[name]] if name in rows else tensor
+        name: tensor[: rows[name]] if name in rows and tensor.dim() else tensor
         for name, tensor in tensors.items()
         if not (model["tie_head"] and name == "lm_head.weight")
     }
