@@ -71,12 +71,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Ser
 
 
 def hostile(runs: Path) -> None:
-    """A copy of `first` whose folder, text, notices and samples are called EVIL."""
+    """A copy of `first` whose folder, text and samples are called EVIL, and whose validation part leaks."""
     folder = runs / EVIL.replace("/", "∕")
     shutil.copytree(runs / "first", folder)
     record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     record["corpus"]["name"] = record["settings"]["corpus"] = EVIL
     storage.write_json(folder / "config.json", record)
+    metrics = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(re.sub('"leakage": [^,}]+', '"leakage": 0.5', metrics), encoding="utf-8")
     with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": "sample", "step": 40, "prompt": EVIL, "text": EVIL, "copied_share": 1.0,
                                "longest_copy": 40, "copied_spans": [[5, 45]]}) + "\n")  # fmt: skip
@@ -120,6 +122,9 @@ def test_a_run_is_started_watched_and_paused(open_page: Open, server: Server, te
     assert page.get_by_role("button", name="Resume").is_visible()
     assert groundling.load("prose", out=server.runs).metrics()[-1]["event"] == "paused"
     assert "Paused" in state.inner_text()
+    page.get_by_role("link", name="groundling").click()
+    row = page.locator(".run", has=page.get_by_role("link", name="prose", exact=True))
+    row.get_by_text(re.compile(r"^step \d+ of about [\d,]+$")).wait_for()
 
 
 def test_the_slider_goes_through_the_samples(open_page: Open, server: Server) -> None:
@@ -229,6 +234,7 @@ def test_what_a_text_says_stays_text(open_page: Open, server: Server) -> None:
     page.get_by_role("link", name=name).click()
     page.locator(".sample mark").first.wait_for()
     assert page.locator(".sample").text_content() == EVIL + EVIL
+    assert page.locator(".finding code").first.text_content() == "groundling inspect"
     assert page.evaluate("window.evil === undefined")
     page.goto(f"{server.address}/runs/{'%3Cimg%20src=x%20onerror=alert(1)%3E'}")
     page.get_by_text("There is no run '<img src=x onerror=alert(1)>'").wait_for()

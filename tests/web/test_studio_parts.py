@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from tiny import TINY
 
 pytest.importorskip("nicegui", reason="needs the extra studio")
 
+from groundling.web.sockets import url
 from groundling.web.studio.charts import comparison
 from groundling.web.studio.live import Live, Tail
 from groundling.web.studio.playground import copied_tokens, for_strip
@@ -135,8 +137,11 @@ def test_runs_are_compared(trained: Path) -> None:
 
 HOLDER = """
 import sys, time
-from filelock import FileLock
-with FileLock(sys.argv[1]):
+from contextlib import ExitStack
+from pathlib import Path
+from groundling.run.lock import lock
+with ExitStack() as stack:
+    lock(Path(sys.argv[1]), stack)
     print("held", flush=True)
     try:
         time.sleep(60)
@@ -149,9 +154,7 @@ with FileLock(sys.argv[1]):
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the lock of the run in tmp_path / "run", as one in a terminal that trains it."""
     (tmp_path / "run").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path / "run" / ".lock")], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
     yield process
@@ -170,6 +173,15 @@ def test_a_run_of_a_terminal_is_found_and_paused(holder: subprocess.Popen[str], 
     assert processes.training(tmp_path / "run") is None
     with pytest.raises(ValueError, match="is not training"):
         processes.pause(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "pid", [os.getppid(), "1", -1, 2**80, None, [1]], ids=["real", "text", "negative", "huge", "none", "list"]
+)
+def test_a_process_without_the_lock_is_never_paused(tmp_path: Path, pid: object) -> None:
+    """A stranger's run may name any process as the one that trains it."""
+    storage.write_json(tmp_path / "holder.json", {"pid": pid})
+    assert Processes().training(tmp_path) is None
 
 
 def test_what_fails_says_why(tmp_path: Path) -> None:
@@ -307,6 +319,10 @@ def test_where_nicegui_is_missing_it_is_asked_for(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit, match="1"):
         main(["studio", "--port", "0"])
     assert capsys.readouterr().err == 'groundling: The studio needs nicegui: pip install "groundling[studio]".\n'
+
+
+def test_an_ipv6_address_is_in_brackets() -> None:
+    assert url(Mock(getsockname=lambda: ("::1", 8001, 0, 0))) == "http://[::1]:8001"
 
 
 def test_it_listens_on_this_machine_alone(capsys: Any) -> None:

@@ -64,8 +64,9 @@ def _show(report: Report) -> None:
     ])  # fmt: skip
     print("\nN-gram baselines on the validation part (loss in nats per token, bits per byte):")
     for model in milestones.models:
-        best = "  (best: a model with a lower loss has learned more than n-grams)" if model.name == milestones.best else ""
-        print(f"  {model.name:8} {model.loss:7.3f} {model.bits_per_byte:7.3f}{best}")
+        is_best = model.name == milestones.best
+        note = "  (best: a model with a lower loss has learned more than n-grams)" if is_best else ""
+        print(f"  {model.name:8} {model.loss:7.3f} {model.bits_per_byte:7.3f}{note}")
     if milestones.training_tokens_read < tokens.training_tokens:
         print(f"  (from a sample of {milestones.training_tokens_read:,} tokens)")
     print("\nFindings:")

@@ -1,1 +1,1 @@
-"""Whether a run survives being killed: processes that are, and two runs compared to the bit."""
+"""Experiments with whole runs: kill them and compare them bit for bit, or compare tokenizers on one text."""

@@ -54,23 +54,23 @@ def compare_tokenizers(
     wanted = [("char", CorpusSettings.vocab_size), ("byte", CorpusSettings.vocab_size)]
     wanted += [("bpe", size) for size in sorted(set(vocab_sizes))]
     rows: list[dict[str, Any]] = []
-    texts: dict[int, tuple[Corpus, CorpusSettings]] = {}
+    compared: list[CorpusSettings] = []
     for kind, size in wanted:
         settings = CorpusSettings(tokenizer=kind, vocab_size=size, glob=glob)
         text = prepare(source, settings, notice=notice, progress=progress)
         if kind == "bpe" and rows[-1]["vocabulary"] == text.tokenizer.vocab_size:
             continue  # the text is too short even for the size before
-        texts[len(rows)] = text, settings
+        compared.append(settings)
         rows.append({"tokenizer": kind} | _figures(text, n_embd))
     if minutes is not None:
-        for i, (_, settings) in texts.items():
-            rows[i] |= _trained(source.address, settings, minutes, on_event)
+        for row, settings in zip(rows, compared, strict=True):
+            row.update(_trained(source.address, settings, minutes, on_event))
     return {
         "corpus": source.name,
         "characters": text.n_characters,
         "n_embd": n_embd,
         "tokenizers": rows,
-        "workshop": [{"text": text} | _embedding(size, n_embd) for text, size in WORKSHOP.items()],
+        "workshop": [{"text": name} | _embedding(size, n_embd) for name, size in WORKSHOP.items()],
     }
 
 

@@ -8,7 +8,7 @@ short ones are hit as often as long ones.
 Python and PyTorch take seconds to start. So a supervisor process imports everything, creates no model or optimizer, and
 forks a process for each session. It is a separate process, since forking is safe only before threads are started. Every
 sixteenth session is a new interpreter; on Windows, which cannot fork, and on macOS, whose libraries do not allow it,
-every session is. The next session starts up while the current one works.
+every session is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ def selftest(
 def supervise(folder: str, kills: str, seed: str) -> None:
     """The supervisor process: print the number of kills as it grows, and the result at the end, as JSON lines."""
     found, began = SelftestResult(int(seed)), time.perf_counter()
-    found.difference = _Supervisor(Path(folder), int(kills), found).first_difference()
+    found.difference = _Supervisor(Path(folder), int(kills), found).kill_and_compare()
     found.folder = folder if found.difference else None
     found.seconds = time.perf_counter() - began
     print(json.dumps(asdict(found)), flush=True)
@@ -132,68 +131,58 @@ class _Session:
     failed: str = ""
     killed: bool = False
     operations: int = 0
-    batches: dict[str, str] = field(default_factory=dict)
+    batches: dict[int, list[int]] = field(default_factory=dict)
+    """The windows of the text, by step."""
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """How long each phase took, each time."""
-
-    def note(self, word: str, value: str) -> None:
-        if word == "batch":
-            name, _, places = value.partition(" ")
-            self.batches[name] = places
-        else:
-            assert word in ("phase", "operation", "began", "saved", "killing", "failed")
-            number = word in ("operation", "began", "saved")
-            setattr(self, "operations" if word == "operation" else word, int(value) if number else value)
 
 
 class _Supervisor:
     def __init__(self, folder: Path, kills: int, found: SelftestResult) -> None:
-        self.runs, self.kills, self.found = folder / "runs", kills, found
+        self.folder, self.kills, self.found = folder, kills, found
+        self.whole = folder / "runs" / "whole"
         self.random = random.Random(found.seed)
         self.aims: list[str] = []
         self.settings = dict(SETTINGS)
-        self.started = 0
+        self.sessions = 0
         (folder / "words.txt").write_text(_words(), encoding="utf-8")
-        self.ready = self._start()  # a new interpreter, which imports in parallel
-        if _FORKS:
-            import_all()
 
-    def first_difference(self) -> str | None:
+    def kill_and_compare(self) -> str | None:
+        """Train without interruption, then with kills. Returns the first difference or loss."""
         whole, found = self._session("whole", {}), self.found
         if whole.failed:
             return f"The uninterrupted run failed: {whole.failed}"
         # The precision is chosen by timing, and must be the same in all runs.
-        self.settings["dtype"] = storage.read_json(self.runs / "whole" / "config.json")["machine"]["dtype"]
-        found.tensors, found.losses = len(tensors(self.runs / "whole")), len(history(self.runs / "whole"))
+        self.settings["dtype"] = storage.read_json(self.whole / "config.json")["machine"]["dtype"]
+        found.tensors, found.losses = len(tensors(self.whole)), len(history(self.whole))
         found.batches = len(whole.batches)
-        difference = None
-        while found.kills < self.kills and difference is None:
+        while found.kills < self.kills:
             found.runs += 1
-            difference = self._killed_run(f"killed-{found.runs}", whole)
-        return difference
+            if difference := self._killed_run(f"killed-{found.runs}", whole):
+                return difference
+        return None
 
     def _killed_run(self, name: str, whole: _Session) -> str | None:
         """Train, with kills, until the run is finished. Returns the first difference or loss."""
-        folder, saved, sessions, place = self.runs / name, 0, 0, f"{name}, at the start"
-        while not (folder / "result.json").exists():
+        run, saved, sessions, place = self.whole.with_name(name), 0, 0, f"{name}, at the start"
+        while not (run / "result.json").exists():
             self.found.resumes += sessions > 0
             sessions += 1
-            kill = self._next_kill(whole) if self.found.kills < self.kills else {}
-            session = self._session(name, kill)
+            session = self._session(name, self._next_kill(whole) if self.found.kills < self.kills else {})
             if session.failed:
                 return f"{place}: {session.failed}"
             if session.began is not None and session.began < saved:
                 return f"{place}: step {saved} had been saved, but training continued from step {session.began}."
-            for batch, places in session.batches.items():
-                if whole.batches.get(batch, places) != places:  # one past the end is only looked at
-                    return f"{place}: batch {batch} (step and micro-step) has different windows of the text."
+            for step, windows in session.batches.items():
+                if whole.batches.get(step, windows) != windows:  # one past the end is only looked at
+                    return f"{place}: the batch of step {step} has different windows of the text."
             saved = max(saved, session.saved)
             if session.killed:
                 self._count(session)
                 place = f"{name}, after a kill in the phase {session.phase!r}"
-        difference = first_difference(folder, self.runs / "whole")
+        difference = first_difference(run, self.whole)
         if difference is None:
-            shutil.rmtree(folder)
+            shutil.rmtree(run)
         return difference and f"{name}: {difference}"
 
     def _count(self, session: _Session) -> None:
@@ -213,31 +202,29 @@ class _Supervisor:
         delay = self.random.random() * statistics.mean(whole.seconds[phase])
         return {"phase": phase, "times": 1 if phase in _ONCE else self.random.randint(1, 3), "delay": delay}
 
-    def _start(self) -> tuple[_Session, Any, Connection]:
-        """A process that waits for its order."""
-        new_interpreter = not _FORKS or self.started % _FRESH_EVERY == 0
-        self.started += 1
-        context: Any = multiprocessing.get_context("spawn" if new_interpreter else "fork")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=run_session, args=(theirs,), daemon=True)
-        process.start()
-        theirs.close()  # or the pipe would stay open after the process ended
-        return _Session(new_interpreter), process, ours
-
     def _session(self, name: str, kill: dict[str, Any]) -> _Session:
         """Run one process to its end."""
-        session, process, pipe = self.ready
-        order = {"folder": str(self.runs.parent), "name": name, "settings": self.settings, "kill": kill}
-        pipe.send_bytes(json.dumps(order).encode())
-        self.ready = self._start()
+        session = _Session(new_interpreter=not _FORKS or self.sessions % _FRESH_EVERY == 0)
+        self.sessions += 1
+        context: Any = multiprocessing.get_context("spawn" if session.new_interpreter else "fork")
+        pipe, theirs = context.Pipe(duplex=False)
+        arguments = theirs, self.folder, name, self.settings, kill
+        process = context.Process(target=run_session, args=arguments, daemon=True)
+        process.start()
+        theirs.close()  # or the pipe would stay open after the process ended
+        if _FORKS:
+            import_all()  # while the first session, a new interpreter, imports them too
         since = time.perf_counter()
         with suppress(EOFError, ConnectionError), pipe:  # what it sent before it was killed is still read
             while pipe.poll(_TIMEOUT):
-                word, _, value = pipe.recv_bytes().decode().partition(" ")
-                if word == "phase":
+                what, value = json.loads(pipe.recv_bytes())
+                if what == "phase":
                     session.seconds[session.phase].append(time.perf_counter() - since)
                     since = time.perf_counter()
-                session.note(word, value)
+                if what == "batch":
+                    session.batches.update([value])
+                else:
+                    setattr(session, what, value)
             session.failed = f"there was no message for {_TIMEOUT:.0f} s."
             process.kill()
         process.join()

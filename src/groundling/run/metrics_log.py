@@ -14,9 +14,11 @@ from groundling import storage
 from groundling.data.progress import Notice, silent
 from groundling.run.record import CorpusFacts
 from groundling.storage.safe_read import parse
+from groundling.training import events
 from groundling.training.events import Event, OutOfMemory, Preparing, RolledBack, Sample
 
-_KINDS = {kind.__name__.lower(): kind for kind in Event.__subclasses__() if kind is not Preparing}
+_EVENTS = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event)]
+_KINDS = {kind.__name__.lower(): kind for kind in _EVENTS if kind not in (Event, Preparing)}
 
 
 class _StartedCorpus(CorpusFacts):

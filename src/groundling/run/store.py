@@ -40,17 +40,19 @@ def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = No
 
 def runs(out: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
     """A summary of every run in the runs folder, oldest first, ready for JSON."""
-    return sorted(map(_summary, _run_folders(runs_folder(out))), key=lambda row: row["created"] or "")
+    return sorted(map(summary, _run_folders(runs_folder(out))), key=lambda row: row["created"] or "")
 
 
 def _run_folders(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/config.json"))
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def summary(folder: Path) -> dict[str, Any]:
+    """One row of `runs`."""
     row: dict[str, Any] = {
         "name": folder.name, "status": "unreadable", "step": 0, "steps": None, "best_step": None,
-        "best_validation_loss": None, "corpus": None, "preset": None, "created": None, "folder": str(folder),
+        "best_validation_loss": None, "minutes": None, "corpus": None, "preset": None, "created": None,
+        "folder": str(folder),
     }  # fmt: skip
     try:
         run = Run(folder.resolve())
@@ -58,6 +60,7 @@ def _summary(folder: Path) -> dict[str, Any]:
             "corpus": run.record.corpus.name,
             "preset": run.config.preset,
             "steps": run.config.training.steps,
+            "minutes": run.config.training.minutes,
             "created": run.record.created,
             "status": "imported" if run.record.imported else "new",
         }

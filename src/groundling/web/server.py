@@ -19,11 +19,11 @@ from groundling.escape import printable
 from groundling.run.folder import runs_folder
 from groundling.run.store import load
 from groundling.web.app import Api, create_app
-from groundling.web.guard import MAX_HEADERS, Guard
+from groundling.web.guard import Guard
 from groundling.web.loaded_model import LoadedModel, open_runs
 from groundling.web.metrics import Metrics, count_responses
-from groundling.web.sockets import bind
-from groundling.web.timeouts import Connection
+from groundling.web.sockets import bind, url
+from groundling.web.timeouts import uvicorn_config
 
 MAX_SLOTS = 64
 GRACE_SECONDS = 5
@@ -75,13 +75,11 @@ def serve(
         pages = _studio(listener, key, out) if studio else None
         models = open_runs([load(run, out=out) for run in runs], precision, unknown)
         listener.listen(2048)  # clients that connect now wait for the server to start
-        address, bound_port = listener.getsockname()[:2]
-        url = f"http://{f'[{address}]' if ':' in address else address}:{bound_port}"
         for model in models:
             notice(f"{model.name}: {model.describe()}")
         if studio:
-            notice(f"The studio is at {url}/studio")
-        notice(f"The API is at {url}/v1 (Ctrl-C stops it)")
+            notice(f"The studio is at {url(listener)}/studio")
+        notice(f"The API is at {url(listener)}/v1 (Ctrl-C stops it)")
         try:
             make_server(models, slots or _default_slots(models), listener, host, key, pages).run(sockets=[listener])
         except KeyboardInterrupt:  # uvicorn raises the signal again after it has closed everything
@@ -116,14 +114,8 @@ def make_server(
     guarded = Guard(
         pages(inner) if pages else inner, names=frozenset(names), loopback=loopback, key=key, uploads=pages is not None
     )
-    return _Server(
-        api,
-        uvicorn.Config(
-            count_responses(guarded, metrics), http=Connection, log_level="error", access_log=False,
-            server_header=False, proxy_headers=False, timeout_graceful_shutdown=2 * GRACE_SECONDS, ws_max_size=2**20,
-            h11_max_incomplete_event_size=MAX_HEADERS,
-        ),
-    )  # fmt: skip
+    counted = count_responses(guarded, metrics)
+    return _Server(api, uvicorn_config(counted, log_level="error", grace_seconds=2 * GRACE_SECONDS))
 
 
 def _studio(

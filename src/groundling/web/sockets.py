@@ -1,4 +1,4 @@
-"""The socket that a server listens on."""
+"""The socket that a server listens on, and its URL."""
 
 from __future__ import annotations
 
@@ -33,3 +33,9 @@ def bind(host: str, port: int, key: str | None) -> socket.socket:
         listener.close()
         raise OSError(f"Cannot listen on port {port} of {host} ({error.strerror}). Use another --port.") from None
     return listener
+
+
+def url(listener: socket.socket) -> str:
+    """The address of a bound socket for a browser."""
+    address, port = listener.getsockname()[:2]
+    return f"http://{f'[{address}]' if ':' in address else address}:{port}"

@@ -12,13 +12,24 @@ import json
 import sys
 
 import h11
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from groundling.web.errors import error_body
+from groundling.web.guard import MAX_HEADERS
 
 HEADER_SECONDS = 10.0
 STALLED_SECONDS = 30.0  # how long sent bytes may stay unread
 MAX_CONNECTIONS = 1_000
+
+
+def uvicorn_config(app: ASGIApp, *, log_level: str, grace_seconds: int) -> uvicorn.Config:
+    """The settings of every server. Unfinished responses may continue for `grace_seconds` after a signal to stop."""
+    return uvicorn.Config(
+        app, http=Connection, log_level=log_level, access_log=False, server_header=False, proxy_headers=False,
+        timeout_graceful_shutdown=grace_seconds, ws_max_size=2**20, h11_max_incomplete_event_size=MAX_HEADERS,
+    )  # fmt: skip
 
 
 class Connection(H11Protocol):

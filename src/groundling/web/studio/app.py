@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from groundling.run.folder import runs_folder
 from groundling.web.guard import Guard
-from groundling.web.sockets import bind
+from groundling.web.sockets import bind, url
 from groundling.web.studio.inside_page import inside_page
 from groundling.web.studio.new_page import new_page
 from groundling.web.studio.parts import style
@@ -25,7 +25,7 @@ from groundling.web.studio.policy import Policy
 from groundling.web.studio.run_page import run_page
 from groundling.web.studio.runs_page import runs_page
 from groundling.web.studio.studio import Studio
-from groundling.web.timeouts import Connection
+from groundling.web.timeouts import uvicorn_config
 
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#2f6f4f"/>'
@@ -43,6 +43,10 @@ def mount(app: FastAPI, studio: Studio, path: str = "/") -> ASGIApp:
     # NiceGUI inspects every object in memory, including PyTorch's deprecated ones.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"nicegui\.")
     ui.add_head_html(f"<style>{style()}</style>", shared=True)
+    for field in (ui.input, ui.number, ui.select, ui.textarea):
+        field.default_props("outlined")
+    for control in (ui.button, ui.toggle):
+        control.default_props("unelevated no-caps")
 
     ui.page("/")(lambda: runs_page(studio))
     ui.page("/new")(lambda: new_page(studio))
@@ -79,16 +83,12 @@ def serve_studio(
     torch.set_num_threads(1)  # leave the cores to training; generating one text needs no more
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     guarded = Guard(mount(app, studio), names=frozenset({"localhost"}), loopback=True, key=None, uploads=True)
-    config = uvicorn.Config(
-        guarded, http=Connection, ws_max_size=2**20, log_level="warning", access_log=False, server_header=False,
-        proxy_headers=False, timeout_graceful_shutdown=2,
-    )  # fmt: skip
+    config = uvicorn_config(guarded, log_level="warning", grace_seconds=2)
     with bind(host, port, None) as listener:
         listener.listen()
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        print(f"The studio is at {address} (Ctrl-C stops it)", flush=True)
+        print(f"The studio is at {url(listener)} (Ctrl-C stops it)", flush=True)
         if open:
-            webbrowser.open(address)
+            webbrowser.open(url(listener))
         try:
             uvicorn.Server(config).run(sockets=[listener])
         except KeyboardInterrupt:  # uvicorn raises the signal again after it has closed everything

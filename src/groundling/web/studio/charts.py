@@ -29,12 +29,13 @@ def comparison(
         live = studio.live(name)
         with suppress(ValueError):  # damaged
             live.refresh()
-        lines = live.facts.steps if live.facts and key == "loss" else live.facts.evaluations if live.facts else []
+        facts = live.facts
+        lines = [] if facts is None else facts.steps if key == "loss" else facts.evaluations
         if not lines:
             missing.append(name)
             continue
-        y = np.array([line[key] for line in lines], dtype=float)
         x = [float(line[along]) for line in lines]
+        y = np.array([line[key] for line in lines], dtype=float)
         curves.append(Curve(name, f"tone-{number % _COLORS}", x, smooth(y) if key == "loss" else y))
     if not curves:
         return None, 1.0, missing

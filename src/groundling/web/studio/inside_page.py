@@ -30,15 +30,14 @@ class Inside:
 
     def __init__(self, studio: Studio, names: list[str], chosen: str) -> None:
         self.studio = studio
-        self.model: Run | None = None
-        self.reading: ModelTrace | None = None
+        self.model: Run  # this and the next two come with the first `read`; until then, all their views are hidden
+        self.trace: ModelTrace
+        self.names: list[str]
         with Text("div", classes="bar"):
-            self.name = ui.select(names, value=chosen, label="Run", on_change=self.read).props("outlined dense")
-            self.prompt = ui.input("Prompt", value="To be, or not to be").props(
-                f"outlined dense maxlength={20 * _MAX_TOKENS}"
-            )
-            self.prompt.classes("grow").on("keydown.enter", self.read)
-            ui.button("Analyze", on_click=self.read).props("unelevated no-caps")
+            self.run = ui.select(names, value=chosen, label="Run", on_change=self.read).props("dense")
+            self.prompt = ui.input("Prompt", value="To be, or not to be").classes("grow")
+            self.prompt.props(f"dense maxlength={20 * _MAX_TOKENS}").on("keydown.enter", self.read)
+            ui.button("Analyze", on_click=self.read)
         self.notes = Text("p", "", "soft").props('role="status"')
         with Text("section") as self.body:
             heading("Attention", "Each row shows how much one position attends to itself and to earlier positions, in "
@@ -46,16 +45,14 @@ class Inside:
             with Text("div", classes="knobs"):
                 self.layer, self.layer_name = knob("Layer", 1, 1, 1, 1, self.attention)
                 self.head, self.head_name = knob("Head", 0, 1, 1, 1, self.attention)
-            self.weights = Cells("Attention", "square")
+            self.weights = Cells("Attention").classes("square")
             heading("Logit lens: prediction after each layer", "The output head is applied after every layer, as if it "
                     "were the last. A cell shows the most likely next token. Stronger color means more certain. "
                     "Predictions usually make sense only in the upper layers.")  # fmt: skip
             self.predictions = Cells("Most likely next token after each layer")
             heading("Nearest tokens", "Tokens whose embeddings point in almost the same direction mean almost the same "
                     "to the model. The number is the cosine similarity.")  # fmt: skip
-            self.token = ui.select({}, label="Token", on_change=self.neighbours, with_input=True).props(
-                "outlined dense"
-            )
+            self.token = ui.select({}, label="Token", on_change=self.neighbours, with_input=True).props("dense")
             self.near = Text("div", classes="near")
         self.body.set_visibility(False)
         ui.timer(0.05, self.read, once=True)
@@ -63,36 +60,35 @@ class Inside:
     async def read(self) -> None:
         """Run the model on the prompt and show everything."""
         with errors_shown():
-            model = await asyncio.to_thread(opened, self.studio.folder(self.name.value))
+            model = await asyncio.to_thread(opened, self.studio.folder(self.run.value))
             text = self.prompt.value or ""
             tokens = model.tokenizer.encode(text, "skip")
-            dropped = (text and not tokens) or model.tokenizer.decode(tokens) != text
             kept = tokens[: min(_MAX_TOKENS, model.config.model.block_size)]
-            self.model, self.reading = model, await asyncio.to_thread(ModelTrace, model.model, kept)
-            notes = ["Characters that the tokenizer does not know were dropped."] if dropped else []
+            self.model, self.trace = model, await asyncio.to_thread(ModelTrace, model.model, kept)
+            self.names = [self.name(token) for token in kept]
+            notes = []
+            if model.tokenizer.decode(tokens) != text:
+                notes.append("Characters that the tokenizer does not know were dropped.")
             if len(kept) < len(tokens):
                 notes.append(f"Only the first {len(kept)} of {len(tokens)} tokens are shown.")
             self.notes.set_text(" ".join(notes))
             settings = model.config.model
-            self.layer.place(min(self.layer.value, settings.n_layer), settings.n_layer)
-            self.head.place(min(self.head.value, settings.n_head), settings.n_head)
+            self.layer.place(self.layer.value, settings.n_layer)
+            self.head.place(self.head.value, settings.n_head)
             self.body.set_visibility(True)
             await self.attention()
             await self.lens()
-            names = {i: visible(piece(model.tokenizer, i)) for i in range(model.tokenizer.vocab_size)}
-            self.token.set_options(names, value=kept[0])
+            self.token.set_options({i: self.name(i) for i in range(model.tokenizer.vocab_size)}, value=kept[0])
             self.neighbours()
 
     async def attention(self) -> None:
         """The weights of one head, or the mean of all."""
-        if self.reading is None or self.model is None:
-            return
         layer, head, settings = int(self.layer.value), int(self.head.value), self.model.config.model
         self.layer_name.set_text(f"{layer} of {settings.n_layer}")
         self.head_name.set_text(f"{head} of {settings.n_head}" if head else f"mean of all {settings.n_head}")
-        heads = await asyncio.to_thread(self.reading.attention, layer - 1)
+        heads = await asyncio.to_thread(self.trace.attention, layer - 1)
         weights = (heads[head - 1] if head else heads.mean(0)).tolist()
-        names = self.names()
+        names = self.names
         cells = [
             [("", weight, f"{names[i]} ({i + 1}) attends {100 * weight:.0f} % to {names[j]} ({j + 1})")
              for j, weight in enumerate(row[: i + 1])]
@@ -102,32 +98,30 @@ class Inside:
 
     async def lens(self) -> None:
         """The most likely next tokens after each layer."""
-        assert self.reading is not None and self.model is not None
-        tokenizer, n_layer = self.model.tokenizer, self.model.config.model.n_layer
-        names, cells = self.names(), []
+        n_layer, cells = self.model.config.model.n_layer, []
         for layer in range(n_layer + 1):
-            top = (await asyncio.to_thread(self.reading.probabilities, layer)).topk(min(5, tokenizer.vocab_size))
+            probabilities = await asyncio.to_thread(self.trace.probabilities, layer)
+            top = probabilities.topk(min(5, probabilities.size(-1)))
             row = []
             for i, (shares, ids) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
-                tokens = [visible(piece(tokenizer, token)) for token in ids]
+                tokens = [self.name(token) for token in ids]
                 ranking = ", ".join(f"{token} {100 * p:.0f} %" for token, p in zip(tokens, shares, strict=True))
-                row.append((tokens[0], shares[0], f"After {names[i]} (position {i + 1}): {ranking}"))
+                row.append((tokens[0], shares[0], f"After {self.names[i]} (position {i + 1}): {ranking}"))
             cells.append(row)
         rows = ["embedding", *(f"layer {n}" for n in range(1, n_layer + 1))]
-        self.predictions.show(names, rows[::-1], cells[::-1])  # the model's own prediction on top
+        self.predictions.show(self.names, rows[::-1], cells[::-1])  # the model's own prediction on top
 
     def neighbours(self) -> None:
         """The tokens with the most similar embeddings."""
-        if self.model is None or self.token.value is None:
+        if self.token.value is None:
             return
         self.near.clear()
         with self.near:
             for token, cosine in neighbours(self.model.model, int(self.token.value)):
-                Text("span", visible(piece(self.model.tokenizer, token)), "what")
+                Text("span", self.name(token), "what")
                 with Text("span", classes="track"):
                     Text("span", classes="bar").style(f"width: {100 * max(cosine, 0):.1f}%")
                 Text("span", f"{cosine:.2f}", "share")
 
-    def names(self) -> list[str]:
-        assert self.reading is not None and self.model is not None
-        return [visible(piece(self.model.tokenizer, token)) for token in self.reading.tokens]
+    def name(self, token: int) -> str:
+        return visible(piece(self.model.tokenizer, token))

@@ -54,7 +54,7 @@ class Live:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._metrics, self._samples = Tail(folder / "metrics.jsonl"), Tail(folder / "samples.jsonl")
-        self._record, self._outdated = 0, False
+        self._record = 0  # when config.json was changed
         self.run = Run(folder)
         self.facts: Facts | None = None
         """None until a step or an evaluation has been logged."""
@@ -67,19 +67,17 @@ class Live:
             record = (self.folder / "config.json").stat().st_mtime_ns
         except FileNotFoundError:
             return  # the run is just starting
-        changed = record != self._record
-        if changed:
-            self._record, self.run = record, Run(self.folder)
-        changed |= self._metrics.read()
-        changed |= self._samples.read()
-        if not changed and not self._outdated:
+        if record != self._record:
+            self.run = Run(self.folder)
+        grown = [self._metrics.read(), self._samples.read()]
+        if record == self._record and not any(grown):
             return
-        self._outdated = True  # until everything is read: a damaged file raises on every call
+        self._record = 0  # until everything is read: a damaged file raises on every call
+        run = self.run
         if self.last is not None:
-            run = self.run
             samples = [line for line in self._samples.lines if line["event"] == "sample"]
             self.facts = Facts(run.name, run.record.to_dict(), run.config, self._metrics.lines, samples, run.result)
-        self._outdated = False
+        self._record = record
         self.version += 1
 
     @property

@@ -20,11 +20,9 @@ def new_page(studio: Studio) -> None:
         Text("p", "Choose a text and a time. Model size, batch and schedule are picked to fit.", "soft")
         with Text("div", classes="form"):
             path = ui.input(f"Text: path of a file or folder on this machine, or {' or '.join(NAMED)}")
-            path.props("outlined")
 
             async def upload(event: events.UploadEventArguments) -> None:
                 with errors_shown():
-                    studio.check_upload(event.file.size())
                     place = studio.place_for_upload()
                     await event.file.save(place)
                     path.value = str(await asyncio.to_thread(studio.keep_upload, event.file.name, place))
@@ -34,13 +32,13 @@ def new_page(studio: Studio) -> None:
                 max_file_size=MAX_UPLOAD, max_files=1,
                 on_rejected=lambda: ui.notify(f"Uploads are limited to {MAX_UPLOAD // 2**20} MB."),
             ).props("flat bordered")  # fmt: skip
-            minutes = ui.number("Minutes", value=5, min=0.2, max=14 * 24 * 60, step=1).props("outlined")
+            minutes = ui.number("Minutes", value=5, min=0.2, max=14 * 24 * 60, step=1)
             with ui.expansion("More options").props("dense"), Text("div", classes="form"):
-                name = ui.input("Run name (default: from the text)").props("outlined")
+                name = ui.input("Run name (default: from the text)")
                 shapes = {"": "automatic: fits the time"}
                 shapes |= {key: f"{key}: {each.description}" for key, each in PRESETS.items()}
-                preset = ui.select(shapes, value="", label="Model").props("outlined options-dense")
-                tokenizer = ui.select(_TOKENIZERS, value="char", label="Tokenizer").props("outlined")
+                preset = ui.select(shapes, value="", label="Model").props("options-dense")
+                tokenizer = ui.select(_TOKENIZERS, value="char", label="Tokenizer")
 
             async def start() -> None:
                 with errors_shown():
@@ -50,5 +48,5 @@ def new_page(studio: Studio) -> None:
                     )  # fmt: skip
                     ui.navigate.to(f"/runs/{started}")
 
-            ui.button("Start", on_click=start).props("unelevated no-caps")
+            ui.button("Start", on_click=start)
         Text("p", "Training is a separate process. It continues if you close this page or stop the studio.", "soft")

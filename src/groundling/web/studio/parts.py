@@ -26,10 +26,6 @@ class Text(TextElement):
 class Plot(Element, component="assets/plot.js"):
     """A chart as `reporting.charts.drawn` returns it."""
 
-    def __init__(self, classes: str = "") -> None:
-        super().__init__()
-        self.classes(classes)
-
     def show(self, chart: dict[str, Any] | None, last: float, axis: str = "step") -> None:
         """Draw `chart`, or nothing if it is None. The x-axis ends at `last` and counts "step"s or "second"s."""
         self.props.update(chart=chart, last=last, axis=axis)
@@ -55,9 +51,9 @@ class Slide(Element, component="assets/slide.js"):
         self.on("moved", moved, throttle=0.05)
 
     def place(self, value: float, high: float) -> None:
-        """Set the value and the upper end."""
-        self.value = value
-        self.props.update(value=value, high=high)
+        """Set the upper end, and the value, at most that."""
+        self.value = min(value, high)
+        self.props.update(value=self.value, high=high)
         self.update()
 
 
@@ -104,10 +100,9 @@ class Cells(Element, component="assets/cells.js"):
     Pointing at a cell, or moving to it with the arrow keys, shows its description.
     """
 
-    def __init__(self, label: str, classes: str = "") -> None:
+    def __init__(self, label: str) -> None:
         super().__init__()
         self.props["label"] = label
-        self.classes(classes)
 
     def show(
         self, columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[tuple[str, float, str]]]
@@ -138,6 +133,13 @@ def heading(text: str, about: str = "") -> None:
     Text("h2", text)
     if about:
         Text("p", about, "soft")
+
+
+def paragraph(text: str) -> None:
+    """A paragraph in which `code` is shown as code."""
+    with Text("p"):
+        for number, part in enumerate(text.split("`")):
+            Text("code" if number % 2 else "span", part)
 
 
 @contextmanager

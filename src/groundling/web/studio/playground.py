@@ -40,7 +40,7 @@ class Playground:
 
     def __init__(self, studio: Studio, names: Sequence[str], first: str) -> None:
         with Text("div", classes="form"):
-            self.prompt = ui.textarea("Prompt", value="").props(f"outlined autogrow maxlength={_MAX_PROMPT}")
+            self.prompt = ui.textarea("Prompt", value="").props(f"autogrow maxlength={_MAX_PROMPT}")
             with Text("div", classes="knobs"):
                 self.options = {
                     "temperature": option("Temperature", 0.0, 2.0, 0.05, 0.7, "0: greedy"),
@@ -48,7 +48,7 @@ class Playground:
                 }
                 self.length = option("Max tokens", 10, _MAX_TOKENS, 10, 300)
                 self.seed = ui.number("Seed (random if empty)", min=0, step=1, format="%d").props(
-                    "outlined dense hide-bottom-space"
+                    "dense hide-bottom-space"
                 )
             with ui.expansion("More sampling options").props("dense"), Text("div", classes="knobs"):
                 self.options |= {
@@ -59,8 +59,8 @@ class Playground:
                     "frequency_penalty": option("Frequency penalty", -2.0, 2.0, 0.1, 0.0, "0: off"),
                 }
             with Text("div", classes="bar"):
-                self.go = ui.button("Generate", on_click=self.write).props("unelevated no-caps")
-                self.halt = ui.button("Stop", on_click=self.stop).props("outline no-caps")
+                self.go = ui.button("Generate", on_click=self.write)
+                self.halt = ui.button("Stop", on_click=self.stop).props("outline")
             Text("p", "Stronger color means less likely. Point at a token, or move to it with the arrow keys, to "
                  "see its alternatives. Pick one to continue from there. Underlined spans of 30 characters or more are "
                  "copied from the training text.", "soft")  # fmt: skip
@@ -103,8 +103,8 @@ class Column:
             with Text("div", classes="bar"):
                 self.name = ui.select(
                     list(names), value=chosen, label="Compare with" if second else "Run", on_change=self.list_steps
-                ).props("outlined dense").classes("grow")  # fmt: skip
-                self.step = ui.select({0: "best"}, value=0, label="Checkpoint").props("outlined dense").classes("short")
+                ).props("dense").classes("grow")  # fmt: skip
+                self.step = ui.select({0: "best"}, value=0, label="Checkpoint").props("dense").classes("short")
             self.strip = Strip("Generated text of the second model" if second else "Generated text", self.branch)
             self.status = Text("p", "", "soft").props('role="status"')
         self.list_steps()

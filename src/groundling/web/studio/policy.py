@@ -11,14 +11,14 @@ import base64
 import hashlib
 import re
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 
 
 class Policy:
-    """ASGI middleware that adds security headers, and to each page its policy."""
+    """ASGI middleware that adds its policy to each page. `Guard` adds the other security headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -32,11 +32,7 @@ class Policy:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Referrer-Policy"] = "no-referrer"
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["Cross-Origin-Resource-Policy"] = "same-origin"
-                if headers.get("content-type", "").startswith("text/html"):
+                if Headers(scope=message).get("content-type", "").startswith("text/html"):
                     start.append(message)
                     return
             elif start:

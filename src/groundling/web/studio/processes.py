@@ -10,19 +10,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
+from groundling import storage
 from groundling.run.lock import LOCK
 
 OUTPUT = "output.log"
 """What a run's processes printed to stderr, in the run's folder."""
 
 _PAUSED = (128 + signal.SIGINT, -signal.SIGINT)  # exit status after one Ctrl-C, and after two
-_FRESH = 2.0  # seconds between searches: a search takes some milliseconds per process
 
 
 class Processes:
@@ -30,8 +29,8 @@ class Processes:
 
     def __init__(self) -> None:
         self._started: dict[Path, subprocess.Popen[bytes]] = {}
-        self._found: dict[Path, psutil.Process] = {}
-        self._searched = -_FRESH
+        self._known: dict[psutil.Process, psutil.Process] = {}
+        """The first object for each process: it measures the CPU load between two calls."""
 
     def start(self, folder: Path, command: Sequence[str]) -> None:
         """Run `python -m groundling *command`, which trains the run in `folder` and goes on when this process ends."""
@@ -46,15 +45,9 @@ class Processes:
 
     def training(self, folder: Path) -> psutil.Process | None:
         """The process that trains the run in `folder`, or is about to. None if there is none."""
-        started = self._started.get(folder)
-        if started is not None and started.poll() is None:
-            if folder not in self._found or self._found[folder].pid != started.pid:
-                self._found[folder] = psutil.Process(started.pid)
-            return self._found[folder]
-        if time.monotonic() - self._searched > _FRESH:
-            self._search()
-        process = self._found.get(folder)
-        return process if process is not None and process.is_running() else None
+        pid = self.all_started().get(folder)
+        process = lock_holder(folder) if pid is None else psutil.Process(pid)
+        return None if process is None else self._known.setdefault(process, process)
 
     def all_started(self) -> dict[Path, int]:
         """Run folder and process id of every process that was started here and is still training."""
@@ -62,8 +55,7 @@ class Processes:
 
     def ended(self, folder: Path) -> bool:
         """Whether the run was started here and has ended."""
-        started = self._started.get(folder)
-        return started is not None and started.poll() is not None
+        return folder in self._started and folder not in self.all_started()
 
     def pause(self, folder: Path) -> None:
         """Pause a run as Ctrl-C does: it finishes its step and saves everything. A second call quits at once.
@@ -83,29 +75,23 @@ class Processes:
         lines = last_output(folder)
         return lines[-1].removeprefix("groundling: ") if lines else f"the process exited with status {status}."
 
-    def _search(self) -> None:
-        """Find who holds the lock of a run. Keeps the object of a known process: it measures CPU load between calls."""
-        known = {process.pid: process for process in self._found.values()}
-        self._found = {}
-        for process in psutil.process_iter(["name"]):
-            name = (process.info["name"] or "").lower()
-            if "python" not in name and "groundling" not in name:
-                continue
-            try:
-                for file in process.open_files():
-                    if Path(file.path).name == LOCK:
-                        self._found[Path(file.path).parent] = known.get(process.pid, process)
-            except (psutil.Error, OSError):
-                continue  # another user's process, or it has ended
-        self._searched = time.monotonic()
+
+def lock_holder(folder: Path) -> psutil.Process | None:
+    """The process that holds the lock of a run: `holder.json` names it, and its open files prove it."""
+    try:
+        process = psutil.Process(storage.read_json(folder / "holder.json")["pid"])
+        files = process.open_files()
+    except (psutil.Error, OSError, ValueError, TypeError, KeyError, OverflowError):
+        return None  # not locked, damaged, or another user's process
+    return process if any(Path(file.path) == folder / LOCK for file in files) else None
 
 
-def last_output(folder: Path, most: int = 20) -> list[str]:
-    """The last `most` lines that the processes of a run printed, without blank ones."""
+def last_output(folder: Path) -> list[str]:
+    """The last 20 lines that the processes of a run printed, without blank ones."""
     try:
         with (folder / OUTPUT).open("rb") as file:
             file.seek(max(0, (folder / OUTPUT).stat().st_size - 20_000))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    return [line.rstrip() for line in text.splitlines() if line.strip()][-most:]
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-20:]

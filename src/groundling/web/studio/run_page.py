@@ -11,7 +11,7 @@ from nicegui import ui
 from groundling.reporting.console import duration
 from groundling.reporting.run_facts import Facts
 from groundling.web.studio.live import Live
-from groundling.web.studio.parts import Plot, Slide, Text, errors_shown, frame, heading
+from groundling.web.studio.parts import Plot, Slide, Text, errors_shown, frame, heading, paragraph
 from groundling.web.studio.processes import last_output
 from groundling.web.studio.studio import Studio
 
@@ -36,23 +36,23 @@ class RunPage:
         name = live.folder.name
         self.status = Text("p", "", "state").props('role="status"')
         with Text("div", classes="bar"):
-            self.pause = ui.button("Pause", on_click=self.pause_run).props("unelevated no-caps")
-            self.resume = ui.button("Resume", on_click=self.resume_run).props("unelevated no-caps")
-            self.minutes = ui.number("Total minutes", min=0.2, step=1).props("outlined dense hide-bottom-space")
+            self.pause = ui.button("Pause", on_click=self.pause_run)
+            self.resume = ui.button("Resume", on_click=self.resume_run)
+            self.minutes = ui.number("Total minutes", min=0.2, step=1).props("dense hide-bottom-space")
             self.minutes.classes("short")
             with Text("div", classes="bar") as self.uses:
                 for label, page in (("Generate text", "playground"), ("Look inside", "inside")):
                     target = f"/{page}?run={name}"
-                    ui.button(label, on_click=lambda target=target: ui.navigate.to(target)).props("outline no-caps")
+                    ui.button(label, on_click=lambda target=target: ui.navigate.to(target)).props("outline")
         self.progress = ui.linear_progress(0, show_value=False).props('aria-label="Progress"')
         self.figures = Text("div", classes="figures")
         self.log = Text("pre", "", "log")
         with Text("section") as self.body:
-            self.loss = Plot("tall levels")
+            self.plots = {"loss": Plot().classes("tall levels")}
             self.ladder = Text("p", "Dashed lines are n-gram baselines: their loss on the validation part, from chance "
                                "to the best n-gram model.", "soft")  # fmt: skip
             with Text("div", classes="pair"):
-                self.rate, self.speed = Plot(), Plot()
+                self.plots |= {"rate": Plot(), "speed": Plot()}
             heading("Diagnosis")
             self.diagnosis = Text("div")
             heading("Samples", "Each uses the same prompt and seed. Copied spans are marked.")
@@ -77,7 +77,7 @@ class RunPage:
         facts = self.live.facts
         if facts is not None:
             charts = facts.charts
-            for plot, key in ((self.loss, "loss"), (self.rate, "rate"), (self.speed, "speed")):
+            for key, plot in self.plots.items():
                 plot.show(charts.get(key), facts.last_step)
             self.show_diagnosis(facts)
             self.sample.show(facts.slides)
@@ -132,8 +132,8 @@ class RunPage:
             for finding in facts.findings:
                 with Text("div", classes="finding"):
                     Text("b", finding.kind.capitalize())
-                    Text("p", finding.evidence)
-                    Text("p", finding.advice)
+                    paragraph(finding.evidence)
+                    paragraph(finding.advice)
             if not facts.findings:
                 verdict = facts.verdict if self.live.run.finished else ""
                 Text("p", f"No problems found. {verdict}".strip() if facts.evaluations else "Too early to tell.")
@@ -164,10 +164,10 @@ class RunPage:
 
     async def resume_run(self) -> None:
         with errors_shown():
-            minutes = self.minutes.value if self.live.run.finished else None
-            if self.live.run.finished and not minutes:
+            finished = self.live.run.finished
+            if finished and not self.minutes.value:
                 raise ValueError("This run is finished. To train it further, enter the total minutes.")
-            self.studio.resume(self.live.folder.name, minutes)
+            self.studio.resume(self.live.folder.name, self.minutes.value if finished else None)
             await self.refresh()
 
 
@@ -195,9 +195,7 @@ class Sample:
 
     def draw(self) -> None:
         """Show the sample at the slider's position."""
-        if not self.slides:
-            return
-        slide = self.slides[min(int(self.slider.value), len(self.slides) - 1)]
+        slide = self.slides[int(self.slider.value)]
         self.caption.set_text(slide["said"])
         self.text.clear()
         with self.text:

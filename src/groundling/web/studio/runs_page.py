@@ -29,18 +29,17 @@ class RunsPage:
         self.chosen: list[str] = []
         self.rows: dict[str, dict[str, Text]] = {}
         with Text("div", classes="bar"):
-            self.search = ui.input("Search", on_change=self.refresh).props("outlined dense clearable").classes("grow")
-            ui.button("New run", on_click=lambda: ui.navigate.to("/new")).props("unelevated no-caps")
+            self.search = ui.input("Search", on_change=self.refresh).props("dense clearable").classes("grow")
+            ui.button("New run", on_click=lambda: ui.navigate.to("/new"))
         self.list = Text("div", classes="runs")
         self.empty = Text("p", "", "soft")
         with Text("section") as self.comparing:
             Text("h2", "Comparison")
             with Text("div", classes="bar"):
                 self.measure = ui.select(list(MEASURES), value="bits per byte", label="Metric", on_change=self.compare)
-                self.measure.props("outlined dense")
+                self.measure.props("dense")
                 self.axis = ui.toggle({"step": "by step", "second": "by time"}, value="step", on_change=self.compare)
-                self.axis.props("no-caps unelevated")
-            self.plot = Plot("tall")
+            self.plot = Plot().classes("tall")
             self.note = Text("p", "", "soft")
         ui.timer(2.0, self.refresh)
 
@@ -77,10 +76,11 @@ class RunsPage:
 
     def fill(self, row: dict[str, Any]) -> None:
         """Show a run's figures in its line."""
-        line, best, steps = self.rows[row["name"]], row.get("best_validation_loss"), row.get("steps")
-        line["about"].set_text(f"{row.get('corpus') or '–'} · {row.get('preset') or '–'}")
+        line, best, steps = self.rows[row["name"]], row["best_validation_loss"], row["steps"]
+        about = "about " if row["minutes"] else ""
+        line["about"].set_text(f"{row['corpus'] or '–'} · {row['preset'] or '–'}")
         line["loss"].set_text("–" if best is None else f"loss {best:.3f}")
-        line["step"].set_text(f"step {row.get('step') or 0:,}" + (f" of {steps:,}" if steps else ""))
+        line["step"].set_text(f"step {row['step']:,}" + (f" of {about}{steps:,}" if steps else ""))
         line["status"].set_text(_STATUS.get(row["status"], row["status"]))
         line["status"].classes(replace=f"status {row['status']}")
 

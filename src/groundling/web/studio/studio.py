@@ -6,6 +6,7 @@ import itertools
 import re
 import secrets
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Studio:
         known = {row["name"] for row in rows}
         for folder in self.processes.all_started():
             if folder.name not in known:
-                rows.append(dict.fromkeys(rows[0] if rows else (), None) | {"name": folder.name, "status": "new"})
+                rows.append(store.summary(folder) | {"status": "new"})
         for row in rows:
             if self.processes.training(self.out / row["name"]) is not None:
                 row["status"] = "training"
@@ -123,20 +124,13 @@ class Studio:
         return not folder.exists()
 
     def _free_name(self, wished: str) -> str:
-        base = as_name(wished)
-        names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
-        return next(filter(self._is_free, names))
+        return next(filter(self._is_free, _numbered(as_name(wished))))
 
     def place_for_upload(self) -> Path:
         """A temporary path for an upload, in `texts` beside the runs. They need their texts to resume."""
         texts = self.out / "texts"
         texts.mkdir(parents=True, exist_ok=True)
         return texts / f".arriving-{secrets.token_hex(8)}"
-
-    def check_upload(self, size: int) -> None:
-        """Raises ValueError if an upload of `size` bytes is too large."""
-        if size > MAX_UPLOAD:
-            raise ValueError(f"The text is larger than {MAX_UPLOAD // 2**20} MB. Enter its path instead.")
 
     def keep_upload(self, name: str, arrived: Path) -> Path:
         """Rename an uploaded text, and return its path.
@@ -145,15 +139,18 @@ class Studio:
         text. Raises ValueError if the text is larger than 100 MB.
         """
         try:
-            self.check_upload(arrived.stat().st_size)
+            if arrived.stat().st_size > MAX_UPLOAD:
+                raise ValueError(f"The text is larger than {MAX_UPLOAD // 2**20} MB. Enter its path instead.")
             safe = as_name(re.split(r"[/\\]", name)[-1], "text")
             stem, dot, suffix = safe.partition(".")
-            for number in itertools.count(1):
-                path = arrived.parent / f"{stem[:60] or 'text'}{'' if number == 1 else f'-{number}'}{dot}{suffix[-10:]}"
-                if not path.exists():
-                    return arrived.rename(path)
-                if storage.sha256(path) == storage.sha256(arrived):
-                    return path  # the same text again
-            raise AssertionError("unreachable")
+            paths = (arrived.with_name(each) for each in _numbered(stem[:60] or "text", dot + suffix[-10:]))
+            path = next(p for p in paths if not p.exists() or storage.sha256(p) == storage.sha256(arrived))
+            return path if path.exists() else arrived.rename(path)
         finally:
             arrived.unlink(missing_ok=True)
+
+
+def _numbered(stem: str, suffix: str = "") -> Iterator[str]:
+    """`a.txt`, `a-2.txt`, `a-3.txt`, ..."""
+    yield stem + suffix
+    yield from (f"{stem}-{number}{suffix}" for number in itertools.count(2))

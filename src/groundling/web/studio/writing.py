@@ -20,7 +20,7 @@ CHOICES = 10
 
 @dataclass(frozen=True)
 class Choice:
-    """A token that is possible at some position, and its probability there."""
+    """A token that is possible at some position, and the model's probability for it, before any sampling settings."""
 
     token: int
     text: str
@@ -28,16 +28,13 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class GeneratedToken:
+class GeneratedToken(Choice):
     """A token that a model generated.
 
     `text` is what it adds to the text: "" if it ends inside a character, which comes with the token that completes it.
-    `probability` is the model's own, before any sampling settings. `choices` are the most likely tokens there.
+    `choices` are the most likely tokens there.
     """
 
-    token: int
-    text: str
-    probability: float
     choices: tuple[Choice, ...]
 
 

@@ -42,7 +42,7 @@ export default {
     },
     place(i, target) {
       const box = this.$el.getBoundingClientRect();
-      const rects = target.getClientRects(), rect = rects[0] ?? target.getBoundingClientRect();
+      const rect = target.getClientRects()[0] ?? target.getBoundingClientRect();
       this.left = Math.max(0, Math.min(rect.left - box.left, box.width - 224));
       this.top = rect.bottom - box.top;
       this.at = i;
