@@ -230,7 +230,7 @@ def test_where_nothing_can_be_halved_a_sentence_says_what_to_do(
 
 LIMITED = """
     import resource, sys
-    import matplotlib.backends.backend_agg, psutil
+    import matplotlib.backends.backend_agg, matplotlib.figure, psutil
     import groundling
     from groundling.training.events import OutOfMemory, Started
 
