@@ -135,7 +135,7 @@ class Session:
             if setting == "seed":
                 self._turn = 0
         elif number < 1:
-            raise ValueError(f"/max-new-tokens must be 1 or more, and it is {number}.")
+            raise ValueError(f"/max-new-tokens must be 1 or more, not {number}.")
         else:
             self._max_new_tokens = number
 

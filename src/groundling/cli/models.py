@@ -49,7 +49,7 @@ def sample(
     from groundling.run.store import load
 
     if num_samples < 1:
-        raise ValueError(f"--num-samples must be 1 or more, and it is {num_samples}.")
+        raise ValueError(f"--num-samples must be 1 or more, not {num_samples}.")
     if prompt_file is not None:
         if prompt:
             raise ValueError("Use --prompt or --prompt-file, not both.")

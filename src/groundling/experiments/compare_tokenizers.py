@@ -49,7 +49,7 @@ def compare_tokenizers(
     Raises ValueError or OSError with a sentence for the user.
     """
     if n_embd < 1:
-        raise ValueError(f"--n-embd must be at least 1, but it is {n_embd}.")
+        raise ValueError(f"--n-embd must be at least 1, not {n_embd}.")
     source = find_source(corpus if corpus is not None else "shakespeare", glob)
     wanted = [("char", CorpusSettings.vocab_size), ("byte", CorpusSettings.vocab_size)]
     wanted += [("bpe", size) for size in sorted(set(vocab_sizes))]

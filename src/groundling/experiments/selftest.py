@@ -82,7 +82,7 @@ def selftest(
     Raises ValueError if `kills` is not positive, and OSError if no temporary folder can be made.
     """
     if kills < 1:
-        raise ValueError(f"--kills must be 1 or more, but it is {kills}.")
+        raise ValueError(f"--kills must be 1 or more, not {kills}.")
     seed = secrets.randbelow(2**32) if seed is None else seed
     folder, found = tempfile.mkdtemp(prefix="groundling-selftest-"), None
     program = "import sys; from groundling.experiments.selftest import supervise; supervise(*sys.argv[1:])"

@@ -71,7 +71,7 @@ class Run(RunFolder):
     ) -> Iterator[str]:
         """Like `generate`, but yields the text piece by piece."""
         if max_new_tokens < 0:
-            raise ValueError(f"--max-new-tokens must be 0 or more, and it is {max_new_tokens}.")
+            raise ValueError(f"--max-new-tokens must be 0 or more, not {max_new_tokens}.")
         ids = self.prompt_ids(prompt, unknown)
         decoder = self.variants.decoder(precision)
         model, drafter = self.variants.model(precision), self.variants.drafter if decoder else None
@@ -223,5 +223,5 @@ def _check_place(option: str, path: Path) -> None:
 def _first(tokens: Tokens, n: int) -> Tokens:
     """The first token and the `n` predicted ones after it (0: all)."""
     if n < 0:
-        raise ValueError(f"The number of tokens must be 1 or more, or 0 for all, but it is {n}.")
+        raise ValueError(f"The number of tokens must be 1 or more, or 0 for all, not {n}.")
     return dataclasses.replace(tokens, stop=min(tokens.stop, tokens.start + n + 1)) if n else tokens
