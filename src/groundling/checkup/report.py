@@ -84,7 +84,7 @@ class Report:
     recommendation: Recommendation | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON has it."""
+        """The report as JSON-ready values."""
         value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return value
 

@@ -208,7 +208,7 @@ class Facts:
 
     @property
     def corpus(self) -> dict[str, Any]:
-        """The text as the run's record has it, and the sizes of its two parts."""
+        """Facts about the text from the run's record, and the sizes of its two parts."""
         corpus = self._started.get("corpus", {})
         return {"training_tokens": 0, "validation_tokens": 0} | self.record["corpus"] | corpus
 

@@ -90,7 +90,7 @@ class RunRecord(_Part):
     """The step at which the run was last given a new end."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready. Entries that were never set are left out."""
+        """JSON-ready. Entries that were never set are omitted."""
         return self.model_dump(exclude_unset=True)
 
     @staticmethod

@@ -67,7 +67,7 @@ class DivergenceGuard:
     bad_steps: list[int] = field(default_factory=list)  # skipped in a row, up to now
     rollbacks: int = 0
     lr_scale: float = 1.0  # share of the learning rate after the rollbacks
-    skipped_steps: list[int] = field(default_factory=list)  # whose batches are left out
+    skipped_steps: list[int] = field(default_factory=list)  # their batches are not trained on
 
     def find_anomaly(self, loss: float, norm: float, chance: float | None) -> str:
         """What is wrong with a step's loss or gradient norm, in words. Empty if nothing is wrong.

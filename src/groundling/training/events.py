@@ -16,7 +16,7 @@ _USUAL = {"figures": {}, "metric": VALIDATION_LOSS}  # left out of JSON
 @dataclass(frozen=True)
 class Event:
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the event's name in lower case and its fields. Default `figures` and `metric` are left out."""
+        """JSON-ready: the event's name in lower case and its fields. Default `figures` and `metric` are omitted."""
         values = {"event": type(self).__name__.lower()} | dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in _USUAL or value != _USUAL[name]}
 
