@@ -142,8 +142,8 @@ from pathlib import Path
 from groundling.run.lock import lock
 with ExitStack() as stack:
     lock(Path(sys.argv[1]), stack)
-    print("held", flush=True)
     try:
+        print("held", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         sys.exit(7)
