@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,3 +98,25 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A kernel of the interpreter that runs the tests, whatever kernels the machine has; all its files in tmp."""
+    folder = tmp_path / "jupyter" / "kernels" / "groundling-test"
+    folder.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "groundling-test", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+    scripts = sysconfig.get_path("scripts")  # where `!groundling` is, also if the environment is not activated
+    for name, value in {
+        "JUPYTER_PATH": tmp_path / "jupyter",
+        "JUPYTER_RUNTIME_DIR": tmp_path / "runtime",
+        "IPYTHONDIR": tmp_path / "ipython",
+        "GROUNDLING_CACHE": tmp_path / "cache",
+        "OMP_NUM_THREADS": 2,
+        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("GROUNDLING_RUNS", raising=False)
+    return "groundling-test"

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 import groundling
 from groundling import storage
 from groundling.__main__ import main
-from groundling.data.sources import find_source, read_bytes
+from groundling.data.files import read_bytes
+from groundling.data.sources import find_source
 from groundling.run.folder import is_name
 from groundling.training.events import Event
 from tiny import TINY
@@ -369,7 +370,7 @@ def test_what_came_later_has_its_value_of_before(monkeypatch: pytest.MonkeyPatch
 
 def test_a_small_file_that_unpacks_to_a_disk_full_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bomb.gz").write_bytes(220 * gzip.compress(b"a" * 2**20))
-    document = find_source(tmp_path / "bomb.gz").documents[0]
+    document = find_source(tmp_path / "bomb.gz").files[0]
     with pytest.raises(OSError, match="grows to more than 200 times its size"):
         for _ in read_bytes(document):
             pass

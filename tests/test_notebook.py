@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "groundling_colab.ipynb"
-KERNEL = "groundling-test"
 
 SETTINGS = {
     "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "eval_every": 1,
@@ -38,28 +33,6 @@ def printed(cell: Any) -> str:
 
 def images(cell: Any) -> list[str]:
     return [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
-
-
-@pytest.fixture
-def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A kernel of the interpreter that runs the tests, whatever kernels the machine has; all its files in tmp."""
-    folder = tmp_path / "jupyter" / "kernels" / KERNEL
-    folder.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": argv, "display_name": KERNEL, "language": "python"}
-    (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
-    scripts = sysconfig.get_path("scripts")  # where `!groundling` is, also if the environment is not activated
-    for name, value in {
-        "JUPYTER_PATH": tmp_path / "jupyter",
-        "JUPYTER_RUNTIME_DIR": tmp_path / "runtime",
-        "IPYTHONDIR": tmp_path / "ipython",
-        "GROUNDLING_CACHE": tmp_path / "cache",
-        "OMP_NUM_THREADS": 2,
-        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
-    }.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.delenv("GROUNDLING_RUNS", raising=False)
-    return KERNEL
 
 
 def test_it_is_clean() -> None:

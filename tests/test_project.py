@@ -234,23 +234,43 @@ def flags(*words: str) -> set[str]:
 EVERYWHERE = {"--debug", "--help", "-h"}
 
 
+def check_command(words: list[str]) -> None:
+    """Check that a command and its flags exist."""
+    shown = "groundling " + " ".join(words)
+    if words[0].startswith("-"):
+        assert words[0] in {*EVERYWHERE, "--version"}, shown
+        return
+    if re.fullmatch(r"[<\[{(.…].*|[A-Z]+", words[0]):
+        return  # a placeholder, such as <command>
+    assert words[0] in [name for name in app if not name.startswith("-")], shown
+    for word in words[1:]:
+        if re.match(r"--?[A-Za-z]", word):
+            assert word.split("=")[0] in flags(*words[:2]) | EVERYWHERE, f"{word} in: {shown}"
+    given = dict(pairwise(words)) | dict(w.split("=", 1) for w in words if "=" in w)
+    preset = given.get("--preset")
+    assert preset is None or preset in PRESETS or re.fullmatch(r"\W.*|[A-Z]+", preset), shown
+
+
 @each_document
 def test_commands_in_the_documents_exist(document: Path) -> None:
-    known = [name for name in app if not name.startswith("-")]
     for words in commands(document):
-        shown = "groundling " + " ".join(words)
-        if words[0].startswith("-"):
-            assert words[0] in {*EVERYWHERE, "--version"}, shown
-            continue
-        if re.fullmatch(r"[<\[{(.…].*|[A-Z]+", words[0]):
-            continue  # a placeholder, such as <command>
-        assert words[0] in known, shown
-        for word in words[1:]:
-            if re.match(r"--?[A-Za-z]", word):
-                assert word.split("=")[0] in flags(*words[:2]) | EVERYWHERE, f"{word} in: {shown}"
-        given = dict(pairwise(words)) | dict(w.split("=", 1) for w in words if "=" in w)
-        preset = given.get("--preset")
-        assert preset is None or preset in PRESETS or re.fullmatch(r"\W.*|[A-Z]+", preset), shown
+        check_command(words)
+
+
+@each_file
+def test_commands_in_the_code_exist_and_are_quoted(path: Path) -> None:
+    """Commands with arguments are made by `command`, which quotes them: see escape.py and tests/test_pasted.py."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for found in re.findall(r"`groundling ([a-z-][^`]*)`", node.value):
+                check_command(found.split())
+        elif isinstance(node, ast.JoinedStr):
+            text = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            assert not re.search(rf"groundling ({'|'.join(app)})\b[^`.]*\{{\}}", text), f"{path.name}:{node.lineno}"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "command":
+            words = [each.value if isinstance(each, ast.Constant) else "X" for each in node.args]
+            if words[0] != "X":
+                check_command([str(word) for word in words])
 
 
 @each_document
@@ -329,9 +349,17 @@ def test_every_dependency_is_explained() -> None:
         assert name and name[0] in explained(), f"{requirement} has no row in docs/dependencies.md."
 
 
+def test_every_extra_that_is_named_exists() -> None:
+    extras = project()["optional-dependencies"].keys() | {"{name}"}
+    for path in [*FILES, *DOCUMENTS]:
+        for names in re.findall(r"groundling\[([^\]]+)\]", path.read_text(encoding="utf-8")):
+            assert extras >= set(names.split(",")), f"{path.name}: groundling[{names}]"
+
+
 def test_every_import_is_an_explained_dependency() -> None:
     for path in FILES:
         for line, name in imports(path):
             top = name.split(".")[0]
-            known = top in sys.stdlib_module_names or top in explained() | {"groundling"}
+            tops = {package.split(".")[0] for package in explained()} | {"groundling", "compression"}  # of Python 3.14
+            known = top in sys.stdlib_module_names or top in tops
             assert known, f"{path.name}:{line} imports {top}, which has no row in docs/dependencies.md."

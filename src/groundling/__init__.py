@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from groundling.run.store import load, runs
     from groundling.run.train import resume, train
     from groundling.web.server import serve
+    from groundling.web.studio.app import studio
 
 __all__ = [
     "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "compare_tokenizers", "export",
-    "import_model", "inspect", "load", "resume", "runs", "selftest", "serve", "train", "train_tokenizer",
+    "import_model", "inspect", "load", "resume", "runs", "selftest", "serve", "studio", "train", "train_tokenizer",
 ]  # fmt: skip
 
 _HOMES = {
@@ -51,6 +52,7 @@ _HOMES = {
     "runs": "groundling.run.store",
     "selftest": "groundling.experiments.selftest",
     "serve": "groundling.web.server",
+    "studio": "groundling.web.studio.app",
     "train": "groundling.run.train",
     "train_tokenizer": "groundling.data.tokenizers.train",
 }

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+
+if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] != os.path.dirname(os.path.dirname(__file__)):
+    del sys.path[0]  # `python -m` puts the working folder there, and in it may be a torch.py or random.py of yours
+
+import re
+from typing import TYPE_CHECKING, NoReturn
 
 from groundling.escape import printable
 from groundling.training.signals import ended_by_signals
 
+if TYPE_CHECKING:
+    from cyclopts import CycloptsError
+
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit. The status is 0, or an error is printed to standard error."""
+    _mend_environment()
     with ended_by_signals():
         from cyclopts import CycloptsError
 
@@ -20,10 +29,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
-    for stream in (sys.stdout, sys.stderr):
-        # Otherwise a pipe on Windows uses the legacy code page, which lacks most of Unicode.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
@@ -33,7 +38,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         status = 130
     except CycloptsError as error:
-        status = _fail(str(error), 2)
+        status = _fail(f"{getattr(error, 'exception_message', '') or error}{_hint(error)}", 2)
     except Exception as error:
         if debug:
             raise
@@ -49,6 +54,36 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _mend_environment() -> None:
+    """Standard streams for all, in UTF-8, and a terminal that is wider than nothing."""
+    for name, stream, mode in (("stdin", sys.stdin, "r"), ("stdout", sys.stdout, "w"), ("stderr", sys.stderr, "w")):
+        if stream is None:  # as in a service, under pythonw, or after `>&-`; the next file would get its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            # Otherwise a pipe on Windows uses the legacy code page, which lacks most of Unicode.
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    for name in ("COLUMNS", "LINES"):  # a container may set them to 0
+        if not re.fullmatch("[1-9][0-9]{0,5}", os.environ.get(name, "")):
+            os.environ.pop(name, None)
+
+
+def _hint(error: CycloptsError) -> str:
+    """What to type instead, where that can be seen."""
+    from cyclopts import UnusedCliTokensError
+
+    from groundling.config.paths import DASHES, QUOTES
+
+    unused = isinstance(error, UnusedCliTokensError)
+    for word in error.unused_tokens or [] if unused else [getattr(getattr(error, "token", None), "keyword", "") or ""]:
+        if word.startswith(tuple(DASHES)):
+            return f" {word!r} begins with a dash that is not a hyphen. Options begin with two hyphens."
+        if unused and not {*QUOTES}.isdisjoint({word[:1], word[-1:]}):
+            return f' {word!r} has a quotation mark that your shell does not know. Use ".'
+        if re.match(r"-\w\w", word):
+            return f" Options begin with two hyphens: -{word}."
+    return " A text or a path with spaces needs quotes around it." if unused else ""
+
+
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:  # from the system, not one of our messages
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
@@ -56,7 +91,8 @@ def _message(error: Exception) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"groundling: {printable(' '.join(message.split()))}", file=sys.stderr)
+    line = re.sub(r"\s*\n\s*", " ", message.strip())  # other spaces stay: they may be in a path
+    print(f"groundling: {printable(line)}", file=sys.stderr)
     return status
 
 

@@ -14,8 +14,8 @@ import statistics
 import sys
 import time
 import timeit
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -67,6 +67,17 @@ class Machine:
     def own_randomness(self) -> AbstractContextManager[Any]:
         """A context whose random numbers do not change PyTorch's random state outside."""
         return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+
+
+@contextmanager
+def default_torch() -> Iterator[None]:
+    """PyTorch's own defaults, whatever a notebook has set: gradients, float32, and new tensors on the CPU."""
+    with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad():
+        if torch.get_default_device().type != "cpu":  # otherwise it would only slow each call down
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        yield
 
 
 def choose(settings: MachineSettings, decided: dict[str, Any] | None = None) -> Machine:

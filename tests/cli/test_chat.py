@@ -83,8 +83,8 @@ def test_help_tells_all_that_can_be_set(chat: Chat) -> None:
     [
         ("/nonsense 3", "There is no /nonsense. /help lists"),
         ("/temperature hot", "/temperature takes a number, not 'hot'."),
-        ("/temperature -1", "--temperature must be 0 (greedy) or above"),
-        ("/max-new-tokens 0", "/max-new-tokens must be 1 or more"),
+        ("/temperature -1", "--temperature must be at least 0"),
+        ("/max-new-tokens 0", "/max-new-tokens must be at least 1"),
         ("§", "is not among the"),
     ],
 )

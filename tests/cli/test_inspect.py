@@ -96,10 +96,10 @@ def test_a_text_shorter_than_a_context_gets_no_recommendation(call: Call) -> Non
         (["one.txt"], "has 1 character(s), too few"),
         (["latin.txt"], "is not valid UTF-8: byte 0xE9 in line 1"),
         (["prose.txt", "--html", "nowhere/report.html"], "--html nowhere/report.html: the folder"),
-        (["prose.txt", "--minutes", "0"], "--minutes must be above 0"),
+        (["prose.txt", "--minutes", "0"], "--minutes must be at least 0.2"),
         (["prose.txt", "--minutes", "-1"], "--minutes"),
         (["prose.txt", "--glob", "*.txt"], "--glob chooses files of a folder"),
-        (["prose.txt", "--val-fraction", "2"], "--val-fraction must be above 0"),
+        (["prose.txt", "--val-fraction", "2"], "--val-fraction must be at most 0.5"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(arguments: list[str], words: str, call: Call, text_file: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -332,7 +333,7 @@ def test_a_text_that_a_tokenizer_would_change_is_refused() -> None:
     tokenizer = HuggingFaceTokenizer(composing)
     assert tokenizer.decode(tokenizer.encode("é the")) == "é the"
     with pytest.raises(
-        ValueError, match=r"^This tokenizer changes the text: 'e\u0301' at position 14 would not decode"
+        ValueError, match=r"^This tokenizer changes the text \(NFC\): 'e\u0301' at position 14 would not decode"
     ):
         tokenizer.encode_array("the e\u0301", offset=10)
     assert tokenizer.decode(tokenizer.encode("the e\u0301", "skip")) == "the é"
@@ -348,3 +349,20 @@ def test_a_tokenizer_with_tokens_of_several_words_reads_documents_whole() -> Non
     assert any(b"e o" in piece for piece in across.pieces)
     pieces = list(across.encode_chunks(["the theory of th", "e other"]))
     assert len(pieces) == 1 and pieces[0].tolist() == across.encode("the theory of the other")
+
+
+def test_a_prompt_is_converted_to_the_unicode_form_that_a_bpe_has_learned() -> None:
+    composed = "größer schöner "
+    decomposed = unicodedata.normalize("NFD", composed)
+    for trained_on, other in ((composed, decomposed), (decomposed, composed)):
+        tokenizer = BpeTokenizer.fit([trained_on * 20], 300)
+        assert tokenizer.fit_prompt(other)[0] == trained_on and tokenizer.fit_prompt(trained_on) == (trained_on, "")
+    assert BpeTokenizer.fit(["the sea " * 20], 300).fit_prompt(decomposed) == (decomposed, "")  # it knows neither
+
+
+def test_a_prompt_is_converted_to_the_form_of_a_normalizer() -> None:
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    composing = definition(models.BPE(), trainer, normalizer=normalizers.NFC(), pre_tokenizer=bytes_of)
+    tokenizer = HuggingFaceTokenizer(composing)
+    assert tokenizer.normalizer == "NFC" and tokenizer.fit_prompt("e\u0301 x")[0] == "é x"

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from groundling import storage
 from groundling.config import CorpusSettings
 from groundling.data import corpus as tokens
-from groundling.data import sources
+from groundling.data import files
 from groundling.data.corpus import Corpus, prepare, reopen
-from groundling.data.sources import Document, Source, find_source
+from groundling.data.files import TextFile
+from groundling.data.sources import Source, find_source
 from groundling.data.split import split_point
 from groundling.data.tokenizers.base import CharTokenizer
 
@@ -57,7 +58,7 @@ def text_of(corpus: Corpus) -> str:
 
 def prepared() -> list[Path]:
     """The folders of tokens in the cache, and what is left of half-written ones."""
-    return [path for path in (storage.cache_folder() / "tokens").iterdir() if path.is_dir()]
+    return [path for path in (storage.cache_folder() / "tokens").glob("*") if path.is_dir()]
 
 
 class Phases(list[str]):
@@ -73,7 +74,6 @@ def test_a_text_comes_back_as_it_was(write: Callable[..., Path]) -> None:
     assert text_of(corpus) == TEXT
     assert corpus.tokenizer == CharTokenizer.fit([TEXT])
     assert (corpus.name, corpus.n_documents, corpus.n_characters) == ("hamlet", 1, len(TEXT))
-    assert corpus.address == str(Path("hamlet.txt").resolve())
 
 
 def test_what_was_prepared_is_reused_without_reading_the_text(write: Callable[..., Path]) -> None:
@@ -200,10 +200,10 @@ def test_the_validation_part_begins_at_the_same_character_whatever_the_tokenizer
 ) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROUNDLING_CACHE", folder)
-        documents = tuple(Document(str(i), partial(io.BytesIO, t.encode()), len(t)) for i, t in enumerate(texts))
+        files = tuple(TextFile(str(i), str(i), partial(io.BytesIO, t.encode()), len(t)) for i, t in enumerate(texts))
         parts = []
         for kind in KINDS:
-            corpus = prepare(Source("x", "x", documents), CorpusSettings(**kind, val_fraction=fraction))
+            corpus = prepare(Source("x", ("x",), files), CorpusSettings(**kind, val_fraction=fraction))
             both = [corpus.tokenizer.decode_bytes(p.read(0, len(p)) if len(p) else []) for p in
                     (corpus.train, corpus.validation)]  # fmt: skip
             assert b"".join(both).decode() == "".join(texts)
@@ -216,7 +216,7 @@ def test_the_validation_part_begins_at_the_same_character_whatever_the_tokenizer
 def test_a_place_is_found_in_a_long_text(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     text = "".join(f"{i} — ☃é\n" for i in range(2000))
     monkeypatch.setattr(tokens, "_PIECE", 100)
-    monkeypatch.setattr(sources, "CHUNK", 7000)
+    monkeypatch.setattr(files, "CHUNK", 7000)
     corpora = [Corpus.open(write("a.txt", text), CorpusSettings(**kind)) for kind in KINDS]
     cut = int(0.9 * len(text))
     for corpus in corpora:
@@ -281,7 +281,7 @@ def test_where_documents_end_is_part_of_the_fingerprint(folder_of: Callable[...,
 def test_reading_in_chunks_gives_the_same_ids(
     folder_of: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK", 5)
+    monkeypatch.setattr(files, "CHUNK", 5)
     corpus = prepare(folder_of(TEXT, "☃𝔘é" * 20), DEFAULT)
     tokenizer = CharTokenizer.fit([TEXT, "é"], end_of_text=True)
     end = [tokenizer.end_of_text_id]
@@ -319,11 +319,11 @@ def test_a_text_is_read_with_the_tokenizer_of_a_model(write: Callable[..., Path]
 def test_an_unknown_character_names_document_and_place(
     folder_of: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK", 4)
+    monkeypatch.setattr(files, "CHUNK", 4)
     source = folder_of("abab", "ababa☃baZ")
     with pytest.raises(ValueError) as refused:
         prepare(source, DEFAULT, tokenizer=CharTokenizer("ab☃"))
-    assert str(refused.value).startswith(f"{source.documents[1].name}: The character 'Z' (U+005A) at position 8 is not")
+    assert str(refused.value).startswith(f"{source.files[1].name}: The character 'Z' (U+005A) at position 8 is not")
     assert prepared() == []
 
 
@@ -356,11 +356,11 @@ def test_one_character_is_prepared(write: Callable[..., Path]) -> None:
 
 def test_notices_are_said_once(folder_of: Callable[..., Source]) -> None:
     Path("folder").mkdir()
-    Path("folder/empty").touch()
+    Path("folder/nothing").touch()
     said: list[str] = []
     prepare(folder_of("\ufeffab", "c"), DEFAULT, notice=said.append)
     assert len(said) == 2
-    assert "1 empty or binary file(s)" in said[0] and "begins with a UTF-8 byte-order mark" in said[1]
+    assert "Left out 1: 1 empty (nothing)." in said[0] and "begins with a UTF-8 byte-order mark" in said[1]
 
 
 # --- the cache
@@ -433,10 +433,10 @@ def test_a_text_that_is_gone_is_reopened_from_the_cache(write: Callable[..., Pat
     path = write("a.txt", TEXT)
     corpus = Corpus.open(path)
     path.unlink()
-    again = reopen(corpus.fingerprint, corpus.name, corpus.address, corpus.tokenizer, DEFAULT)
+    again = reopen(corpus.fingerprint, corpus.name, corpus.tokenizer, DEFAULT)
     assert again == corpus and text_of(again) == TEXT
-    assert reopen(corpus.fingerprint, "a", "a", CharTokenizer("ab"), DEFAULT) is None
-    assert reopen("0" * 64, "a", "a", corpus.tokenizer, DEFAULT) is None
+    assert reopen(corpus.fingerprint, "a", CharTokenizer("ab"), DEFAULT) is None
+    assert reopen("0" * 64, "a", corpus.tokenizer, DEFAULT) is None
 
 
 PEAK = """

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundling.data.tokenizers.base import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
+from groundling.data.tokenizers.base import (
+    END_OF_TEXT,
+    ByteTokenizer,
+    CharTokenizer,
+    PromptWarning,
+    Tokenizer,
+    UnknownText,
+)
 
 TEXT = "Größe ☃ 𝔘 e\u0301\r\n\t\0"
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -53,7 +60,7 @@ def test_ids_are_plain_integers_or_an_array(tokenizer: CharTokenizer) -> None:
 
 @pytest.mark.parametrize(
     ("text", "character", "position"),
-    [("𝔘 x", "'x' (U+0078)", 2), ("\x01", "'\\x01' (U+0001)", 0), ("☃☃😀 x", "'😀' (U+1F600)", 2)],
+    [("𝔘 x", "'x' (U+0078)", 2), ("\x01", "'\\x01' (U+0001)", 0), ("☃☃😀 x", "'😀' (U+1F600, grinning face)", 2)],
 )
 def test_an_unknown_character_is_named_with_its_place(
     tokenizer: CharTokenizer, text: str, character: str, position: int
@@ -64,6 +71,73 @@ def test_an_unknown_character_is_named_with_its_place(
         f"The character {character} at position {position} is not among the {len(set(TEXT))} in the vocabulary. "
         "Remove it, or drop unknown characters with --unknown skip (sample, chat, eval, serve)."
     )
+
+
+LETTERS = 'abcdefghijklmnopqrstuvwxyz, .?"\n'
+
+
+@pytest.mark.parametrize(
+    ("known", "text", "advice"),
+    [
+        (LETTERS, "“hi”", """The vocabulary has '"' (U+0022): write '"hi"', or drop"""),
+        (LETTERS, "ﬁne", "The vocabulary has 'fi' (U+0066 U+0069): write fine, or drop"),
+        (LETTERS, "ｈｉ", "The vocabulary has 'h' (U+0068): write hi, or drop"),
+        (LETTERS, "a\u00a0b", "The vocabulary has ' ' (U+0020): write 'a b', or drop"),
+        (LETTERS, "a\u2028b", "The vocabulary has '\\n' (U+000A): write $'a\\012b', or drop"),
+        (LETTERS, "с", "The vocabulary has 'c' (U+0063): write c, or drop"),  # Cyrillic
+        (LETTERS, "Z", "The vocabulary has 'z' (U+007A): write z, or drop"),
+        (LETTERS, "a\u200bb", "It is invisible: remove it, or drop"),
+        (LETTERS, "a" * 300 + "…", "The vocabulary has '...' (U+002E U+002E U+002E): use that, or drop"),
+        (LETTERS, "😀", "Remove it, or drop"),
+        (
+            "“Ja”",
+            '"',
+            "has '“' (U+201C, left double quotation mark) or '”' (U+201D, right double quotation mark): write",
+        ),
+        ("с", "c", "The vocabulary has 'с' (U+0441, cyrillic small letter es): write"),
+        (
+            "éx",
+            "e\u0301",
+            "in the Unicode form NFC, 'e\u0301' as 1 character (U+00E9) instead of 2 characters (U+0065 U",
+        ),
+        (
+            "e\u0301",
+            "é",
+            "in the Unicode form NFD, 'é' as 2 characters (U+0065 U+0301) instead of 1 character (U+00E9)",
+        ),
+    ],
+)
+def test_what_looks_like_an_unknown_character_and_is_known_is_named(known: str, text: str, advice: str) -> None:
+    with pytest.raises(UnknownText) as refused:
+        CharTokenizer.fit([known]).encode(text)
+    assert advice in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("known", "prompt", "fitted"),
+    [
+        ("Café x", "Cafe\u0301", "Café"),
+        ("Cafe\u0301 x", "Café", "Cafe\u0301"),
+        ("한국", "한국", "한국"),
+        ("a\nb", "a\r\nb", "a\nb"),
+        ("aé\n", "a\r\ne\u0301", "a\né"),
+        ("a\r\nb", "a\r\nb", "a\r\nb"),
+        ("é e\u0301", "e\u0301 é", "e\u0301 é"),  # a text with both
+        ("éx", "e\u0301 e\u0302", "e\u0301 e\u0302"),  # converting would not make it known
+        ("abc", "ﬁ", "ﬁ"),  # not the same text
+    ],
+)
+def test_a_prompt_is_converted_to_the_unicode_form_of_the_text(known: str, prompt: str, fitted: str) -> None:
+    tokenizer = CharTokenizer.fit([known])
+    found, said = tokenizer.fit_prompt(prompt)
+    assert found == fitted and bool(said) == (fitted != prompt)
+    assert ByteTokenizer().fit_prompt(prompt) == (prompt, "")  # it cannot know
+
+
+def test_a_converted_prompt_is_said() -> None:
+    tokenizer = CharTokenizer.fit(["Café"])
+    with pytest.warns(PromptWarning, match=r"to the Unicode form NFC, .* 1 character \(U\+00E9\) instead of 2"):
+        assert tokenizer.encode_prompt("Cafe\u0301") == tokenizer.encode("Café")
 
 
 def test_the_place_counts_from_the_offset(tokenizer: CharTokenizer) -> None:

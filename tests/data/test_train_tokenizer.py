@@ -46,7 +46,7 @@ def test_a_long_text_is_sampled_evenly_and_that_is_said(
     write: Callable[..., Path], prose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "_SAMPLE", 10_000)
-    monkeypatch.setattr("groundling.data.sources.CHUNK", 1000)
+    monkeypatch.setattr("groundling.data.files.CHUNK", 1000)
     read: list[str] = []
     learn, said = BpeTokenizer.fit, list[str]()
     monkeypatch.setattr(BpeTokenizer, "fit", lambda chunks, size: read.extend(chunks) or learn(read, size))

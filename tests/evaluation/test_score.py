@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from groundling.config import CorpusSettings, MachineSettings, ModelSettings
 from groundling.data.corpus import Corpus, Tokens
-from groundling.data.tokenizers.base import BYTE_LETTERS, ByteTokenizer, CharTokenizer, Tokenizer
+from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
+from groundling.data.tokenizers.byte_level import BYTE_LETTERS
 from groundling.evaluation.score import Interrupted, score, windows_at_once, windows_of
 from groundling.machine import choose
 from groundling.model.gpt import GPT

@@ -166,9 +166,9 @@ def test_a_run_writes_its_page(run: Run, prose: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"html": "nowhere/page.html"}, "--html nowhere/page.html cannot be written"),
-        ({"html": "runs"}, "--html runs cannot be written"),
-        ({"html": "page.html", "html_tokens": -1}, "must be 1 or more, or 0 for all"),
+        ({"html": "nowhere/page.html"}, "--html nowhere/page.html: the folder"),
+        ({"html": "runs"}, "--html runs is a folder"),
+        ({"html": "page.html", "html_tokens": -1}, "--html-tokens must be at least 0, not -1."),
     ],
 )
 def test_a_page_that_cannot_be_is_one_sentence(arguments: dict[str, Any], sentence: str, run: Run) -> None:

@@ -51,7 +51,7 @@ def test_the_workshops_figures(text_file: Path) -> None:
 
 
 def test_what_cannot_be_is_said(text_file: Path) -> None:
-    with pytest.raises(ValueError, match="--vocab-size must be at least 257"):
+    with pytest.raises(ValueError, match="--vocab-sizes must be at least 257"):
         groundling.compare_tokenizers(text_file, vocab_sizes=(100,))
     with pytest.raises(ValueError, match="--n-embd must be at least 1"):
         groundling.compare_tokenizers(text_file, n_embd=0)

@@ -95,5 +95,5 @@ def test_what_is_lost_is_found(fault: str, tmp_path: Path) -> None:
 
 
 def test_no_kills_are_no_test() -> None:
-    with pytest.raises(ValueError, match="--kills must be 1 or more, not 0"):
+    with pytest.raises(ValueError, match="--kills must be at least 1, not 0"):
         groundling.selftest(kills=0)

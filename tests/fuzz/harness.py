@@ -43,7 +43,7 @@ def shard(content: bytes) -> None:
              for p in folder.iterdir() if p.name != storage.MANIFEST}  # fmt: skip
     value = safe_read.parse(about, "the manifest")
     storage.write_checksummed(folder / storage.MANIFEST, {"about": value, "files": files})
-    opened = tokens._open(folder, "a text", "address", tokens.CorpusSettings())
+    opened = tokens._open(folder, "a text", tokens.CorpusSettings())
     if len(opened.train):
         opened.train.read(0, min(8, len(opened.train)))
 

@@ -128,7 +128,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def the_newest_whole_one_is_found(self) -> None:
-        newest = self.checkpoints.newest(lambda sentence: None)
+        newest = bench.newest_of(self.checkpoints)
         step = max(self.whole(), default=None)
         assert newest == (None if step is None else self.checkpoints.path(step)), f"{newest} is not step {step}"
 

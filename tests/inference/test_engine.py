@@ -136,7 +136,7 @@ def test_a_text_ends_with_its_last_token() -> None:
     free = list(generate(model, [5], 60, DRAWN))
     end = free[20]
     engine = Engine(model)
-    engine.add(Request([5], 60, DRAWN, end_id=end))
+    engine.add(Request([5], 60, DRAWN, end_ids=(-1, end)))
     written: list[GeneratedToken] = []
     while not engine.free_slots:
         written += engine.step()

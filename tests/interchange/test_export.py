@@ -23,7 +23,7 @@ from groundling.run.run import Run
     [
         ({"to": "pytorch"}, "--to pytorch is unknown. Use one of huggingface, gguf, onnx."),
         ({"to": "onnx", "quantize": "q8_0"}, "--quantize q8_0 does not work with --to onnx. Use int8."),
-        ({"to": "gguf", "average": 0}, "--average must be 1 or more, not 0."),
+        ({"to": "gguf", "average": 0}, "--average must be at least 1, not 0."),
         ({"to": "gguf", "average": 9}, "--average 9: run tiny has only 2 checkpoint"),
     ],
 )
@@ -72,7 +72,7 @@ def test_the_command(characters: Run, tmp_path: Path, capfd: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as exit:
         main(words)
     assert exit.value.code == 1
-    assert "already exists. Delete it" in capfd.readouterr().err
+    assert "already exists. Choose another folder with --out" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from groundling.config import PRESETS, ModelSettings
+from groundling.config import PRESETS, Config, ModelSettings
 from groundling.model.gpt import GPT
 from references import gpt2_of, qwen3_of
 
 TINY = ModelSettings(block_size=16, n_layer=3, n_head=4, n_embd=32)
 MODERN = replace(TINY, norm="rmsnorm", position="rope", mlp="swiglu")
+LLAMA = replace(MODERN, qk_norm=False, attention_bias="qkv", mlp_bias="on", rope_scaling="llama3:8:1:4:16", n_kv_head=2)
 V = 65
 
 
@@ -111,7 +113,9 @@ def test_wrong_input_is_refused(tokens: torch.Tensor, sentence: str) -> None:
         model_of()(tokens)
 
 
-@pytest.mark.parametrize("settings", [TINY, MODERN, replace(MODERN, n_kv_head=2)], ids=["tiny", "modern", "shared"])
+@pytest.mark.parametrize(
+    "settings", [TINY, MODERN, replace(MODERN, n_kv_head=2), LLAMA], ids=["tiny", "modern", "shared", "llama"]
+)
 @pytest.mark.parametrize("pieces", [[16], [5, 11], [1] * 16, [7, 1, 1, 4, 3]])
 def test_the_cache_changes_nothing(settings: ModelSettings, pieces: list[int]) -> None:
     model, tokens = model_of(settings), tokens_of(3, 16)
@@ -162,6 +166,25 @@ def test_no_position_of_the_modern_family_sees_the_future(position: int) -> None
     with torch.no_grad():
         before, after = model(tokens), model(changed)
     assert torch.equal(before[:, :position], after[:, :position])
+
+
+@pytest.mark.parametrize("preset", ["laptop", "nano"])
+def test_runs_from_before_these_choices_are_the_models_that_they_were(preset: str) -> None:
+    values = Config.build("", preset).to_dict()
+    for name in ("norm_eps", "qk_norm", "attention_bias", "mlp_bias", "rope_scaling"):
+        del values["model"][name]
+    assert Config.from_dict(values).model == PRESETS[preset].model
+
+
+def test_biases_are_where_the_settings_say() -> None:
+    def biased(**settings: Any) -> set[str]:
+        names = (name for name, _ in model_of(replace(MODERN, **settings)).named_parameters())
+        return {name.removeprefix("h.0.") for name in names if name.startswith("h.0.") and name.endswith("bias")}
+
+    assert biased() == set()
+    assert biased(attention_bias="qkv") == {"attn.c_attn.bias"}
+    assert biased(attention_bias="on") == {"attn.c_attn.bias", "attn.c_proj.bias"}
+    assert biased(mlp_bias="on") == {"mlp.c_fc.bias", "mlp.c_proj.bias"}
 
 
 def test_the_modern_family_has_no_biases_and_no_position_table() -> None:

@@ -91,8 +91,8 @@ def test_a_finished_run_can_be_given_more_minutes(
     ("arguments", "sentence"),
     [
         (["--minutes", "5", "--steps", "7"], "Use --minutes or --steps, not both"),
-        (["--minutes", "0.01"], "--minutes must be between 0.2 and"),
-        (["--minutes", "-3"], "--minutes must be between 0.2 and"),
+        (["--minutes", "0.01"], "--minutes must be at least 0.2"),
+        (["--minutes", "-3"], "--minutes must be at least 0.2"),
         (["--minutes", "soon"], "--minutes"),
     ],
 )

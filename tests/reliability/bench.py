@@ -15,6 +15,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from groundling.model.gpt import GPT
 from groundling.model.initial import InitialModel
 from groundling.run.metrics_log import MetricsLog, rewind
 from groundling.tasks.self_distillation import SelfDistillation
-from groundling.training.checkpoints import Checkpoints
+from groundling.training.checkpoints import AllDamaged, Checkpoints
 from groundling.training.events import Event, Sample
 from groundling.training.trainer import Trainer
 
@@ -76,12 +77,21 @@ def train(folder: Path) -> str:
     initial = InitialModel(config.model, corpus.tokenizer.vocab_size, seed=1)
     trainer = Trainer(initial, Quick(corpus, config, initial), settings, machine, checkpoints)
     trainer.subscribers.append(MetricsLog(run))
-    newest = checkpoints.newest(lambda sentence: None)
+    newest = newest_of(checkpoints)
+    if newest is None and checkpoints.folder.exists():
+        shutil.rmtree(checkpoints.folder)  # as the refusal says
     if newest:
         trainer.resume(newest)
     rewind(run, trainer.state.step, trainer.state.evaluated_step)
     assert trainer.run()
     return outcome(run)
+
+
+def newest_of(checkpoints: Checkpoints) -> Path | None:
+    """The newest whole checkpoint, if there is one."""
+    with suppress(AllDamaged):
+        return checkpoints.newest(lambda sentence: None)
+    return None
 
 
 def outcome(run: Path) -> str:

@@ -16,10 +16,11 @@ from bench import STEPS, train
 import groundling
 from groundling import storage
 from groundling.config import CorpusSettings
-from groundling.data import sources
+from groundling.data import files
 from groundling.data.corpus import prepare, reopen
 from groundling.data.sources import Source, find_source
-from groundling.training.checkpoints import Checkpoints
+from groundling.training.checkpoints import AllDamaged, Checkpoints
+from groundling.training.events import Notice, Started
 from tiny import TINY
 
 Damage = Callable[[bytes], bytes]
@@ -92,8 +93,8 @@ def test_checkpoints_under_each_others_names_are_found(trained: Path, tmp_path: 
     checkpoints.path(STEPS).rename(folder / "other")
     checkpoints.path(STEPS - 1).rename(checkpoints.path(STEPS))
     (folder / "other").rename(checkpoints.path(STEPS - 1))
-    assert checkpoints.newest(said.append) is None
-    assert len(said) == 3 and "does not match its name" in said[0] and "starts again at step 0" in said[2]
+    with pytest.raises(AllDamaged, match=r"2 checkpoint\(s\), but none can be read: .* does not match its name"):
+        checkpoints.newest(said.append)
 
 
 def test_a_damaged_pointer_points_nowhere(trained: Path) -> None:
@@ -130,7 +131,7 @@ def test_any_damage_to_prepared_tokens_is_found_and_they_are_prepared_anew(sourc
 
 def test_damaged_tokens_of_a_text_that_is_gone_are_refused(source: Source) -> None:
     corpus = prepare(source, CorpusSettings())
-    given = (corpus.fingerprint, corpus.name, corpus.address, corpus.tokenizer, CorpusSettings())
+    given = (corpus.fingerprint, corpus.name, corpus.tokenizer, CorpusSettings())
     assert reopen(*given) is not None
     for file, content in damages(corpus.train.path.parent, flips=10):
         if content != file.read_bytes():
@@ -153,7 +154,7 @@ def test_a_text_that_is_edited_while_it_is_prepared_is_noticed(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("text.txt", "the first version of it " * 100)
-    opened, when, real = list[Path](), list[int](), sources._open_file
+    opened, when, real = list[Path](), list[int](), files.open_unpacked
 
     def edit(file: Path, name: str) -> Any:
         opened.append(file)
@@ -161,13 +162,13 @@ def test_a_text_that_is_edited_while_it_is_prepared_is_noticed(
             path.write_text("the other version of it " * 100)
         return real(file, name)
 
-    monkeypatch.setattr(sources, "_open_file", edit)
-    for when[:] in [2], [3]:  # the text is hashed, its tokenizer made, then it is tokenized
+    monkeypatch.setattr(files, "open_unpacked", edit)
+    for when[:] in [3], [4]:  # its format is found, it is hashed, its tokenizer made, then it is tokenized
         path.write_text("the first version of it " * 100)
         opened.clear()
         with pytest.raises(ValueError, match="was changed while it was read"):
             prepare(find_source(path), CorpusSettings())
-    monkeypatch.setattr(sources, "_open_file", real)
+    monkeypatch.setattr(files, "open_unpacked", real)
     assert not list((storage.cache_folder() / "tokens").glob("[!.]*/tokens.bin"))
     path.write_text("the first version of it " * 100)
     assert prepare(find_source(path), CorpusSettings()).tokenizer.decode(np.arange(3))
@@ -189,6 +190,34 @@ def test_a_run_whose_record_or_tokenizer_is_damaged_is_mended(
     assert any(f"{name} was missing or damaged. Restored it" in str(event) for event in events)
     if name == "tokenizer.json":
         assert (folder / name).read_bytes() == before
+
+
+def test_a_run_with_the_line_ends_of_git_is_used(once_trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "once"
+    shutil.copytree(once_trained, folder)
+    expected = groundling.load("once").generate("The ", max_new_tokens=9, seed=1)
+    for file in folder.rglob("*.json*"):
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert groundling.load("once").generate("The ", max_new_tokens=9, seed=1) == expected
+    events: list[Any] = []
+    assert groundling.resume("once", steps=11, on_event=events.append).finished
+    assert next(event.step for event in events if isinstance(event, Started)) == 10
+    assert not [event for event in events if isinstance(event, Notice)]
+
+
+def test_a_run_whose_checkpoints_cannot_be_read_is_not_begun_again(once_trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "once"
+    shutil.copytree(once_trained, folder)
+    weights = {file: file.read_bytes() for file in folder.rglob("model.safetensors")}
+    for file in [*folder.rglob("manifest.json"), folder / "checkpoints" / "best.json"]:
+        file.write_bytes(b"{")
+    for use in (
+        lambda: groundling.load("once").generate("The "),
+        lambda: groundling.resume("once", steps=11, on_event=lambda event: None),
+    ):
+        with pytest.raises(AllDamaged, match=r"run once has .*none can be read: .*manifest\.json is damaged: .*delete"):
+            use()
+    assert weights and all(file.read_bytes() == content for file, content in weights.items())
 
 
 def test_a_record_that_was_changed_is_refused(once_trained: Path, tmp_path: Path) -> None:

@@ -112,6 +112,18 @@ def test_a_save_is_tried_four_times_and_no_more(tmp_path: Path, monkeypatch: pyt
     assert len(tried) == 4
 
 
+def test_a_fault_within_a_save_is_said_once_after_four_tries(tmp_path: Path) -> None:
+    tried = []
+
+    def fail() -> None:
+        tried.append(1)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError) as refused:
+        storage.retry_io(tmp_path / "x", 10, lambda: storage.retry_io(tmp_path / "x" / "y", 10, fail))
+    assert len(tried) == 4 and str(refused.value).count("cannot be written") == 1
+
+
 def test_what_cannot_pass_is_not_waited_for(tmp_path: Path) -> None:
     tried = []
 

@@ -1,14 +1,20 @@
-"""Curves in few points: nothing that matters is lost."""
+"""Curves in few points: nothing that matters is lost. And pictures that are the same everywhere."""
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from groundling.reporting.charts import Chart, Curve, Line, drawn, thin
+from groundling.reporting.console import Console
 
 
 def chart(curve: Curve, **more: Any) -> Chart:
@@ -72,3 +78,35 @@ def test_labels_do_not_lie_on_each_other() -> None:
     assert all(0 < top < 100 for top, _ in places.values())  # the axis is long enough for them
     assert places["5-gram"][0] == places["5-gram"][1]
     assert places["5-gram"][1] - places["4-gram"][1] == pytest.approx(4.5)
+
+
+PLOT = """
+from pathlib import Path
+from groundling.reporting.charts import _ticks
+from groundling.reporting.plot import plot_curves
+lines = [{"event": "step", "step": n, "loss": 3 / n} for n in range(1, 9)]
+plot_curves({"x": lines}, Path("x.png"))
+print(_ticks(0, 9.7, 5))
+"""
+
+
+def test_a_picture_is_the_same_whatever_the_environment_says(tmp_path: Path) -> None:
+    results = []
+    for name, backend in (("plain", ""), ("odd", "module://nowhere"), ("unknown", "foo")):
+        (folder := tmp_path / name).mkdir()
+        if backend:
+            (folder / "matplotlibrc").write_text("text.usetex: True\naxes.autolimit_mode: round_numbers\nno: x")
+        environment = os.environ | ({"MPLBACKEND": backend} if backend else {})
+        done = subprocess.run([sys.executable, "-c", PLOT], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        results.append(((folder / "x.png").read_bytes(), done.stdout))
+    assert results[0] == results[1] == results[2] and results[0][1] == "[0.0, 2.0, 4.0, 6.0, 8.0]\n"
+
+
+@pytest.mark.parametrize(("columns", "width"), [("0", 80), ("²", 80), ("", 80), ("100", 100), (None, 80)])
+def test_a_console_is_wider_than_nothing(columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert Console(io.StringIO()).out.width == width

@@ -66,7 +66,7 @@ def test_a_run_leaves_a_page_with_its_true_figures(
     assert not exit.value.code
     assert json.loads(capsys.readouterr().out) == {"file": "elsewhere.html"}
     assert Path("elsewhere.html").read_text("utf-8") == source
-    with pytest.raises(ValueError, match=r"--to runs cannot be written"):
+    with pytest.raises(ValueError, match=r"--to runs is a folder"):
         run.report("runs")
 
 

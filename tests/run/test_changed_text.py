@@ -72,7 +72,7 @@ def test_a_text_that_the_tokenizer_does_not_cover_is_not_accepted(text_file: Pat
     stopped(text_file, settings)
     text_file.write_text(text_file.read_text("utf-8") + "☃", encoding="utf-8", newline="")
     before = Path("runs/first/config.json").read_bytes()
-    with pytest.raises(ValueError, match=r"first cannot continue with the changed text.*'☃' \(U\+2603\)"):
+    with pytest.raises(ValueError, match=r"first cannot continue with the changed text.*'☃' \(U\+2603, snowman\)"):
         groundling.resume("first", accept_changed_text=True, on_event=silent)
     assert Path("runs/first/config.json").read_bytes() == before
 
@@ -124,7 +124,7 @@ def test_what_differs_in_a_folder_is_told(books: Path, kind: str, told: str) -> 
     change(books, kind)
     after = fingerprint_of(find_source(books))
     assert before.fingerprint != after.fingerprint
-    assert difference(before.documents, after.documents) == told.replace("\\", "")
+    assert difference(before.files, after.files) == told.replace("\\", "")
 
 
 def test_a_changed_folder_is_refused_with_what_differs(books: Path, settings: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import re
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from groundling.run.lock import lock
+from groundling import storage
+from groundling.run.lock import check_places, lock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="starters are forked")
 STARTERS = 8
@@ -86,3 +88,25 @@ def test_of_eight_that_start_at_once_exactly_one_wins(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_of_eight_that_start_at_once_exactly_one_wins_a_hundred_times(tmp_path: Path) -> None:
     races(tmp_path, 100)
+
+
+def test_both_places_are_checked_and_what_their_disk_lacks_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoFolders(storage.Disk):
+        def sync(self, path: Path) -> None:
+            if path.is_dir():
+                raise OSError(errno.EINVAL, "Invalid argument")
+            super().sync(path)
+
+    monkeypatch.setattr(storage, "disk", NoFolders())
+    said: list[str] = []
+    storage.make_folder(storage.cache_folder())
+    check_places(tmp_path / "runs", said.append)
+    assert len(said) == 1 and said[0].startswith(f"The disk of {tmp_path / 'runs'} cannot flush a folder")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"is a file, not a folder\. Choose another place with --out or GROUND"):
+        check_places(tmp_path / "file", said.append)
+    monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="Choose another place with the environment variable GROUNDLING_CACHE"):
+        check_places(tmp_path / "runs", said.append)

@@ -172,7 +172,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(storage, "disk", Full())
     monkeypatch.setattr(storage.retry, "WAITS", (0.0,))
-    with pytest.raises(OSError, match=r"cannot be written: no space left on device\. It needs 0\.0 kB, and .* free"):
+    with pytest.raises(OSError, match=r"cannot be written: no space left on device\. It needs 3 bytes, and .* free"):
         storage.write_file(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -13,7 +13,7 @@ from groundling.machine import choose
 from groundling.model.gpt import GPT
 from groundling.model.initial import InitialModel
 from groundling.model.weights_file import load_weights
-from groundling.training.checkpoints import Checkpoints
+from groundling.training.checkpoints import AllDamaged, Checkpoints
 from groundling.training.learner import Learner
 from groundling.training.state import TrainState
 from idle_task import IdleTask
@@ -170,6 +170,24 @@ def test_a_step_that_is_there_and_damaged_is_replaced(desk: Desk) -> None:
     damage(desk.save(10) / "model.safetensors")
     desk.save(10)
     assert desk.checkpoints.newest(lambda sentence: pytest.fail(sentence)) == desk.checkpoints.path(10)
+
+
+def test_checkpoints_that_cannot_be_read_are_not_none(desk: Desk) -> None:
+    desk.save(10)
+    for step in (10, 20):
+        (desk.save(step) / "state.json").write_text("{}")
+    with pytest.raises(AllDamaged, match=r"has 2 checkpoint\(s\), but none can be read: .*20/state.json is damaged"):
+        desk.checkpoints.newest(lambda sentence: pytest.fail(sentence))
+
+
+def test_line_ends_of_git_are_no_damage(desk: Desk) -> None:
+    path = desk.save(10, best=10)
+    for file in desk.checkpoints.folder.rglob("*.json"):
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert desk.checkpoints.newest(lambda sentence: pytest.fail(sentence)) == desk.checkpoints.pointed("best") == path
+    (path / "state.json").write_bytes((path / "state.json").read_bytes().replace(b"10", b"11", 1))
+    with pytest.raises(AllDamaged, match=r"state\.json is damaged"):
+        desk.checkpoints.newest(lambda sentence: pytest.fail(sentence))
 
 
 def test_weights_of_another_model_are_refused(desk: Desk) -> None:

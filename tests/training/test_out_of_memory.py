@@ -201,11 +201,11 @@ def test_a_sample_is_left_out(whole: Run, text_file: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("place", "name", "sentence"),
     [
-        (weights_file, "save_file", "while saving step 4. Use a smaller --n-embd"),
+        (weights_file, "save_file", "while saving step 4. Close other programs"),
         pytest.param(
             torch.Tensor,
             "backward",
-            "in a training step, with a single window of text. Use a smaller --n-embd",
+            "in a training step, with a single window of text. Close other programs",
             marks=pytest.mark.slow,
         ),
     ],

@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,11 @@ from groundling.web.server import make_server
 from groundling.web.sockets import bind
 
 SLOTS = 16
+TINY: dict[str, Any] = {
+    "preset": "nano", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 16, "steps": 60,
+    "eval_every": 60, "eval_tokens": 512, "checkpoint_every": 30, "sample_tokens": 4, "learning_rate": 1e-2,
+    "warmup_steps": 5, "device": "cpu", "dtype": "float32", "on_event": lambda event: None,
+}  # fmt: skip
 
 
 class Answer:
@@ -103,10 +108,12 @@ def wait_for(condition: Any, seconds: float = 20) -> None:
 
 
 @contextmanager
-def serving(models: list[LoadedModel], key: str | None = None, slots: int = SLOTS) -> Iterator[Server]:
+def serving(
+    models: list[LoadedModel], key: str | None = None, slots: int = SLOTS, allowed: Sequence[str] = ()
+) -> Iterator[Server]:
     """A new server in a thread of this process."""
     with bind("127.0.0.1", 0, key) as listener:
-        server = make_server(models, slots, listener, "127.0.0.1", key)
+        server = make_server(models, slots, listener, "127.0.0.1", key, allowed=allowed)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from asked import Server, serving
+from asked import TINY, Server, serving
 from openai import OpenAI
 
 import groundling
 from groundling.run.run import Run
 from groundling.web.loaded_model import LoadedModel, open_runs
-
-TINY: dict[str, Any] = {
-    "preset": "nano", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 16, "steps": 60,
-    "eval_every": 60, "eval_tokens": 512, "checkpoint_every": 30, "sample_tokens": 4, "learning_rate": 1e-2,
-    "warmup_steps": 5, "device": "cpu", "dtype": "float32", "on_event": lambda event: None,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

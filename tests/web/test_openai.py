@@ -151,7 +151,9 @@ def test_it_ends_at_a_stop_text_and_at_a_document(openai: OpenAI) -> None:
     end = {"256": 100}  # forces the byte model's end-of-document token
     ended = openai.completions.create(model="poems", prompt="a", logit_bias=end, logprobs=1)
     assert ended.choices[0].text == "" and ended.choices[0].finish_reason == "stop"
-    assert ended.choices[0].logprobs.tokens == []
+    told = ended.choices[0].logprobs
+    assert told.tokens == ["<|endoftext|>"] and told.text_offset == [0] and ended.usage.completion_tokens == 1
+    assert told.token_logprobs[0] == told.top_logprobs[0]["<|endoftext|>"] < 0
 
 
 def test_sampling_settings_reach_the_engine(openai: OpenAI) -> None:
@@ -171,7 +173,7 @@ def test_neutral_fields_are_ignored_and_unsupported_ones_rejected(openai: OpenAI
         model="letters", messages=say, max_tokens=1, user="me", metadata={"a": "b"}, response_format={"type": "text"},
         tools=[], store=False,
     )  # fmt: skip
-    with pytest.raises(openai_package.BadRequestError, match="Unrecognized request argument supplied: response_format"):
+    with pytest.raises(openai_package.BadRequestError, match="response_format must have the type text"):
         openai.chat.completions.create(model="letters", messages=say, response_format={"type": "json_object"})
     image = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/"}}]
     with pytest.raises(openai_package.BadRequestError, match="messages"):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import openai as openai_package
 import pytest
@@ -46,12 +47,15 @@ def test_names_of_this_machine_are_loopback() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["letters", "--port", "70000"], "--port must be in [0, 65536), not 70000."),
+        (["letters", "--port", "70000"], "--port must be at most 65,535, not 70000."),
         (["letters", "--host", "no.such.host.invalid"], "--host 'no.such.host.invalid' is not an address"),
         (["letters", "--host", ""], "--host '' is not an address"),
-        (["letters", "--slots", "0"], "--slots must be in [1, 64], not 0."),
+        (["letters", "--slots", "0"], "--slots must be at least 1, not 0."),
         (["letters", "letters", "--port", "0"], "Two models have the name 'letters'"),
         (["lettres", "--port", "0"], "No run 'lettres' in {out}, and no run at that path (did you mean 'letters'?)."),
+        (["letters", "--allow-host", "https://my.example"], "--allow-host 'https://my.example' is not a host. Give"),
+        (["letters", "--api-key", "k", "--allow-host", "fee.de:80"], "--allow-host 'fee.de:80' is not a host."),
+        (["letters", "--allow-host", "my.example"], "--allow-host needs --api-key or GROUNDLING_API_KEY. Without"),
         ([], "Name a run to serve."),
     ],
 )
@@ -69,6 +73,17 @@ def test_what_is_wrong_is_said_in_one_sentence(
 def test_a_port_in_use_is_named(trained: list[Run]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="Use another --port"):
         groundling.serve(trained[0].folder, port=taken.getsockname()[1])
+
+
+def test_hosts_are_allowed_on_the_command_line(trained: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(server_module, "make_server", lambda *arguments: made.append(arguments[-1]))
+    monkeypatch.setattr(server_module, "run", lambda *_: None)
+    out = ["--port", "0", "--api-key", "k", "--out", str(trained[0].folder.parent)]
+    for hosts in (("box",), ("*.My.example", "[::2]"), ("*",)):
+        with pytest.raises(SystemExit):
+            main(["serve", "letters", *out, *(word for host in hosts for word in ("--allow-host", host))])
+    assert made == [("box",), ("*.my.example", "::2"), ("*",)]
 
 
 def test_the_name_of_a_run_cannot_control_the_terminal(

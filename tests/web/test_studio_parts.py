@@ -207,8 +207,8 @@ def test_what_fails_says_why(tmp_path: Path) -> None:
         ({"minutes": 0.0}, "minutes"),
         ({"minutes": float("nan")}, "minutes"),
         ({"preset": "huge"}, "preset"),
-        ({"name": "../up"}, "not a valid run name"),
-        ({"name": "--steps"}, "not a valid run name"),
+        ({"name": "../up"}, "is not a valid name"),
+        ({"name": "--steps"}, "is not a valid name"),
         ({"name": "first"}, "already"),
     ],
 )
@@ -233,8 +233,8 @@ def test_only_runs_of_the_folder_are_opened(trained: Path, name: str) -> None:
     ("name", "kept"),
     [
         ("my notes.txt", "my-notes.txt"), ("../../etc/passwd", "passwd"), ("C:\\texts\\a.md", "a.md"), ("", "text"),
-        ("..", "text"), ("a\0b.txt", "a-b.txt"), ("-rf.txt", "rf.txt"), ("x" * 300 + ".txt", "x" * 60 + ".txt"),
-        ("book.txt.gz", "book.txt.gz"), ("été.txt", "t-.txt"),
+        ("..", "text"), ("a\0b.txt", "a-b.txt"), ("-rf.txt", "rf.txt"), ("x" * 300 + ".txt", "x" * 96 + ".txt"),
+        ("book.txt.gz", "book.txt.gz"), ("été.txt", "été.txt"), ("Война.txt", "Война.txt"),
     ],
 )  # fmt: skip
 def test_an_upload_gets_a_safe_name(tmp_path: Path, name: str, kept: str) -> None:

@@ -41,7 +41,7 @@ class _Weights(NamedTuple):
     cos: _F32  # (positions, hd / 2); 0 positions in a model with learned ones
     sin: _F32
     norms: _F32  # (layers, 2 norms, weight and bias, C)
-    head_norms: _F32  # (layers, query and key, hd)
+    head_norms: _F32  # (layers, query and key, hd); 0 instead of hd without QK-norm
     qkv: _Matrices
     proj: _Matrices
     fc: _Matrices
@@ -63,7 +63,10 @@ class NumbaDecoder:
         none = np.zeros((0, config.head_dim), np.float32)
         head = nn.Linear(1, 1, bias=False)
         head.weight = model.wte.weight if model.lm_head is None else model.lm_head.weight
-        self._shape = (config.n_head, config.kv_heads, config.norm == "rmsnorm", config.mlp == "swiglu")
+        self._shape = (
+            config.n_head, config.kv_heads, config.norm == "rmsnorm", config.mlp == "swiglu",
+            np.float32(config.epsilon), np.float32(config.qk_epsilon),
+        )  # fmt: skip
         self._weights = _Weights(
             _array(model.wte.weight),
             none if model.wpe is None else _array(model.wpe.weight),
@@ -120,9 +123,10 @@ def _norm(norm: nn.Module) -> _F32:
 
 
 def _head_norms(attention: SelfAttention) -> _F32:
-    if attention.rope is None:
-        return np.ones((2, attention.head_dim), np.float32)
-    return np.stack([_array(attention.rope.q_norm.weight), _array(attention.rope.k_norm.weight)])
+    rope = attention.rope
+    if rope is None or not isinstance(rope.q_norm, nn.RMSNorm) or not isinstance(rope.k_norm, nn.RMSNorm):
+        return np.zeros((2, 0), np.float32)
+    return np.stack([_array(rope.q_norm.weight), _array(rope.k_norm.weight)])
 
 
 def _matrices(layers: Sequence[nn.Linear], precision: Precision) -> _Matrices:

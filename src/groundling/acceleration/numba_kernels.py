@@ -11,16 +11,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 from numba.extending import overload
 
+from groundling import storage
+
 F = TypeVar("F", bound=Callable[..., Any])
 _f32 = np.float32
 
-_OPTIONS = {"cache": True, "nogil": True}
+
+def _can_cache() -> bool:
+    """Whether there is a place to keep compiled code: beside this file, in the user's cache folder, or in ours."""
+    for place in (lambda: numba.config.CACHE_DIR, lambda: str(storage.cache_folder() / "numba")):
+        with suppress(RuntimeError, OSError):
+            numba.config.CACHE_DIR = place()
+            numba.njit(cache=True)(_can_cache)
+            return True
+    return False
+
+
+_OPTIONS = {"cache": _can_cache(), "nogil": True}
 _INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # never called from Python: less to compile
 
 
@@ -105,22 +119,25 @@ def _linear(m, layer, x, y, threads):
 
 
 @_compiled
-def _normalize(x, norm, is_rms, y):
+def _normalize(x, norm, is_rms, epsilon, y):
     """y = RMSNorm or LayerNorm of x (n, C), with weight and bias (2, C)."""
     for t in range(x.shape[0]):
         mean = _f32(0) if is_rms else _mean(x[t])
-        factor = _f32(1) / np.sqrt(_variance(x[t], mean) + _f32(1e-6 if is_rms else 1e-5))
+        factor = _f32(1) / np.sqrt(_variance(x[t], mean) + epsilon)
         for i in range(x.shape[1]):
             y[t, i] = (x[t, i] - mean) * factor * norm[0, i] + norm[1, i]
 
 
 @_compiled
-def _rotate(x, weight, cos, sin):
-    """Normalize a query or key (hd,) and rotate it to its position, in place."""
+def _rotate(x, weight, cos, sin, epsilon):
+    """Normalize a query or key (hd,), unless `weight` is empty, and rotate it to its position, in place."""
     half = x.shape[0] // 2
-    factor = _f32(1) / np.sqrt(_dot(x, x) / _f32(x.shape[0]) + _f32(1e-6))
+    if weight.shape[0]:
+        factor = _f32(1) / np.sqrt(_dot(x, x) / _f32(x.shape[0]) + epsilon)
+        for i in range(x.shape[0]):
+            x[i] = x[i] * factor * weight[i]
     for i in range(half):
-        a, b = x[i] * factor * weight[i], x[i + half] * factor * weight[i + half]
+        a, b = x[i], x[i + half]
         x[i] = a * cos[i] - b * sin[i]
         x[i + half] = b * cos[i] + a * sin[i]
 
@@ -144,39 +161,39 @@ def _attend(q, keys, values, n, weights, y):
 
 
 @_compiled
-def _store(qkv, rows, positions, w, layer, n_head, n_kv, keys, values):
+def _store(qkv, rows, positions, w, layer, n_head, n_kv, epsilon, keys, values):
     """Store the keys and values of qkv (n, heads, hd) in the cache."""
     for t in range(len(rows)):
         row, place = rows[t], positions[t]
         for h in range(n_kv):
             key = qkv[t, n_head + h]
             if w.cos.shape[0]:
-                _rotate(key, w.head_norms[layer, 1], w.cos[place], w.sin[place])
+                _rotate(key, w.head_norms[layer, 1], w.cos[place], w.sin[place], epsilon)
             value = qkv[t, n_head + n_kv + h]
             for i in range(key.shape[0]):
                 keys[row, h, place, i], values[row, h, place, i] = key[i], value[i]
 
 
 @_parallel
-def _attend_all(qkv, rows, positions, cos, sin, norm, keys, values, scores, y, threads):
+def _attend_all(qkv, rows, positions, cos, sin, norm, epsilon, keys, values, scores, y, threads):
     """y (n, query heads, hd) = attention of the queries in qkv (n, heads, hd) to the keys and values in the cache."""
     n_head = y.shape[1]
     shared = n_head // keys.shape[1]
     if threads == 1:
         for h in range(n_head):
-            _attend_head(h, h // shared, qkv, rows, positions, cos, sin, norm, keys, values, scores, y)
+            _attend_head(h, h // shared, qkv, rows, positions, cos, sin, norm, epsilon, keys, values, scores, y)
     else:
         for h in numba.prange(n_head):
-            _attend_head(h, h // shared, qkv, rows, positions, cos, sin, norm, keys, values, scores, y)
+            _attend_head(h, h // shared, qkv, rows, positions, cos, sin, norm, epsilon, keys, values, scores, y)
 
 
 @_compiled
-def _attend_head(h, shared, qkv, rows, positions, cos, sin, norm, keys, values, scores, y):
+def _attend_head(h, shared, qkv, rows, positions, cos, sin, norm, epsilon, keys, values, scores, y):
     """Attention of one head's queries to the keys and values of head `shared`."""
     for t in range(len(rows)):
         query, row, place = qkv[t, h], rows[t], positions[t]
         if cos.shape[0]:
-            _rotate(query, norm, cos[place], sin[place])
+            _rotate(query, norm, cos[place], sin[place], epsilon)
         _attend(query, keys[row, shared], values[row, shared], place + 1, scores[h], y[t, h])
 
 
@@ -209,7 +226,7 @@ def _activate(weight, scale, bias, x, is_gated, hidden, y, begin, end):
 
 
 @numba.njit(**_OPTIONS)
-def forward(tokens, rows, positions, w, n_head, n_kv, is_rms, is_gated, keys, values, threads):
+def forward(tokens, rows, positions, w, n_head, n_kv, is_rms, is_gated, epsilon, qk_epsilon, keys, values, threads):
     """Logits (n, V) of tokens (n,) at these rows and positions of the cache, `keys` and `values`.
 
     `w` are the weights of `NumbaDecoder`. The result is the same to the bit for any number of threads.
@@ -225,19 +242,19 @@ def forward(tokens, rows, positions, w, n_head, n_kv, is_rms, is_gated, keys, va
             if w.wpe.shape[0]:
                 x[t, i] += w.wpe[positions[t], i]
     for layer in range(keys.shape[0]):
-        _normalize(x, w.norms[layer, 0], is_rms, normed)
+        _normalize(x, w.norms[layer, 0], is_rms, epsilon, normed)
         _linear(w.qkv, layer, normed, qkv, threads)
         heads = qkv.reshape(n, -1, hd)
-        _store(heads, rows, positions, w, layer, n_head, n_kv, keys[layer], values[layer])
-        _attend_all(heads, rows, positions, w.cos, w.sin, w.head_norms[layer, 0], keys[layer], values[layer], scores,
-                   gathered.reshape(n, n_head, hd), threads)  # fmt: skip
+        _store(heads, rows, positions, w, layer, n_head, n_kv, qk_epsilon, keys[layer], values[layer])
+        _attend_all(heads, rows, positions, w.cos, w.sin, w.head_norms[layer, 0], qk_epsilon, keys[layer],
+                   values[layer], scores, gathered.reshape(n, n_head, hd), threads)  # fmt: skip
         _linear(w.proj, layer, gathered, added, threads)
         _add(x, added)
-        _normalize(x, w.norms[layer, 1], is_rms, normed)
+        _normalize(x, w.norms[layer, 1], is_rms, epsilon, normed)
         _activations(w.fc, layer, normed, is_gated, hidden, active, threads)
         _linear(w.out, layer, active, added, threads)
         _add(x, added)
-    _normalize(x, w.last_norm, is_rms, normed)
+    _normalize(x, w.last_norm, is_rms, epsilon, normed)
     logits = np.empty((n, w.wte.shape[0]), _f32)
     _linear(w.head, np.int64(0), normed, logits, threads)  # the type of `layer`, so that it is compiled once
     return logits

@@ -107,7 +107,8 @@ def _leaking_validation(h: History) -> Iterator[Finding]:
         yield Finding(
             "leaking validation",
             f"{h.leakage:.0%} of the validation part is also in the training part, word for word.",
-            "So the validation loss measures memorization. `groundling inspect` shows the passages: remove duplicates.",
+            "So the validation loss measures memorization. Remove the duplicates: "
+            f"`{h.inspect_command}` shows the passages.",
         )
 
 
@@ -121,7 +122,7 @@ def _too_good(h: History) -> Iterator[Finding]:
             "too good to be true",
             f"in the first epoch the training loss was {first_epoch:.2f} nats per token, far below the best n-gram "
             f"model's {best:.2f}.",
-            "Either the text repeats itself (see `groundling inspect`), or the model can see the answers: a broken "
+            f"Either the text repeats itself (see `{h.inspect_command}`), or the model can see the answers: a broken "
             "causal mask, or targets that are not shifted by one.",
         )
 
@@ -169,8 +170,8 @@ def _not_learning(h: History) -> Iterator[Finding]:
         yield Finding(
             "not learning",
             f"{evidence}. The learning rate of {h.peak_rate:.2g} is a usual one.",
-            "Check the text with `groundling inspect`: noise cannot be learned. If the text is fine, the model or its "
-            "targets are broken: check that the model can memorize a single batch.",
+            f"Check the text with `{h.inspect_command}`: noise cannot be learned. If the text is fine, the model or "
+            "its targets are broken: check that the model can memorize a single batch.",
         )
 
 
@@ -301,7 +302,7 @@ def _too_large(h: History) -> Iterator[Finding]:
             "too large for its time",
             f"its {h.parameters / 1e6:.1f} million parameters saw only {seen / 1e6:.1f} million tokens, and its loss "
             f"of {h.final_loss:.2f} is worse than the best n-gram model's {min(h.milestones):.2f}.",
-            "A smaller model gets further in the same time: `groundling train --minutes` picks one.",
+            f"A smaller model gets further in the same time: `{h.train_command}` picks one.",
         )
 
 

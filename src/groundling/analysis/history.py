@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from groundling.config import Config
+from groundling.escape import command
 
 _F64 = npt.NDArray[np.float64]
 _I64 = npt.NDArray[np.int64]
@@ -39,6 +40,8 @@ class History:
     diverged: int | None = None  # the step that training could not get past
     diverged_by: str = ""  # the cause, in words
     rolled_back: Sequence[Mapping[str, Any]] = ()  # the `RolledBack` events
+    inspect_command: str = ""  # a check-up of the same tokens
+    train_command: str = ""  # a new run on the same tokens, planned to take as long as this one
 
     @staticmethod
     def read(
@@ -56,6 +59,7 @@ class History:
         steps = [line for line in curves if line["event"] == "step"]
         # Other metrics are not losses.
         points = [line for line in curves if line["event"] == "evaluation" and "metric" not in line]
+        minutes = max(0.2, steps[-1]["elapsed"] / 60 if steps else 0.0)
         return History(
             steps=np.array([line["step"] for line in steps], dtype=np.int64),
             losses=np.array([line["loss"] for line in steps], dtype=np.float64),
@@ -75,6 +79,8 @@ class History:
             diverged=diverged.get("step"),
             diverged_by=diverged.get("cause", ""),
             rolled_back=[line for line in lines if line["event"] == "rolledback"],
+            inspect_command=command("inspect", *config.text_arguments),
+            train_command=command("train", *config.text_arguments, "--minutes", f"{minutes:.2g}"),
         )
 
     @property

@@ -14,19 +14,13 @@ from unicodedata import is_normalized
 import numpy as np
 
 from groundling.checkup.text import I64, PIECE, Place, Text
+from groundling.data.characters import ODD, line_ends, odd_kind
 
 RAREST = 20
 _PLACES = 3  # shown for a character or oddity, at most
 _LANGUAGE_SAMPLES, _SAMPLE_CHARACTERS, _ENOUGH_LETTERS = 200, 500, 60
 _UNNAMED = dict.fromkeys(map(chr, (*range(32), *range(127, 160))), "control character")
 _UNNAMED |= {"\t": "tab", "\n": "line feed", "\r": "carriage return", "\0": "null", "\x1b": "escape"}
-_ODD = {
-    "replacement character": "U+FFFD marks a byte that could not be decoded: the text was damaged before you got it",
-    "byte-order mark inside": "A byte-order mark belongs at the start of a file: files were probably concatenated",
-    "control character": "Control characters are rarely intended, and each takes an entry of the vocabulary",
-    "invisible character": "Soft hyphens, direction marks and the like are invisible, but the model has to learn them",
-    "unassigned or private character": "Unicode gives these characters no meaning, so others may not see what you see",
-}
 _ODD_LINES = {
     "not normalized": "Letters are split into several characters (not in Unicode's form NFC), so one word can have two "
     "spellings: unicodedata.normalize('NFC', text) repairs them",
@@ -98,7 +92,7 @@ def describe(text: Text) -> Characters:
     by_character = dict(zip(text.characters, counts.tolist(), strict=True))
     odd = defaultdict[str, list[int]](list)
     for i, character in enumerate(text.characters):
-        if kind := _odd_kind(character):
+        if kind := odd_kind(character):
             odd[kind].append(i)
     rarest = np.argsort(counts, kind="stable")[:RAREST].tolist()
     places = _first_places(text, {*rarest, *(i for ids in odd.values() for i in ids)})
@@ -116,21 +110,6 @@ def describe(text: Text) -> Characters:
             *_lines_with_oddities(text),
         ),
     )
-
-
-def _odd_kind(character: str) -> str | None:
-    if character == "\ufffd":
-        return "replacement character"
-    if character == "\ufeff":
-        return "byte-order mark inside"
-    if character in "\u200c\u200d":
-        return None  # joiners: Persian, Hindi and emoji are spelled with them
-    category = unicodedata.category(character)
-    if category == "Cc" and character not in "\t\n\r":
-        return "control character"
-    if category in ("Cf", "Zl", "Zp"):
-        return "invisible character"
-    return "unassigned or private character" if category in ("Cn", "Co", "Cs") else None
 
 
 def _first_places(text: Text, wanted: set[int]) -> dict[int, list[int]]:
@@ -193,14 +172,13 @@ def _character_oddity(text: Text, kind: str, ids: list[int], counts: I64, places
     n = int(counts[ids].sum())
     first = sorted(position for i in ids for position in places[i])[:_PLACES]
     codes = tuple(_code(text.characters[i]) for i in ids[:RAREST])
-    return Oddity(kind, f"{_ODD[kind]}. Found {n:,}.", n, codes, tuple(text.places(first)))
+    return Oddity(kind, f"{ODD[kind]}. Found {n:,}.", n, codes, tuple(text.places(first)))
 
 
 def _line_ends(feeds: int, returns: int, pairs: int) -> list[Oddity]:
     if not returns:
         return []
-    kinds = {"CR LF": pairs, "LF": feeds - pairs, "CR": returns - pairs}
-    present = {name: n for name, n in kinds.items() if n}
+    present = line_ends(feeds, returns, pairs)
     listed = ", ".join(f"{n:,} {name}" for name, n in present.items())
     if len(present) > 1:
         kind = "mixed line ends"

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from groundling import storage
 from groundling.checkup.page import page
 from groundling.checkup.report import Recommendation, Report, examine
-from groundling.config import Config
+from groundling.config import Config, limits
 from groundling.data.corpus import Corpus
-from groundling.data.sources import find_source
+from groundling.data.sources import CorpusPath, find_source
+from groundling.escape import command
 from groundling.reporting.console import Console
 from groundling.training.events import Planned, Subscriber, reporters
 
@@ -28,7 +28,7 @@ _CHARACTERS_PER_PIECE = 4  # of a BPE token, roughly
 
 
 def inspect(
-    corpus: str | os.PathLike[str],
+    corpus: CorpusPath | Sequence[CorpusPath],
     *,
     minutes: float = DEFAULT_MINUTES,
     html: str | os.PathLike[str] | None = None,
@@ -38,7 +38,7 @@ def inspect(
     """Check a text before training: contents, duplicates, leakage, n-gram baselines, and a recommended model.
 
     Args:
-        corpus: a file, a folder, `-`, `shakespeare` or `python-docs`.
+        corpus: as for `train`.
         minutes: the training time. The recommendation is for it and for this machine.
         html: a file to write the report to, as one self-contained page.
         on_event: called with progress events. None shows them on standard error.
@@ -46,20 +46,19 @@ def inspect(
 
     Raises ValueError or OSError with a message for the user.
     """
-    address = os.fspath(corpus)
-    config = Config.build(address, None, minutes=minutes, **settings)
-    if not minutes:
-        raise ValueError("--minutes must be above 0: give the minutes that training may take.")
-    if html is not None and not Path(html).resolve().parent.is_dir():
-        raise ValueError(f"--html {html}: the folder {Path(html).resolve().parent} does not exist. Create it first.")
+    limits.MINUTES.check("--minutes", minutes)
+    config = Config.build("", None, minutes=minutes, **settings)
+    page_file = storage.output_file("--html", html) if html is not None else None
     with ExitStack() as stack:
         emit = on_event if on_event is not None else stack.enter_context(Console(sys.stderr))
-        report, text = examine(find_source(address, config.text.glob), config.text, *reporters(emit))
+        source = find_source(corpus, config.text)
+        config = dataclasses.replace(config, corpus=source.corpus)
+        report, text = examine(source, config.text, *reporters(emit))
         if len(text.train) > config.model.block_size:
             advice = _recommend(report, config, settings.keys() | {"minutes"}, text)
             report = dataclasses.replace(report, recommendation=advice)
-    if html is not None:
-        storage.write_file(Path(html).resolve(), page(report))
+    if page_file is not None:
+        storage.write_file(page_file, page(report))
     return report
 
 
@@ -74,7 +73,8 @@ def _recommend(report: Report, config: Config, given: set[str], text: Corpus) ->
     kind, vocab_size, why = choose_tokenizer(report)
     dropout = planned.model.dropout
     epochs = memorising_begins(plan.parameters, tokens, dropout)
-    flags = f" --tokenizer {kind} --vocab-size {vocab_size}" if kind == "bpe" else ""
+    chosen = dataclasses.replace(config.text, tokenizer=kind, vocab_size=max(vocab_size, 257))
+    wanted = dataclasses.replace(config, text=chosen).text_arguments
     reasons = [why]
     if kind != read:
         reasons.append(
@@ -97,7 +97,7 @@ def _recommend(report: Report, config: Config, given: set[str], text: Corpus) ->
         expected_loss=(plan.low, plan.loss, plan.high),
         memorises_after_epochs=epochs,
         memorises_after_steps=int(float(f"{epochs * tokens / planned.tokens_per_step:.2g}")),  # known to two digits
-        command=f"groundling train {shlex.quote(config.corpus)} --minutes {plan.minutes:g}{flags}",
+        command=command("train", *wanted, "--minutes", f"{plan.minutes:g}"),
         reasons=tuple(reasons),
     )
 

@@ -5,7 +5,6 @@ They come from the file of character tokens (data/corpus.py), so a text of gigab
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,15 +51,13 @@ class Text:
 
     def __init__(self, corpus: Corpus, source: Source, progress: Progress) -> None:
         assert isinstance(corpus.tokenizer, CharTokenizer)
-        self.corpus, self.split_point, self.length = corpus, corpus.train.stop, corpus.validation.stop
+        self.corpus, self.source = corpus, source
+        self.split_point, self.length = corpus.train.stop, corpus.validation.stop
         self.ends = corpus.document_ends
         """Where each document ends, including its end mark; shape (documents,)."""
         self.characters = corpus.tokenizer.characters
         self.progress = progress
         self._path, self._dtype = corpus.train.path, np.dtype(corpus.train.dtype)
-        # A single document is named like the corpus, those of a folder relative to it.
-        names = [document.name.removeprefix(source.address + os.sep) for document in source.documents]
-        self._names = names if len(names) > 1 else [source.name]
         # An end mark reads as a line feed.
         self._codes = np.array([ord(c) for c in self.characters + "\n"], dtype=np.uint32)
         feed = self.id_of("\n")
@@ -97,7 +94,7 @@ class Text:
             document = int(np.searchsorted(self.ends, position, side="right"))
             begin = int(self.ends[document - 1]) if document else 0
             line = 1 + self._lines_before(position) - self._lines_before(begin)
-            found.append(Place(self._names[document], line))
+            found.append(Place(self.corpus.document_name(self.source, document), line))
         return found
 
     def _lines_before(self, position: int) -> int:

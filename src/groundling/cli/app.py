@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, CoercionError, Parameter, convert
 
 from groundling import __version__
-from groundling.escape import escape_json, printable
+from groundling.config import flag, setting_fields
+from groundling.escape import escape_json, printable, unescaped
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+def converted(type_: Any, tokens: Sequence[Any]) -> Any:
+    """The value of an option from the words of the command line."""
+    return convert(type_, tokens, converter=_leaf)
+
+
+def _leaf(type_: Any, word: str) -> Any:
+    if type_ is int:
+        number = float(word) if "." in word else int(word)
+        if number != int(number):  # cyclopts would round it
+            raise ValueError
+        return int(number)
+    if issubclass(type_, Path):
+        if not word:
+            raise CoercionError(msg="The path is empty.", target_type=type_)
+        return Path(os.path.expanduser(word))
+    if type_ in (str, float):
+        return type_(word)
+    return convert(type_, [word])
+
+
+def with_escapes(type_: Any, tokens: Sequence[Any]) -> Any:
+    """Text in which \\n, \\t and \\\\ stand for a line break, a tab and a backslash, which shells do not replace."""
+    return convert(type_, tokens, converter=lambda _, word: unescaped(word))
+
 
 app = App(
     name="groundling",
@@ -22,7 +51,7 @@ app = App(
     version=f"groundling {__version__}",
     help_format="plaintext",  # rendering Markdown would cost a fifth of the time to answer
     help_epilogue="Add --debug to any command to see a traceback when it fails.",
-    default_parameter=Parameter(negative_bool=()),  # no --no-json
+    default_parameter=Parameter(negative=(), converter=converted),  # no --no-json and --empty-stop
 )
 
 Json = Annotated[bool, Parameter(help="Print JSON to standard output.")]
@@ -35,7 +64,27 @@ RunReference = Annotated[str, Parameter(name="RUN", help="A run's name, or the p
 Unknown = Annotated[
     Literal["error", "skip"], Parameter(help="What to do with characters that the model has never seen.")
 ]
-Text = Parameter(allow_leading_hyphen=True, show_default=False)
+Text = Parameter(allow_leading_hyphen=True, show_default=False, converter=with_escapes)
+
+
+def _no_option(_: Any, values: Any) -> None:
+    """Refuse mistyped options, which would be files: only `-` and names of files may begin with a hyphen."""
+    for word in values if isinstance(values, tuple) else [values]:
+        if word.startswith("-") and word != "-" and not Path(word).exists():
+            near = get_close_matches(word, map(flag, setting_fields()), n=1)
+            raise ValueError(f"Unknown option: {word}." + "".join(f" Did you mean {option}?" for option in near))
+
+
+Corpus = Annotated[
+    str,
+    Parameter(
+        name="CORPUS",
+        allow_leading_hyphen=True,
+        validator=_no_option,
+        help="Text files, folders of them, zip files, - for standard input, shakespeare, or python-docs. Compressed "
+        "files, JSON Lines, JSON, CSV and Parquet are recognized by their content.",
+    ),
+]
 
 
 def print_rows(rows: list[tuple[str, Any]]) -> None:
@@ -44,13 +93,12 @@ def print_rows(rows: list[tuple[str, Any]]) -> None:
         print(f"{label:{width}}{printable(str(text))}")
 
 
-def print_table(table: Table) -> None:
-    """Print a table: as wide as the terminal, or in full where there is none."""
+def print_table(table: Table, width: int = 0) -> None:
+    """Print a table: as wide as the terminal, but at least `width`, or in full where there is none."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 1000
+    console.width = max(console.width, width) if console.is_terminal else 1000
     console.print(table)
 
 

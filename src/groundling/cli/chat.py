@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from groundling.cli.app import Out, Precision, RunReference, Text, Unknown, app, note, tee
 from groundling.cli.flags import with_settings
 from groundling.config import Sampling
+from groundling.config.limits import Limits
 
 if TYPE_CHECKING:
     from groundling.run.run import Run
@@ -79,6 +80,9 @@ class Session:
         """Carry out a line. Returns False if it ends the session. A wrong line prints a note and changes nothing."""
         try:
             if not line.startswith("/"):
+                line, said = self._run.tokenizer.fit_prompt(line)
+                if said:
+                    note(said)
                 self._continue(self._text + ("\n" if self._text and not self._text.endswith("\n") else "") + line)
                 return True
             name, _, value = line[1:].strip().partition(" ")
@@ -134,9 +138,8 @@ class Session:
             self._sampling = dataclasses.replace(self._sampling, **{setting.replace("-", "_"): number})
             if setting == "seed":
                 self._turn = 0
-        elif number < 1:
-            raise ValueError(f"/max-new-tokens must be 1 or more, not {number}.")
         else:
+            Limits(1).check("/max-new-tokens", number)
             self._max_new_tokens = number
 
 

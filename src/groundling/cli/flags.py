@@ -10,10 +10,11 @@ from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from groundling.config import GROUPS, PRESETS, Sampling
+from groundling.cli.app import converted, with_escapes
+from groundling.config import GROUPS, PRESETS, READING, WITH_ESCAPES, CorpusSettings, Sampling
 
 _ALIASES = {"accumulate": "--gradient-accumulation-steps"}
-_GROUPS: dict[str, Any] = {**GROUPS, "sampling": Sampling}
+_GROUPS: dict[str, Any] = {**GROUPS, "sampling": Sampling, "reading": CorpusSettings}
 
 
 def with_settings(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -34,11 +35,12 @@ def _flags(name: str, sort_key: int) -> list[inspect.Parameter]:
     group, types = Group(name.capitalize(), sort_key=sort_key), get_type_hints(_GROUPS[name])
     parameters = []
     for field in dataclasses.fields(_GROUPS[name]):
-        if "help" not in field.metadata:
+        if "help" not in field.metadata or (name == "reading" and field.name not in READING):
             continue
         parameter = Parameter(
             help=f"{field.metadata['help']} {_default(name, field)}".rstrip(), group=group, show_default=False,
             negative_bool="no-", allow_leading_hyphen=name == "sampling", alias=_ALIASES.get(field.name),
+            converter=with_escapes if field.name in WITH_ESCAPES else converted,
         )  # fmt: skip
         parameters.append(
             inspect.Parameter(

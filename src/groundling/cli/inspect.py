@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from groundling.cli.app import Json, Text, app, print_json, print_rows
+from groundling.cli.app import Corpus, Json, app, print_json, print_rows
 from groundling.cli.flags import with_settings
 
 if TYPE_CHECKING:
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 @app.command(sort_key=5)
 @with_settings("text")
 def inspect(
-    corpus: Annotated[str, Text],
-    /,
-    *,
+    *corpus: Corpus,
     minutes: float = 5.0,
     html: Path | None = None,
     json: Json = False,
@@ -26,7 +24,6 @@ def inspect(
     """Check a text before training: contents, duplicates, leakage, n-gram baselines, and a recommended model.
 
     Args:
-        corpus: A text file (.gz too), a folder of them, - for standard input, shakespeare, or python-docs.
         minutes: The training time to recommend a model for.
         html: Also write the report to this HTML file.
     """

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from groundling.cli.app import Json, Out, RunReference, app, note, print_json, print_rows
+from groundling.escape import command
 
 
 @app.command(sort_key=8)
@@ -45,7 +46,9 @@ def export(
 
 @app.command(name="import", sort_key=9)
 def import_(
-    folder: Annotated[Path, Parameter(help="A folder with config.json, safetensors and a tokenizer.")],
+    folder: Annotated[
+        Path, Parameter(help="A model's folder, or its name in Hugging Face's cache, such as Qwen/Qwen3-0.6B.")
+    ],
     /,
     *,
     name: str | None = None,
@@ -53,7 +56,7 @@ def import_(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Import a GPT-2 or Qwen3 in Hugging Face format as a run.
+    """Import a GPT-2, Llama, Mistral, Qwen2 or Qwen3 in Hugging Face format as a run.
 
     You can sample it, evaluate it (eval --text), export it, and train it further (train TEXT --init-from RUN).
 
@@ -71,5 +74,6 @@ def import_(
     if json:
         return print_json(facts)
     print_rows(list(facts.items()))
-    print(f"Next: groundling sample {run.reference}, or groundling train my.txt --init-from {run.reference}")
+    further = command("train", "my.txt", "--init-from", run.reference)
+    print(f"Next: `{command('sample', run.reference)}`, or train it further on a text, such as my.txt: `{further}`")
     return None

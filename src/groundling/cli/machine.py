@@ -56,7 +56,8 @@ def selftest(*, kills: int = 50, seed: int | None = None, json: Json = False) ->
     from groundling.experiments.selftest import selftest
 
     columns = ("kills", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True), "left")
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=kills)
         found = selftest(kills=kills, seed=seed, progress=lambda done, _: bar.update(task, completed=done))
     if json:

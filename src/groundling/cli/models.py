@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+import sys
 import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
+from cyclopts import Parameter
+
 from groundling.cli.app import Json, Out, Precision, RunReference, Text, Unknown, app, note, print_json, print_rows, tee
 from groundling.cli.copies import indexing, show_originality
 from groundling.cli.flags import with_settings
-from groundling.config import Sampling
+from groundling.config import Limits, Sampling, user_path
 
 
 @app.command(sort_key=2)
@@ -22,7 +26,7 @@ def sample(
     /,
     *,
     prompt: Annotated[str, Text] = "",
-    prompt_file: Path | None = None,
+    prompt_file: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,  # "-" is one
     max_new_tokens: int = 300,
     greedy: bool = False,
     num_samples: int = 1,
@@ -37,19 +41,19 @@ def sample(
     """Generate text.
 
     Args:
-        prompt: The text to continue. Default: the beginning of a document.
-        prompt_file: Read the prompt from a UTF-8 file.
+        prompt: The text to continue. Default: the beginning of a document. \\n means a line break, \\t a tab, and
+            \\\\ a backslash, here and in --stop.
+        prompt_file: Read the prompt from a UTF-8 file exactly as it is. - reads standard input.
         max_new_tokens: How many tokens to generate.
         greedy: The same as --temperature 0.
         num_samples: How many samples. Each uses the next seed.
         stop: End where this text appears. Repeat the flag for several.
         originality: Show what the sample copied verbatim from the training text.
     """
-    from groundling.inference.stream import PromptTruncated
+    from groundling.data.tokenizers.base import PromptWarning
     from groundling.run.store import load
 
-    if num_samples < 1:
-        raise ValueError(f"--num-samples must be 1 or more, not {num_samples}.")
+    Limits(1).check("--num-samples", num_samples)
     if prompt_file is not None:
         if prompt:
             raise ValueError("Use --prompt or --prompt-file, not both.")
@@ -62,8 +66,8 @@ def sample(
     training_text = loaded.training_text(indexing()) if originality else None
     results = []
     for i in range(num_samples):
-        sampling = dataclasses.replace(first, seed=first.seed + i)
-        with warnings.catch_warnings(record=True, action="always", category=PromptTruncated) as caught:
+        sampling = dataclasses.replace(first, seed=(first.seed + i) % 2**63)
+        with warnings.catch_warnings(record=True, action="always", category=PromptWarning) as caught:
             pieces = loaded.stream(prompt, sampling, max_new_tokens, stop=stop, precision=precision, unknown=unknown)
         if i == 0:
             for warning in caught:
@@ -92,7 +96,10 @@ def evaluate(
     run: RunReference,
     /,
     *,
-    text: str | None = None,
+    text: Annotated[
+        tuple[str, ...],
+        Parameter(consume_multiple=True, help="Files, folders or corpora. Default: the run's validation part."),
+    ] = (),
     max_tokens: int | None = None,
     sliding: bool = False,
     html: Path | None = None,
@@ -104,7 +111,6 @@ def evaluate(
     """Evaluate a model: loss, perplexity, bits per character and per byte.
 
     Args:
-        text: A file, folder or corpus to evaluate on. Default: the run's validation part.
         max_tokens: Read at most this many tokens, evenly spread. 0: all. Default: as during training.
         sliding: Overlap windows by half for more context. Losses are lower, and not comparable with the training log.
         html: Write an HTML page that colors each token by its loss.
@@ -113,10 +119,12 @@ def evaluate(
     from groundling.run.store import load
 
     result = load(run, out=out).evaluate(
-        text, max_tokens=max_tokens, sliding=sliding, html=html, html_tokens=html_tokens, unknown=unknown
+        text or None, max_tokens=max_tokens, sliding=sliding, html=html, html_tokens=html_tokens, unknown=unknown
     )
     if json:
         return print_json(result)
+    for sentence in result["notes"]:
+        note(sentence)
     print_rows([
         ("loss", f"{result['loss']:.4f} nats per token"),
         ("perplexity", f"{result['perplexity']:.3f}"),
@@ -130,8 +138,15 @@ def evaluate(
 
 
 def _read(path: Path) -> str:
-    from groundling.data.sources import find_source, read_text
+    from groundling.data.files import TextFile, file_at, read_text
 
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, not a file.")
-    return "".join(piece for document in find_source(path).documents for piece in read_text(document, note))
+    if path == Path("-"):
+        content, name = sys.stdin.buffer.read(), "standard input"
+    else:
+        path, name = user_path("--prompt-file", path), f"--prompt-file {path}"
+        if path.is_file():
+            return "".join(read_text(file_at(path, str(path), path.name), note))
+        if path.is_dir() or not path.exists():
+            raise ValueError(f"{name} {'is a folder' if path.is_dir() else 'does not exist'}. Give a text file.")
+        content = path.read_bytes()  # a pipe, as in `--prompt-file <(command)`
+    return "".join(read_text(TextFile(name, name, lambda: io.BytesIO(content), len(content)), note))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from groundling.cli.app import Json, Out, RunReference, app, print_json, print_table
-from groundling.escape import printable
+from groundling.escape import command, printable
 
 
 @app.command(sort_key=4)
@@ -22,14 +22,17 @@ def runs(*, out: Out = None, json: Json = False) -> None:
     if json:
         return print_json(rows)
     if not rows:
-        print(f"There are no runs in {runs_folder(out)} yet. Start one with `groundling train`.")
+        start = command("train", *([] if out is None else ["--out", out]))
+        print(f"There are no runs in {printable(str(runs_folder(out)))} yet. Start one with `{start}`.")
         return None
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for title in ("run", "corpus", "preset", "step", "best validation loss", "status"):
-        table.add_column(title, justify="right" if title in ("step", "best validation loss") else "left")
+        justify: Any = "right" if title in ("step", "best validation loss") else "left"
+        table.add_column(title, justify=justify, no_wrap=title == "run")
     for row in rows:
         best = row["best_validation_loss"]
         steps = "?" if row["steps"] is None else f"{row['steps']:,}"
@@ -37,7 +40,7 @@ def runs(*, out: Out = None, json: Json = False) -> None:
             *(Text(printable(row[key] or "?")) for key in ("name", "corpus", "preset")), f"{row['step']:,}/{steps}",
             "-" if best is None else f"{best:.4f} at {row['best_step']:,}", row["status"],
         )  # fmt: skip
-    print_table(table)
+    print_table(table, width=70 + max(cell_len(row["name"]) for row in rows))  # a name is for copying: never cut it
     return None
 
 
@@ -76,6 +79,7 @@ def plot(
     Args:
         to: The PNG file to write. Default: loss.png in the run's folder, or ./comparison.png for several runs.
     """
+    from groundling import storage
     from groundling.reporting.plot import plot_curves
     from groundling.run.store import load
 
@@ -83,7 +87,7 @@ def plot(
     if len(loaded) == 1:
         path = loaded[0].plot(to)
     else:
-        path = to or Path("comparison.png")
+        path = storage.output_file("--to", to or "comparison.png")
         plot_curves({each.name: each.metrics() for each in loaded}, path)
     _print_path(path, json)
 

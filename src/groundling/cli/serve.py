@@ -15,6 +15,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
+    allow_host: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     slots: int | None = None,
     precision: Precision = "float32",
     unknown: Unknown = "error",
@@ -27,6 +28,8 @@ def serve(
         host: Address to listen on. An address that other machines can reach needs --api-key.
         port: 0 picks a free one.
         api_key: Key that clients must send. Default: $GROUNDLING_API_KEY, which other users of the machine cannot see.
+        allow_host: Another host that clients may use, such as a container's name, or *.my.example. Repeat it for more,
+            or give * for any. Needs a key.
         slots: How many texts each model generates at once. Default: as many as fit into memory, up to 64.
         studio: Serve the studio's pages at /studio, too. Needs a loopback host and no key.
     """
@@ -36,6 +39,6 @@ def serve(
         raise ValueError(f'Serving needs {error.name}: pip install "groundling[serve]".') from None
 
     serve(
-        *runs, host=host, port=port, api_key=api_key, slots=slots, precision=precision, unknown=unknown, studio=studio,
-        out=out,
+        *runs, host=host, port=port, api_key=api_key, allow_host=allow_host, slots=slots, precision=precision,
+        unknown=unknown, studio=studio, out=out,
     )  # fmt: skip

@@ -17,10 +17,10 @@ def studio(*, host: str = "127.0.0.1", port: int = 8001, open: bool = False, out
         open: Open a browser, too.
     """
     try:
-        from groundling.web.studio.app import serve_studio
+        from groundling.web.studio.app import studio as start
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("groundling"):
             raise
         raise ValueError(f'The studio needs {error.name}: pip install "groundling[studio]".') from None
 
-    serve_studio(out=out, host=host, port=port, open=open)
+    start(out=out, host=host, port=port, open=open)

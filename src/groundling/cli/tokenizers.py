@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from groundling.cli.app import Json, Text, app, note, print_json, print_table
+from groundling.cli.app import Corpus, Json, Text, app, note, print_json, print_table
+from groundling.cli.flags import with_settings
 
 if TYPE_CHECKING:
     from groundling.data.tokenizers.base import Tokenizer
@@ -22,36 +24,34 @@ app.command(tokenizer)
 Reference = Annotated[
     str, Parameter(name="FILE", help="A tokenizer's file or folder (groundling's, tokenizer.json, GPT-2's), or a run.")
 ]
-Glob = Annotated[str | None, Parameter(help="Which files of a folder to read, such as '*.txt'.")]
 
 
 @tokenizer.command(name="train", sort_key=0)
+@with_settings("reading")
 def train_(
-    corpus: Annotated[str, Text],
-    /,
-    *,
+    *corpus: Corpus,
     out: Path,
     kind: Literal["char", "byte", "bpe"] = "bpe",
     vocab_size: int = 4096,
-    glob: Glob = None,
     json: Json = False,
+    **reading: Any,
 ) -> None:
     """Train a tokenizer on a text and save it, for `groundling train --tokenizer FILE`.
 
     Args:
-        corpus: A text file (.gz too), a folder of them, - for standard input, shakespeare, or python-docs.
         out: The file to write.
         kind: One token per character, one per byte, or pieces of words learned from the text.
         vocab_size: Vocabulary size of bpe, at most.
     """
+    from groundling import storage
     from groundling.data.tokenizers.train import train_tokenizer
     from groundling.reporting.console import Console
     from groundling.training.events import reporters
 
+    out = storage.output_file("--out", out)
     with Console(sys.stderr) as console:
         made = train_tokenizer(
-            corpus, kind=kind, vocab_size=vocab_size, glob=glob, notice=note,
-            progress=reporters(console)[1],
+            corpus, kind=kind, vocab_size=vocab_size, notice=note, progress=reporters(console)[1], **reading,
         )  # fmt: skip
     made.save(out)
     _print_saved(out, made, json)
@@ -65,6 +65,8 @@ def show(file: Reference, /, *, text: Annotated[str, Text], json: Json = False) 
         text: The text to tokenize.
     """
     found = _find(file)
+    if found.normalizer:
+        note(found.normalizer_notice)
     ids = found.encode(text)
     pieces = [found.pieces[i] for i in ids]
     if json:
@@ -92,20 +94,18 @@ def show(file: Reference, /, *, text: Annotated[str, Text], json: Json = False) 
 
 
 @tokenizer.command(sort_key=2)
+@with_settings("reading")
 def compare(
-    corpus: Annotated[str | None, Text] = None,
-    /,
-    *,
+    *corpus: Corpus,
     vocab_sizes: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (512, 2048, 8192),
     n_embd: int = 384,
     minutes: float | None = None,
-    glob: Glob = None,
     json: Json = False,
+    **reading: Any,
 ) -> None:
-    """Compare character, byte and BPE tokenizers on the same text.
+    """Compare character, byte and BPE tokenizers on the same text. Default: shakespeare.
 
     Args:
-        corpus: A text file (.gz too), a folder of them, - for standard input, shakespeare (default), or python-docs.
         vocab_sizes: Vocabulary sizes to try for BPE.
         n_embd: Width for which the embedding's parameters are counted.
         minutes: Also train a model with each for this long, and show its bits per byte on the validation part.
@@ -116,8 +116,8 @@ def compare(
 
     with Console(sys.stderr) as console:
         found = compare_tokenizers(
-            corpus, vocab_sizes=vocab_sizes, n_embd=n_embd, minutes=minutes, glob=glob, notice=note,
-            progress=reporters(console)[1], on_event=console,
+            corpus or None, vocab_sizes=vocab_sizes, n_embd=n_embd, minutes=minutes, notice=note,
+            progress=reporters(console)[1], on_event=console, **reading,
         )  # fmt: skip
     if json:
         return print_json(found)
@@ -137,6 +137,7 @@ def export(file: Reference, /, *, out: Path, json: Json = False) -> None:
     """
     from groundling import storage
 
+    out = storage.output_file("--out", out)
     found = _find(file)
     storage.write_json(out, found.to_huggingface())
     _print_saved(out, found, json)
@@ -145,8 +146,9 @@ def export(file: Reference, /, *, out: Path, json: Json = False) -> None:
 def _find(reference: str) -> Tokenizer:
     from groundling.data.tokenizers.base import Tokenizer
 
-    if Path(reference).expanduser().exists():
-        return Tokenizer.load(Path(reference).expanduser())
+    path = Path(os.path.expanduser(reference))
+    if path.exists():
+        return Tokenizer.load(path)
     from groundling.run.store import load
 
     return load(reference).tokenizer

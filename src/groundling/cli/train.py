@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from groundling import config as cfg
-from groundling.cli.app import Json, Out, RunReference, Text, app, print_json
+from groundling.cli.app import Corpus, Json, Out, RunReference, app, print_json
 from groundling.cli.flags import with_settings
 from groundling.training.signals import ended_by_signals
 
@@ -26,9 +26,7 @@ _PRESETS = "; ".join(f"{name}: {preset.description}" for name, preset in cfg.PRE
 @app.command(sort_key=0)
 @with_settings(*cfg.GROUPS)
 def train(
-    corpus: Annotated[str | None, Text] = None,
-    /,
-    *,
+    *corpus: Corpus,
     preset: Annotated[
         Literal[tuple(cfg.PRESETS)] | None,  # type: ignore[valid-type]
         Parameter(help=f"Named settings to start from. Default: {cfg.DEFAULT_PRESET}. {_PRESETS}."),
@@ -39,16 +37,15 @@ def train(
     json: Json = False,
     **settings: Any,
 ) -> int:
-    """Train a model on your text. --minutes N picks model size, batch and schedule to fit (default: 5). --steps or
-    --preset set them yourself.
+    """Train a model on your text (default: shakespeare). --minutes N picks model size, batch and schedule to fit
+    (default: 5). --steps or --preset set them yourself.
 
     Repeat the same command to resume a run that was stopped.
 
     Args:
-        corpus: A text file (.gz too), a folder of them, - for standard input, shakespeare (default), or python-docs.
         name: The run's name. Default: made from the corpus.
     """
-    return _train("train", json, corpus, preset=preset, name=name, out=out, track=track, **settings)
+    return _train("train", json, corpus or None, preset=preset, name=name, out=out, track=track, **settings)
 
 
 @app.command(sort_key=1)
@@ -58,6 +55,12 @@ def resume(
     *,
     steps: int | None = None,
     minutes: float | None = None,
+    corpus: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=True, negative="", help="Where the text is now, if it was moved. The run records it."
+        ),
+    ] = (),
     accept_changed_text: bool = False,
     out: Out = None,
     track: Track = None,
@@ -70,7 +73,7 @@ def resume(
         minutes: New total time in minutes.
         accept_changed_text: Continue even though the training text changed. The run records it.
     """
-    changes = {"steps": steps, "minutes": minutes, "accept_changed_text": accept_changed_text}
+    changes = {"steps": steps, "minutes": minutes, "corpus": corpus or None, "accept_changed_text": accept_changed_text}
     return _train("resume", json, run, out=out, track=track, **changes)
 
 

@@ -17,6 +17,7 @@ from groundling.config.settings import (
     ModelSettings,
     TrainingSettings,
     flag,
+    flags,
     setting_fields,
 )
 
@@ -28,7 +29,8 @@ _MOST_ERRORS = 5  # in one message
 class Config:
     """Everything that determines a run, except the text itself."""
 
-    corpus: str
+    corpus: str | tuple[str, ...]
+    """Address of the text, or addresses of its parts: built-in names, absolute paths, or file URLs."""
     preset: str
     text: CorpusSettings
     model: ModelSettings
@@ -37,7 +39,9 @@ class Config:
     task: str = "pretraining"
 
     @staticmethod
-    def build(corpus: str, preset: str | None = None, task: str = "pretraining", **settings: Any) -> Config:
+    def build(
+        corpus: str | tuple[str, ...], preset: str | None = None, task: str = "pretraining", **settings: Any
+    ) -> Config:
         """The preset's values, overridden by `settings`: any field of the four groups, by name.
 
         Unless `warmup_steps` is given, the preset's warm-up is shortened to at most a fifth of `steps`. Otherwise
@@ -78,6 +82,19 @@ class Config:
             return _config_adapter().validate_json(json.dumps(values, default=_plain))
         except pydantic.ValidationError as error:
             raise ValueError(" ".join(map(_message, error.errors()[:_MOST_ERRORS]))) from None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The addresses of the text, one or more."""
+        return (self.corpus,) if isinstance(self.corpus, str) else self.corpus
+
+    @property
+    def text_arguments(self) -> list[str]:
+        """The arguments of a command for the same text, as the same tokens."""
+        text = self.text
+        if text.tokenizer != "bpe":
+            text = dataclasses.replace(text, vocab_size=CorpusSettings.vocab_size)  # unused
+        return [*self.inputs, *flags(text)]
 
     @property
     def tokens_per_step(self) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from groundling.config.settings import flag, setting
+from groundling.config import limits
+from groundling.config.limits import Limits
+from groundling.config.settings import check_numbers, setting
 
 _LARGEST_BIAS = 100.0  # as in OpenAI's interface: enough to force a token, or to forbid it
 
@@ -30,32 +31,33 @@ class Sampling:
     """
 
     temperature: float = setting(
-        0.7, "0 always picks the most likely token. 1 samples from the model's own distribution."
+        0.7,
+        "0 always picks the most likely token. 1 samples from the model's own distribution.",
+        Limits(0, 10**6, fractions=True),
     )
-    top_k: int = setting(50, "Sample from the k most likely tokens only. 0: no limit.")
-    top_p: float = setting(1.0, "Sample from the most likely tokens that together have this probability. 1: no limit.")
-    min_p: float = setting(0.0, "Sample from tokens at least this share as likely as the most likely one. 0: no limit.")
-    repetition_penalty: float = setting(1.0, "Above 1: tokens in the prompt or the text so far become less likely.")
-    presence_penalty: float = setting(0.0, "Above 0: tokens in the text so far become less likely.")
-    frequency_penalty: float = setting(0.0, "Above 0: tokens become less likely each time they are generated.")
+    top_k: int = setting(50, "Sample from the k most likely tokens only. 0: no limit.", Limits(0))
+    top_p: float = setting(
+        1.0,
+        "Sample from the most likely tokens that together have this probability. 1: no limit.",
+        Limits(0, 1, fractions=True, above=True),
+    )
+    min_p: float = setting(
+        0.0, "Sample from tokens at least this share as likely as the most likely one. 0: no limit.", limits.SHARE
+    )
+    repetition_penalty: float = setting(
+        1.0, "Above 1: tokens in the prompt or the text so far become less likely.", Limits(0.01, 100, fractions=True)
+    )
+    presence_penalty: float = setting(
+        0.0, "Above 0: tokens in the text so far become less likely.", Limits(-100, 100, fractions=True)
+    )
+    frequency_penalty: float = setting(
+        0.0, "Above 0: tokens become less likely each time they are generated.", Limits(-100, 100, fractions=True)
+    )
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = setting(None, "Repeats a sample. Default: a random seed, which is shown.")
+    seed: int | None = setting(None, "Repeats a sample. Default: a random seed, which is shown.", limits.SEED)
 
     def __post_init__(self) -> None:
-        # Written so that NaN fails too.
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"--temperature must be 0 (greedy) or above, not {self.temperature}.")
-        if self.top_k < 0:
-            raise ValueError(f"--top-k must be 1 or more, or 0 for no limit, not {self.top_k}.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top-p must be above 0 and at most 1 (off), not {self.top_p}.")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"--min-p must be in [0, 1], not {self.min_p}.")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"--repetition-penalty must be above 0 (1: off), not {self.repetition_penalty}.")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{flag(name)} must be a finite number (0: off).")
+        check_numbers(self)
         for token, bias in self.logit_bias.items():
             if token < 0 or not abs(bias) <= _LARGEST_BIAS:
                 raise ValueError(
@@ -64,5 +66,3 @@ class Sampling:
                 )
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbelow(2**31))
-        elif not 0 <= self.seed < 2**63:
-            raise ValueError(f"--seed must be in [0, 2^63), not {self.seed}.")

@@ -8,24 +8,33 @@ torch, so that `--help` is fast.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from groundling.config import limits
+from groundling.config.limits import Limits
+from groundling.config.paths import slip
+
 T = TypeVar("T")
 
+_COUNT, _COUNT_OR_0 = Limits(1), Limits(0)
+_PART = Limits(0, 1, fractions=True, below=True)  # some of a whole
 TOKENIZERS = ("char", "byte", "bpe")
 """The kinds of tokenizers that need no file."""
+WITH_ESCAPES = ("document_separator", "sample_prompt")
+"""The settings in which \\n, \\t and \\\\ on the command line stand for a line break, a tab and a backslash."""
+READING = ("glob", "format", "field", "document_separator")
+"""The settings that decide which files are read, and how they become documents."""
 
 
-def setting(default: T, help: str, legacy_default: Any = dataclasses.MISSING) -> T:
-    """A dataclass field with its text for `--help`.
+def setting(default: T, help: str, limits: Limits | None = None, legacy_default: Any = dataclasses.MISSING) -> T:
+    """A dataclass field with its text for `--help`, and the limits of a number.
 
     A new setting also needs `legacy_default`, the value that runs had before the setting existed. A config.json without
     the setting gets this value, whatever the default is.
     """
-    return field(default=default, metadata={"help": help, "legacy_default": legacy_default})
+    return field(default=default, metadata={"help": help, "limits": limits, "legacy_default": legacy_default})
 
 
 def flag(name: str) -> str:
@@ -33,13 +42,24 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _require_at_least(minimum: float, settings: Any, *names: str, most: float = 10**12) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if not value >= minimum:  # written so that NaN fails too, here and below
-            raise ValueError(f"{flag(name)} must be at least {minimum}, not {value}.")
-        if value > most:
-            raise ValueError(f"{flag(name)} must be at most {most:,}, not {value!s:.20}.")
+def flags(settings: Any) -> list[str]:
+    """The words of a command that give the settings of a group which differ from their defaults."""
+    words = list[str]()
+    for each in dataclasses.fields(settings):
+        name, value = flag(each.name), str(getattr(settings, each.name))
+        if each.name in WITH_ESCAPES:
+            value = value.replace("\\", "\\\\")
+        if value != str(each.default):
+            words += [f"{name}={value}"] if value.startswith("-") else [name, value]
+    return words
+
+
+def check_numbers(settings: Any) -> None:
+    """Raise ValueError if a setting is out of its limits. None is within all of them."""
+    for each in dataclasses.fields(settings):
+        allowed, value = each.metadata.get("limits"), getattr(settings, each.name)
+        if allowed is not None and value is not None:
+            allowed.check(flag(each.name), value)
 
 
 def _require_short(settings: Any, *names: str, most: int = 4096) -> None:
@@ -58,55 +78,91 @@ class CorpusSettings:
         "How text becomes tokens: char, byte, bpe (subwords learned from the training part), or a tokenizer file or "
         "folder: ours, a Hugging Face tokenizer.json, or GPT-2's vocab.json and merges.txt.",
     )
-    vocab_size: int = setting(4096, "Largest vocabulary for bpe, including 256 bytes and the end-of-document token.")
+    vocab_size: int = setting(
+        4096, "Largest vocabulary for bpe, including 256 bytes and the end-of-document token.", limits.VOCAB_SIZE
+    )
     glob: str | None = setting(None, "Which files of a folder to read, such as '*.txt'. Default: all text files.")
-    val_fraction: float = setting(0.1, "Share of the text to keep for validation, taken from its end.")
+    val_fraction: float = setting(
+        0.1,
+        "Share of the text to keep for validation, taken from its end.",
+        Limits(0, limits.MOST_VALIDATION, fractions=True, above=True),
+    )
+    format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = setting(
+        "auto", "How to read files: auto decides by their content, text reads them as they are.", legacy_default="text"
+    )
+    field: str | None = setting(
+        None, "Field or column of JSON, CSV and Parquet files with the text. Default: text.", legacy_default=None
+    )
+    document_separator: str = setting(
+        "<|endoftext|>", "Text that separates the documents in a plain text file. '' for none.", legacy_default=""
+    )
 
     def __post_init__(self) -> None:
-        _require_short(self, "tokenizer", "glob")
+        _require_short(self, "tokenizer", "glob", "field", "document_separator")
         if self.tokenizer not in TOKENIZERS:
             path = os.path.expanduser(self.tokenizer)
             if not (os.path.isabs(path) or os.path.exists(path)):
+                if explanation := slip(self.tokenizer):
+                    raise ValueError(f"--tokenizer {self.tokenizer!r}: {explanation}")
                 raise ValueError(
                     f"--tokenizer {self.tokenizer!r}: input should be {', '.join(TOKENIZERS)}, or the path of an "
                     "existing tokenizer file or folder."
                 )
             object.__setattr__(self, "tokenizer", os.path.abspath(path))  # a run may be resumed from another folder
-        _require_at_least(257, self, "vocab_size", most=2**22)
-        if not 0 < self.val_fraction <= 0.5:
-            raise ValueError(f"--val-fraction must be above 0 and at most 0.5, not {self.val_fraction}.")
+        check_numbers(self)
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     """The transformer. `norm`, `position`, `mlp` and `tie_head` choose its architecture: the first value of each gives
-    GPT-2, the second Qwen3. Other engines can load both."""
+    GPT-2, the second Qwen3. Without `qk_norm`, the second is a Llama. Other engines can load all of them."""
 
-    block_size: int = setting(256, "Context length: how many tokens the model sees at once.")
-    n_layer: int = setting(6, "Number of transformer blocks.")
-    n_head: int = setting(6, "Attention heads per block. Must divide --n-embd, unless you set --head-size.")
-    n_kv_head: int = setting(0, "Key and value heads, shared by the attention heads. 0: as many as --n-head.")
-    n_embd: int = setting(384, "Width: the size of a token's embedding vector.")
-    head_size: int = setting(0, "Size of an attention head. 0: --n-embd divided by --n-head.", legacy_default=0)
-    mlp_size: int = setting(0, "Hidden width of the feed-forward layer. 0: set by --mlp.", legacy_default=0)
-    norm: Literal["layernorm", "rmsnorm"] = setting("layernorm", "Normalization. With rmsnorm there are no biases.")
+    block_size: int = setting(256, "Context length: how many tokens the model sees at once.", limits.BLOCK_SIZE)
+    n_layer: int = setting(6, "Number of transformer blocks.", Limits(1, 1000))
+    n_head: int = setting(
+        6, "Attention heads per block. Must divide --n-embd, unless you set --head-size.", Limits(1, 1000)
+    )
+    n_kv_head: int = setting(
+        0, "Key and value heads, shared by the attention heads. 0: as many as --n-head.", Limits(0, 1000)
+    )
+    n_embd: int = setting(384, "Width: the size of a token's embedding vector.", limits.WIDTH)
+    head_size: int = setting(
+        0, "Size of an attention head. 0: --n-embd divided by --n-head.", limits=Limits(0, 2**16), legacy_default=0
+    )
+    mlp_size: int = setting(
+        0, "Hidden width of the feed-forward layer. 0: set by --mlp.", limits=Limits(0, 2**22), legacy_default=0
+    )
+    norm: Literal["layernorm", "rmsnorm"] = setting("layernorm", "Normalization. layernorm has biases.")
+    norm_eps: float = setting(
+        0.0, "Epsilon of the normalization. 0: 1e-5 for layernorm, 1e-6 for rmsnorm.", limits=_PART, legacy_default=0.0
+    )
     position: Literal["learned", "rope"] = setting(
         "learned", "Position encoding: learned embeddings, or RoPE with QK-norm."
     )
+    qk_norm: bool = setting(
+        True, "RoPE: normalize queries and keys first, as in Qwen3. Llama does not.", legacy_default=True
+    )
     mlp: Literal["gelu", "swiglu"] = setting("gelu", "Feed-forward layer: gelu, 4 × width, or gated, 8/3 × width.")
-    rope_theta: float = setting(10_000.0, "RoPE: base of the wavelengths.")
-    dropout: float = setting(0.0, "Share of activations to drop in training, on embeddings and residual branches.")
+    attention_bias: Literal["auto", "on", "off", "qkv"] = setting(
+        "auto", "Biases in attention. qkv: not in its output, as in Qwen2. auto: with layernorm.", legacy_default="auto"
+    )
+    mlp_bias: Literal["auto", "on", "off"] = setting(
+        "auto", "Biases in the feed-forward layer. auto: with layernorm.", legacy_default="auto"
+    )
+    rope_theta: float = setting(10_000.0, "RoPE: base of the wavelengths.", Limits(1, fractions=True))
+    rope_scaling: str = setting(
+        "none",
+        "RoPE for a longer context than the model was first trained on: linear:FACTOR, or "
+        "llama3:FACTOR:LOW:HIGH:CONTEXT as in Llama 3, such as llama3:32:1:4:8192.",
+        legacy_default="none",
+    )
+    dropout: float = setting(
+        0.0, "Share of activations to drop in training, on embeddings and residual branches.", _PART
+    )
     tie_head: bool = setting(True, "Use the token embedding's weights for the output head too, as GPT-2 does.")
 
     def __post_init__(self) -> None:
-        # Larger than anyone has trained, and small enough that no product of them is absurd.
-        _require_at_least(1, self, "block_size", most=2**24)
-        _require_at_least(1, self, "n_layer", "n_head", most=1000)
-        _require_at_least(1, self, "n_embd", most=2**20)
-        _require_at_least(1, self, "rope_theta")
-        _require_at_least(0, self, "n_kv_head", most=1000)
-        _require_at_least(0, self, "head_size", most=2**16)
-        _require_at_least(0, self, "mlp_size", most=2**22)
+        check_numbers(self)
         width, heads = f"--n-embd {self.n_embd}", f"--n-head {self.n_head}"
         if not self.head_size and self.n_embd % self.n_head:
             raise ValueError(
@@ -119,8 +175,7 @@ class ModelSettings:
                 f"--position rope needs an even head size, not {self.head_dim}. Set --head-size, or change {width} or "
                 f"{heads}."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"--dropout must be in [0, 1), not {self.dropout}.")
+        self.rope_factors  # noqa: B018  (raises ValueError)
 
     @property
     def head_dim(self) -> int:
@@ -131,8 +186,35 @@ class ModelSettings:
         return self.n_kv_head or self.n_head
 
     @property
-    def has_biases(self) -> bool:
-        return self.norm == "layernorm"
+    def epsilon(self) -> float:
+        return self.norm_eps or (1e-5 if self.norm == "layernorm" else self.qk_epsilon)
+
+    @property
+    def qk_epsilon(self) -> float:
+        return self.norm_eps or 1e-6
+
+    @property
+    def biases(self) -> tuple[bool, bool, bool]:
+        """Whether there are biases in the layers for queries, keys and values, after attention, and in the MLP."""
+        auto = "on" if self.norm == "layernorm" else "off"
+        attention, mlp = (auto if chosen == "auto" else chosen for chosen in (self.attention_bias, self.mlp_bias))
+        return attention != "off", attention == "on", mlp == "on"
+
+    @property
+    def rope_factors(self) -> tuple[float, ...]:
+        """The numbers of `rope_scaling`: none, FACTOR, or FACTOR, LOW, HIGH and CONTEXT."""
+        kind, *parts = self.rope_scaling.split(":")
+        try:
+            numbers = tuple(map(float, parts))
+        except ValueError:
+            numbers = (0.0,)
+        sound = all(1e-6 <= number <= 1e9 for number in numbers) and (len(numbers) < 4 or numbers[1] < numbers[2])
+        if len(numbers) != {"none": 0, "linear": 1, "llama3": 4}.get(kind) or not sound:
+            raise ValueError(
+                f"--rope-scaling {self.rope_scaling[:80]!r}: use none, linear:FACTOR, or "
+                "llama3:FACTOR:LOW:HIGH:CONTEXT with LOW below HIGH."
+            )
+        return numbers
 
     @property
     def n_hidden(self) -> int:
@@ -152,53 +234,61 @@ class TrainingSettings:
         "Start from the model and tokenizer of this run or checkpoint. Learning rates default to a tenth of its own.",
         legacy_default=None,
     )
-    steps: int = setting(2000, "Total number of optimizer steps.")
+    steps: int = setting(2000, "Total number of optimizer steps.", _COUNT)
     minutes: float = setting(
         0.0, "Time budget from the command to the last saved byte. Plans size, batch and schedule. Not with --steps."
     )
-    batch_size: int = setting(32, "Micro-batch size: windows of text per forward pass.")
-    accumulate: int = setting(1, "Micro-batches per step. Their gradients are averaged.")
+    batch_size: int = setting(32, "Micro-batch size: windows of text per forward pass.", _COUNT)
+    accumulate: int = setting(1, "Micro-batches per step. Their gradients are averaged.", _COUNT)
     optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: Muon for the blocks' matrices, AdamW for the rest.")
-    learning_rate: float = setting(1e-3, "Peak learning rate of AdamW.")
-    matrix_learning_rate: float = setting(0.02, "Peak learning rate of Muon.")
+    learning_rate: float = setting(1e-3, "Peak learning rate of AdamW.", limits.POSITIVE)
+    matrix_learning_rate: float = setting(0.02, "Peak learning rate of Muon.", limits.POSITIVE)
     schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "How the learning rate falls after warmup.")
-    warmup_steps: int = setting(100, "Steps in which the learning rate rises to its peak.")
-    final_lr_fraction: float = setting(0.1, "Learning rate at the end, as a share of the peak.")
-    weight_decay: float = setting(0.1, "Decoupled weight decay, relative to the learning rate. Matrices only.")
+    warmup_steps: int = setting(100, "Steps in which the learning rate rises to its peak.", _COUNT_OR_0)
+    final_lr_fraction: float = setting(0.1, "Learning rate at the end, as a share of the peak.", limits.SHARE)
+    weight_decay: float = setting(
+        0.1, "Decoupled weight decay, relative to the learning rate. Matrices only.", Limits(0, fractions=True)
+    )
     weight_average: float = setting(
         0.0,
         "Save an average of the weights over the last part of training instead of the final weights (EMA), over this "
         "share of all steps so far. 0 turns it off.",
+        limits=_PART,
         legacy_default=0.0,
     )
     generations: int = setting(
         1,
         "Number of self-distillation generations. Each trains a new model on the text and on the previous model's "
         "predictions. Helps when the text is repeated many times.",
+        limits=Limits(1, 100),
         legacy_default=1,
     )
-    beta1: float = setting(0.9, "AdamW: decay rate of the gradient's mean.")
-    beta2: float = setting(0.99, "AdamW: decay rate of the gradient's square.")
-    grad_clip: float = setting(1.0, "Largest norm of the gradient. 0 turns clipping off.")
-    eval_every: int = setting(200, "Steps between evaluations on the validation part.")
-    eval_tokens: int = setting(262_144, "Validation tokens per evaluation, at most, spread evenly. 0: all of them.")
-    patience: int = setting(0, "Stop after this many evaluations without a new best. 0: never.")
-    checkpoint_every: int = setting(1000, "Steps between checkpoints. The best and the last are always saved.")
-    keep_checkpoints: int = setting(2, "Newest checkpoints to keep beside the best one, at least two. 0: keep all.")
-    sample_every: int | None = setting(None, "Steps between samples. Default: at each evaluation. 0: no samples.")
+    beta1: float = setting(0.9, "AdamW: decay rate of the gradient's mean.", _PART)
+    beta2: float = setting(0.99, "AdamW: decay rate of the gradient's square.", _PART)
+    grad_clip: float = setting(1.0, "Largest norm of the gradient. 0 turns clipping off.", Limits(0, fractions=True))
+    eval_every: int = setting(200, "Steps between evaluations on the validation part.", _COUNT)
+    eval_tokens: int = setting(
+        262_144, "Validation tokens per evaluation, at most, spread evenly. 0: all of them.", _COUNT_OR_0
+    )
+    patience: int = setting(0, "Stop after this many evaluations without a new best. 0: never.", _COUNT_OR_0)
+    checkpoint_every: int = setting(1000, "Steps between checkpoints. The best and the last are always saved.", _COUNT)
+    keep_checkpoints: int = setting(
+        2, "Newest checkpoints to keep beside the best one, at least two. 0: keep all.", _COUNT_OR_0
+    )
+    sample_every: int | None = setting(
+        None, "Steps between samples. Default: at each evaluation. 0: no samples.", _COUNT_OR_0
+    )
     sample_prompt: str = setting("\n", "Prompt for the samples during training.")
-    sample_tokens: int = setting(200, "Length of the samples during training, in tokens.")
-    log_every: int = setting(1, "Steps between lines in metrics.jsonl.")
-    seed: int = setting(1337, "Random seed for initial weights, order of the text and dropout.")
+    sample_tokens: int = setting(200, "Length of the samples during training, in tokens.", _COUNT_OR_0)
+    log_every: int = setting(1, "Steps between lines in metrics.jsonl.", _COUNT)
+    seed: int = setting(1337, "Random seed for initial weights, order of the text and dropout.", limits.SEED)
 
     def __post_init__(self) -> None:
         _require_short(self, "init_from")
         _require_short(self, "sample_prompt", most=100_000)
-        _require_at_least(1, self, "steps", "batch_size", "accumulate", "eval_every", "checkpoint_every", "log_every")
-        _require_at_least(0, self, "warmup_steps", "eval_tokens", "patience", "keep_checkpoints", "sample_tokens")
-        _require_at_least(0, self, "weight_decay", "grad_clip")
-        _require_at_least(0, self, "seed", most=2**63 - 1)
-        _require_at_least(1, self, "generations", most=100)
+        check_numbers(self)
+        if self.minutes != 0:
+            limits.MINUTES.check("--minutes", self.minutes)
         if self.generations > 1 and self.patience:
             raise ValueError(
                 "Use --patience or --generations, not both: a new generation is worse than the one before until it "
@@ -206,19 +296,6 @@ class TrainingSettings:
             )
         if self.generations > self.steps:
             raise ValueError(f"--generations {self.generations} needs at least as many --steps, not {self.steps}.")
-        if self.sample_every is not None:
-            _require_at_least(0, self, "sample_every")
-        two_weeks = 14 * 24 * 60
-        if not (self.minutes == 0 or 0.2 <= self.minutes <= two_weeks):
-            raise ValueError(f"--minutes must be between 0.2 and {two_weeks:,} (two weeks), not {self.minutes}.")
-        for name in ("learning_rate", "matrix_learning_rate"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{flag(name)} must be above 0 and finite, not {value}.")
-        if not 0 <= self.final_lr_fraction <= 1:
-            raise ValueError(f"--final-lr-fraction must be in [0, 1], not {self.final_lr_fraction}.")
-        for name in ("beta1", "beta2", "weight_average"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"{flag(name)} must be in [0, 1), not {value}.")
         if 0 < self.warmup_steps >= self.steps:
             raise ValueError(
                 f"--warmup-steps {self.warmup_steps} must be fewer than --steps {self.steps}, so that some steps train "
@@ -237,11 +314,11 @@ class MachineSettings:
     compile: Literal["auto", "on", "off"] = setting(
         "auto", "Whether to use torch.compile. auto tries it if the run is long enough to benefit."
     )
-    threads: int = setting(0, "CPU threads. 0: chosen automatically.")
+    threads: int = setting(0, "CPU threads. 0: chosen automatically.", Limits(0, 10_000))
 
     def __post_init__(self) -> None:
         _require_short(self, "device")
-        _require_at_least(0, self, "threads", most=10_000)
+        check_numbers(self)
 
 
 GROUPS: dict[str, type[Any]] = {

@@ -74,10 +74,7 @@ class WindowSampler:
 
     def __post_init__(self) -> None:
         if len(self.tokens) <= self.block_size:
-            raise ValueError(
-                f"The training text has {len(self.tokens)} token(s), but --block-size {self.block_size} needs at least "
-                f"{self.block_size + 1}. Use a longer text or a smaller --block-size."
-            )
+            raise ValueError(f"{len(self.tokens)} token(s) are fewer than a window of {self.block_size} and one more.")
 
     @property
     def windows_per_epoch(self) -> int:

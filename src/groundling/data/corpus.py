@@ -4,6 +4,7 @@ A tokenized corpus is a folder in the cache, named by a hash of the text's finge
 
     tokens.bin       ids of all documents in order, 16 bits each, or 32 if the vocabulary needs them
     documents.bin    the end of each document in tokens.bin, 64 bits each
+    files.bin        how many documents end up to the end of each file, 64 bits each; none if each file is one document
     places.bin       pairs of 64 bits: the first N tokens hold M characters and document ends
     tokenizer.json
     manifest.json    hashes of these files, and counts
@@ -15,27 +16,29 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
 from groundling import storage
 from groundling.config import CorpusSettings
+from groundling.data.characters import OddCharacters
 from groundling.data.fingerprint import fingerprint_of
 from groundling.data.progress import Notice, Progress, ProgressMeter, silent
-from groundling.data.sources import Document, HashingSource, Source, find_source, read_text
+from groundling.data.sources import CorpusPath, HashingSource, Source, find_source
 from groundling.data.split import split_point
 from groundling.data.tokenizers.base import Tokenizer, Unknown, UnknownText
 from groundling.data.tokenizers.train import fit_tokenizer
 from groundling.storage.safe_read import LARGEST_TOKENIZER
 
 _PIECE = 4 * 2**20  # tokens searched at a time
+_WRITTEN = 2**20  # tokens written at a time, or more
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,15 @@ class Corpus:
     """A tokenized text, split into `train` and `validation`, its end."""
 
     name: str
-    address: str
     fingerprint: str
-    """SHA-256 of the documents' bytes. File names do not change it."""
+    """SHA-256 of the files' bytes and formats. File names do not change it."""
     tokenizer: Tokenizer
     train: Tokens
     validation: Tokens
     n_documents: int
     n_characters: int
+    odd: Mapping[str, int] = field(default_factory=dict)
+    """Characters that are probably accidents: see data/characters.py."""
 
     @property
     def n_eos(self) -> int:
@@ -89,10 +93,27 @@ class Corpus:
         """End of each document in tokens from the start of the text, its end token included: (n_documents,)."""
         return np.fromfile(self.train.path.with_name("documents.bin"), dtype=np.int64)
 
+    @cached_property
+    def _file_ends(self) -> npt.NDArray[np.int64]:
+        """How many documents end up to the end of each file, shape (files,)."""
+        path = self.train.path.with_name("files.bin")
+        return np.fromfile(path, dtype=np.int64) if path.exists() else np.arange(1, self.n_documents + 1)
+
+    def document_name(self, source: Source, document: int) -> str:
+        """The name of a document, counted from 0: its file, and its number if the file has several."""
+        file = int(np.searchsorted(self._file_ends, document, side="right"))
+        before = int(self._file_ends[file - 1]) if file else 0
+        name = source.files[file].short if len(source.files) > 1 else source.name
+        alone = self._file_ends[file] - before == 1
+        return name if alone else f"{name}, document {document - before + 1:,}"
+
     @staticmethod
-    def open(corpus: str, settings: CorpusSettings = CorpusSettings()) -> Corpus:  # noqa: B008  (frozen)
+    def open(
+        corpus: CorpusPath | Sequence[CorpusPath],
+        settings: CorpusSettings = CorpusSettings(),  # noqa: B008  (frozen)
+    ) -> Corpus:
         """Find the text, tokenize it (or reuse it from the cache) and split it."""
-        return prepare(find_source(corpus, settings.glob), settings)
+        return prepare(find_source(corpus, settings), settings)
 
 
 def prepare(
@@ -116,23 +137,23 @@ def prepare(
     fingerprint = fingerprint or fingerprint_of(source, progress).fingerprint
     if tokenizer is None:
         tokenizer = _tokenizer_of(source, fingerprint, settings, notice, progress)
-    folder = _token_folder(fingerprint, tokenizer, unknown)
+    folder = _token_folder(fingerprint, tokenizer, unknown, settings)
     if not _is_prepared(folder):
         storage.make_folder(folder.parent)
-        with FileLock(folder.with_suffix(".lock")):  # two runs may start on the same new text at once
+        with storage.locked(folder.with_suffix(".lock")):  # two runs may start on the same new text at once
             if not _is_prepared(folder, lambda fault: notice(f"{fault} Tokenizing the text again.")):
                 storage.remove_folder(folder)
                 storage.remove_temporary(folder.parent, folder.name)
                 _tokenize(source, fingerprint, tokenizer, unknown, folder, notice, progress)
-    return _open(folder, source.name, source.address, settings)
+    return _open(folder, source.name, settings)
 
 
 def reopen(
-    fingerprint: str, name: str, address: str, tokenizer: Tokenizer, settings: CorpusSettings, notice: Notice = silent
+    fingerprint: str, name: str, tokenizer: Tokenizer, settings: CorpusSettings, notice: Notice = silent
 ) -> Corpus | None:
     """The corpus from the cache, if it is still there, without reading the text: for a text that is gone."""
-    folder = _token_folder(fingerprint, tokenizer, "error")
-    return _open(folder, name, address, settings) if _is_prepared(folder, notice) else None
+    folder = _token_folder(fingerprint, tokenizer, "error", settings)
+    return _open(folder, name, settings) if _is_prepared(folder, notice) else None
 
 
 def _tokenizer_of(
@@ -141,12 +162,12 @@ def _tokenizer_of(
     """The tokenizer from the settings, fitted to this text once and then cached."""
     if settings.tokenizer not in ("char", "bpe"):
         return fit_tokenizer(source, settings, notice, progress)  # nothing to fit, so nothing to cache
-    key: dict[str, Any] = {"version": 2, "text": fingerprint, "tokenizer": settings.tokenizer}
+    key = {"version": 2, "text": fingerprint, "tokenizer": settings.tokenizer} | _reading(settings)
     if settings.tokenizer == "bpe":
         key |= {"vocab_size": settings.vocab_size, "val_fraction": settings.val_fraction}
     path = storage.cache_folder() / "tokenizers" / f"{_short_hash(key)}.json"
     storage.make_folder(path.parent)
-    with FileLock(path.with_suffix(".lock")):
+    with storage.locked(path.with_suffix(".lock")):
         try:
             return Tokenizer.of(storage.read_checksummed(path, LARGEST_TOKENIZER), path)
         except (FileNotFoundError, ValueError):
@@ -158,9 +179,15 @@ def _tokenizer_of(
             return tokenizer
 
 
-def _token_folder(fingerprint: str, tokenizer: Tokenizer, unknown: Unknown) -> Path:
+def _token_folder(fingerprint: str, tokenizer: Tokenizer, unknown: Unknown, settings: CorpusSettings) -> Path:
     key = {"version": 3, "text": fingerprint, "tokenizer": tokenizer.fingerprint, "unknown": unknown}
+    key |= _reading(settings)
     return storage.cache_folder() / "tokens" / _short_hash(key)
+
+
+def _reading(settings: CorpusSettings) -> dict[str, Any]:
+    """What decides how the same files are split into documents. Their formats are in the fingerprint."""
+    return {name: value for name in ("field", "document_separator") if (value := getattr(settings, name))}
 
 
 def _short_hash(key: dict[str, Any]) -> str:
@@ -185,52 +212,87 @@ def _tokenize(
     """Write the folder described at the top of this file."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     meter, reading = ProgressMeter(progress, "tokenizing", source.size), HashingSource(source)
-    about, document_ends, places = dict[str, Any](), list[int](), [(0, 0)]
-    n_tokens = n_units = n_characters = 0
+    about, document_ends, file_ends, n_characters = dict[str, Any](), array("q"), array("q"), 0
     end = [] if tokenizer.end_of_text_id is None else [np.array([tokenizer.end_of_text_id], np.uint32)]
+    start = [np.array([id], np.uint32) for id in tokenizer.start_ids]
     units = tokenizer.sizes[1].copy()  # characters and document ends of each token
     units[end] = 1
+    odd = OddCharacters()
 
-    def read(document: Document) -> Iterator[str]:
+    def read(chunks: Iterable[str]) -> Iterator[str]:
         nonlocal n_characters
-        for chunk in read_text(document, notice, meter.add):
+        for chunk in chunks:
             n_characters += len(chunk)
+            odd.add(chunk)
             yield chunk
 
     # An estimate of the bytes to write: a token holds at least one byte of text.
     with storage.readable_errors(folder, source.size * dtype.itemsize), storage.new_folder(folder, about) as temporary:
-        for document in reading.source.documents:
-            try:
-                for ids in itertools.chain(tokenizer.encode_chunks(read(document), unknown), end):
-                    storage.disk.write(temporary / "tokens.bin", ids.astype(dtype).tobytes())
-                    n_tokens, n_units = n_tokens + len(ids), n_units + int(units[ids].sum())
-                    places.append((n_tokens, n_units))
-            except UnknownText as error:
-                raise UnknownText(f"{document.name}: {error}") from None
-            document_ends.append(n_tokens)
+        tokens = _TokenFile(temporary / "tokens.bin", dtype, units)
+        for file in reading.source.files:
+            for document in reading.source.documents(file, notice, meter.add):
+                try:
+                    for ids in itertools.chain(start, tokenizer.encode_chunks(read(document.chunks), unknown), end):
+                        tokens.write(ids)
+                except UnknownText as error:
+                    raise UnknownText(f"{document.name}: {error}") from None
+                document_ends.append(tokens.n_tokens)
+            file_ends.append(len(document_ends))
+        tokens.flush()
         reading.check(fingerprint)
         if n_characters == 0:
             raise ValueError(f"{source.name} is empty: there is no text in it.")
-        if n_units == len(end) * len(document_ends):  # nothing but document ends
+        if tokens.n_units == len(end) * len(document_ends):  # nothing but document ends
             raise ValueError(f"{source.name} has no character that is in the vocabulary. Use another text.")
-        storage.disk.write(temporary / "documents.bin", np.array(document_ends, dtype=np.int64).tobytes())
-        storage.disk.write(temporary / "places.bin", np.array(places, dtype=np.int64).tobytes())
+        storage.disk.write(temporary / "documents.bin", document_ends.tobytes())
+        storage.disk.write(temporary / "places.bin", np.concatenate(tokens.places).tobytes())
+        if len(file_ends) != len(document_ends) or any(end != i for i, end in enumerate(file_ends, 1)):
+            storage.disk.write(temporary / "files.bin", file_ends.tobytes())
         tokenizer.save(temporary / "tokenizer.json")
         about |= {
-            "fingerprint": fingerprint, "dtype": dtype.name, "tokens": n_tokens, "characters": n_characters,
+            "fingerprint": fingerprint, "dtype": dtype.name, "tokens": tokens.n_tokens, "characters": n_characters,
             "documents": len(document_ends), "vocab_size": tokenizer.vocab_size,
+            **({"odd": counts} if (counts := odd.counts()) else {}),
         }  # fmt: skip
 
 
-def _open(folder: Path, name: str, address: str, settings: CorpusSettings) -> Corpus:
+class _TokenFile:
+    """Writes `tokens.bin`, and counts the units of text in it. Pieces are collected: a document may be a few tokens."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], units: npt.NDArray[np.int64]) -> None:
+        self._path, self._dtype, self._units = path, dtype, units
+        self._pieces, self._ends = list[npt.NDArray[np.uint32]](), array("q")
+        self._n_written = self.n_tokens = self.n_units = 0
+        self.places = [np.zeros((1, 2), np.int64)]
+        """The content of `places.bin`, a pair after each piece."""
+
+    def write(self, ids: npt.NDArray[np.uint32]) -> None:
+        self._pieces.append(ids)
+        self.n_tokens += len(ids)
+        self._ends.append(self.n_tokens - self._n_written)
+        if self._ends[-1] >= _WRITTEN:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._pieces:
+            return
+        ids, ends = np.concatenate(self._pieces), np.array(self._ends)
+        storage.disk.write(self._path, ids.astype(self._dtype).tobytes())
+        counted = np.pad(self._units[ids].cumsum(), (1, 0))
+        self.places.append(np.stack([self._n_written + ends, self.n_units + counted[ends]], axis=1))
+        self._n_written, self.n_units = self.n_tokens, self.n_units + int(counted[-1])
+        self._pieces.clear()
+        del self._ends[:]
+
+
+def _open(folder: Path, name: str, settings: CorpusSettings) -> Corpus:
     about = _checked_manifest(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     whole = Tokens(folder / "tokens.bin", about["dtype"], 0, about["tokens"])
     cut = _validation_start(folder, whole, tokenizer, settings.val_fraction)
     train, validation = dataclasses.replace(whole, stop=cut), dataclasses.replace(whole, start=cut)
-    return Corpus(
-        name, address, about["fingerprint"], tokenizer, train, validation, about["documents"], about["characters"]
-    )
+    counts = about["documents"], about["characters"], about.get("odd", {})
+    return Corpus(name, about["fingerprint"], tokenizer, train, validation, *counts)
 
 
 def _checked_manifest(folder: Path) -> dict[str, Any]:

@@ -1,47 +1,46 @@
-"""Hashes of a text and its documents, and how two texts differ."""
+"""Hashes of a text and its files, and how two texts differ."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from groundling.data.files import read_bytes
 from groundling.data.progress import Progress, ProgressMeter, silent
-from groundling.data.sources import Source, read_bytes
+from groundling.data.sources import Source, combined
 
-MOST_DOCUMENTS = 1000
+MOST_FILES = 1000
 """A run records the names and hashes of this many, to describe a later change of the text."""
 _NAMED = 3  # files to name for each kind of change
 
 
 @dataclass(frozen=True)
 class TextFingerprint:
-    """`fingerprint` is the SHA-256 of the documents' bytes, without their names. `documents` has name, size in bytes
-    and SHA-256 of each of the first thousand."""
+    """`fingerprint` is the SHA-256 of the files' bytes and formats, without their names. `files` has name, size in
+    bytes and SHA-256 of each of the first thousand."""
 
     fingerprint: str
-    documents: tuple[dict[str, Any], ...]
+    files: tuple[dict[str, Any], ...]
 
 
 def fingerprint_of(source: Source, progress: Progress = silent) -> TextFingerprint:
     """Read the whole text and hash it. Raises OSError with a sentence if it cannot be read."""
-    meter, whole, documents = ProgressMeter(progress, "checking", source.size), hashlib.sha256(), list[dict[str, Any]]()
-    for document in source.documents:
+    meter, digests, facts = ProgressMeter(progress, "checking", source.size), list[bytes](), list[dict[str, Any]]()
+    for file in source.files:
         digest, size = hashlib.sha256(), 0
-        for chunk in read_bytes(document):
+        for chunk in read_bytes(file):
             digest.update(chunk)
             size += len(chunk)
             meter.add(len(chunk))
-        whole.update(digest.digest())
-        if len(documents) < MOST_DOCUMENTS:
-            below = os.path.join(source.address, "")
-            name = document.name.removeprefix(below) if len(source.documents) > 1 else source.name
-            documents.append({"name": name[:4096], "bytes": size, "sha256": digest.hexdigest()})
-    return TextFingerprint(whole.hexdigest(), tuple(documents))
+        digests.append(digest.digest())
+        if len(facts) < MOST_FILES:
+            name = file.short if len(source.files) > 1 else source.name
+            facts.append({"name": name[:4096], "bytes": size, "sha256": digest.hexdigest()})
+    return TextFingerprint(combined(source.files, digests), tuple(facts))
 
 
 def difference(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:

@@ -1,170 +1,234 @@
-"""Built-in corpora, files, folders and standard input, each read as a `Source` of documents.
-
-Text must be valid UTF-8. Anything else is an error with file, line and offset, never repaired silently: the model
-would learn a wrong character and generate it.
-"""
+"""Built-in corpora, files, folders, archives and pipes: any number of them, found and read as one `Source`."""
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
-import gzip
 import hashlib
 import io
-import itertools
 import os
 import sys
-import zlib
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+from wcmatch import glob as wcglob
 
 from groundling import storage
-from groundling.config import did_you_mean
+from groundling.config import CorpusSettings, did_you_mean, slip
+from groundling.data.documents import Document, read_documents
+from groundling.data.files import TextFile, file_at, shown
+from groundling.data.folders import GLOB, Found, model_in
+from groundling.data.formats import Reading
 from groundling.data.progress import Notice, silent
+from groundling.escape import quoted
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
-CHUNK = 4 * 2**20  # bytes read at once: memory does not grow with the corpus
-_MOST_UNPACKED = 200  # times; text compresses to a tenth at best, a file made to fill a disk to a thousandth
-_SNIFF = 8192  # a NUL byte this early means that the file is not UTF-8 text
-
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8", "a UTF-8 byte-order mark, which is dropped"),
-    (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32 text"),
-    (codecs.BOM_UTF32_BE, "utf-32-be", "UTF-32 text"),
-    (codecs.BOM_UTF16_LE, "utf-16-le", "UTF-16 text"),
-    (codecs.BOM_UTF16_BE, "utf-16-be", "UTF-16 text"),
-)
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text."""
-
-    name: str
-    open: Callable[[], BinaryIO]
-    """Opens its bytes, uncompressed."""
-    size: int
-    """Bytes on the disk, for progress only: a compressed file counts compressed."""
-    on_read: Callable[[bytes], None] | None = None
-    """Gets the SHA-256 of the bytes when `read_bytes` has read them all."""
+CorpusPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Source:
     """A corpus before it is tokenized.
 
-    `address` finds it again: a name such as `shakespeare`, or an absolute path. `notices` are sentences for the user
-    about how it was read.
+    `addresses` find it again: names such as `shakespeare`, absolute paths, or file URLs of paths that are not UTF-8.
+    `notices` are sentences for the user about what was found.
     """
 
     name: str
-    address: str
-    documents: tuple[Document, ...]
+    addresses: tuple[str, ...]
+    files: tuple[TextFile, ...]
+    reading: Reading = Reading()  # noqa: RUF009  (frozen)
     notices: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
-        return sum(document.size for document in self.documents)
+        return sum(file.size for file in self.files)
+
+    @property
+    def corpus(self) -> str | tuple[str, ...]:
+        """The address, or the addresses of several inputs, as a run's settings hold them."""
+        return self.addresses[0] if len(self.addresses) == 1 else self.addresses
+
+    def documents(
+        self, file: TextFile, notice: Notice = silent, progress: Callable[[int], None] = silent
+    ) -> Iterator[Document]:
+        """The documents of one of the files, as `read_documents` gives them."""
+        return read_documents(file, file.format, self.reading, notice, progress)
 
 
-def find_source(corpus: str | os.PathLike[str], glob: str | None = None, stored: bool = False) -> Source:
-    """A built-in corpus (`shakespeare`, `python-docs`), a file (`.gz` too), a folder, or `-` for standard input.
+def find_source(
+    corpus: CorpusPath | Sequence[CorpusPath],
+    settings: CorpusSettings = CorpusSettings(),  # noqa: B008  (frozen)
+    stored: bool = False,
+) -> Source:
+    """Built-in corpora (`shakespeare`, `python-docs`), files, folders, archives, or `-` for standard input.
 
     A file or folder of that name comes before a built-in corpus, unless the folder is a run. With `stored`, `corpus`
     is the address in a run's record: there a built-in name always means the corpus, whatever the working directory.
 
     Raises FileNotFoundError, PermissionError, ConnectionError or ValueError, each with a sentence for the user.
     """
-    name = os.fspath(corpus)
-    if not name:
+    paths = [corpus] if isinstance(corpus, str | os.PathLike) else corpus
+    if not isinstance(paths, Sequence) or not all(isinstance(each, str | os.PathLike) for each in paths):
+        raise TypeError(f"A corpus is a path or a list of paths, not {type(corpus).__name__}.")
+    names = [os.fspath(each) for each in paths]
+    if not names or not all(names):
         raise ValueError("The corpus name is empty. Give a file, a folder, or a built-in corpus.")
-    path = Path(name).expanduser()
-    built_in = name in _NAMED and (stored or not os.path.exists(path) or (path / "checkpoints").is_dir())
-    if not built_in and os.path.isdir(path):  # pathlib's own raise OSError for a name that is too long
-        return _folder(path.resolve(), glob)
-    if glob is not None:
-        raise ValueError(f"--glob chooses files of a folder, but {name} is not a folder.")
-    if built_in:
-        return _NAMED[name]()
+    if settings.glob is not None and not any(_may_be_folder(name) for name in names):
+        raise ValueError(
+            f"--glob chooses files of a folder, but {shown(names[0])} is not a folder. If the shell replaced the "
+            "pattern by file names, put it in quotes: --glob '*.txt'."
+        )
+    found = Found(Reading(settings.format, settings.field, settings.document_separator), settings.glob)
+    with _readable_errors():
+        parts = [part for name in names for part in _add(name, found, stored)]
+    if not found.files:
+        chosen = f" that match {settings.glob!r}" if settings.glob else ""
+        where = f"The folder {parts[0].address} has" if len(parts) == 1 else "The inputs have"
+        raise ValueError(f"{where} no text files{chosen}.{found.without}")
+    name = parts[0].name if len(parts) == 1 else f"{parts[0].name} and {len(parts) - 1} more"
+    counted = found.left_out or (len(found.files) > 1 and not (len(parts) == 1 and parts[0].name in _NAMED))
+    notices = (found.summary,) if counted else ()
+    return Source(name, tuple(part.address for part in parts), tuple(found.files), found.reading, notices)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One input: its name, and the address that finds it again."""
+
+    name: str
+    address: str
+
+
+def _add(name: str, found: Found, stored: bool) -> list[_Part]:
+    """Add the files of an input to `found`. It is several inputs if it is a pattern that the shell did not expand."""
+    path = _path(name)
+    exists = _exists(path)
+    if name in _NAMED and (stored or not exists or model_in(path)):
+        found.files += _NAMED[name]()
+        return [_Part(name, name)]
     if name == "-":
-        return _standard_input()
-    if not os.path.exists(path):
-        hint = did_you_mean(name, list(_NAMED)) or f"; built-in corpora: {', '.join(_NAMED)}"
-        raise FileNotFoundError(f"There is no corpus {name!r}: no such file or folder{hint}.")
-    if not path.is_file():
-        raise ValueError(f"{name} is neither a file nor a folder.")
-    path = path.resolve()
-    return Source(path.name.removesuffix(".gz").rsplit(".", 1)[0] or path.name, str(path), (_file(path, name),))
+        if sys.stdin is None:
+            raise ValueError("Standard input is closed. Give the path of a file.")
+        return [_add_pipe(sys.stdin.buffer.read(), "standard input", found)]
+    if not exists:
+        matching = sorted(wcglob.glob(str(path), flags=GLOB)) if _is_pattern(name) else []
+        if not matching:
+            raise FileNotFoundError(_missing(name))
+        return [part for each in matching for part in _add(each, found, stored)]
+    if os.path.isdir(path):
+        path = path.resolve()
+        if what := model_in(path):
+            raise ValueError(
+                f"{shown(name)} is a {what}, not a text. To train from its weights, give a text and --init-from "
+                f"{quoted(name)}."
+            )
+        found.add_folder(path)
+        return [_Part(shown(path.name) or "folder", _address(path))]
+    if path.is_file():
+        path = path.resolve()
+        found.add_file(path, shown(name))
+        return [_Part(_stem(shown(path.name)), _address(path))]
+    if path.is_fifo() or (path.is_char_device() and (path.samefile(os.devnull) or _is_terminal(path))):
+        return [_add_pipe(path.read_bytes(), shown(name), found)]
+    broken = path.is_symlink() and not path.exists()
+    raise ValueError(f"{shown(name)} is {'a dead link' if broken else 'neither a file nor a folder'}.")
 
 
-def _file(path: Path, name: str) -> Document:
-    return Document(name, lambda: _open_file(path, name), path.stat().st_size)
-
-
-def _open_file(path: Path, name: str) -> BinaryIO:
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Give errors of the system as sentences."""
     try:
-        if path.suffix == ".gz":
-            return gzip.open(path, "rb")  # type: ignore[return-value]
-        return path.open("rb")
+        yield
+    except OSError as error:
+        if error.strerror is None:
+            raise  # one of our own
+        what = "The text" if error.filename is None else f"{shown(error.filename):.200}"
+        raise type(error)(f"{what} cannot be read: {error.strerror.lower()}.") from None
+
+
+def _exists(path: Path) -> bool:
+    """Raises PermissionError where a folder does not let us look."""
+    try:
+        path.lstat()
     except PermissionError:
-        raise PermissionError(f"{name} cannot be read: permission denied.") from None
+        raise PermissionError(f"{shown(path)} cannot be read: permission denied.") from None
+    except (OSError, ValueError):  # missing, a name that is too long, or with a NUL
+        return False
+    return True
 
 
-def _folder(path: Path, glob: str | None) -> Source:
-    """Every text file below `path`, in sorted order, without hidden ones."""
-    files, skipped = [], []
-    for parent, folders, names in os.walk(path, onerror=_refuse):
-        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    documents = []
-    for file in sorted(files, key=lambda file: file.relative_to(path).as_posix()):
-        name = file.relative_to(path).as_posix()
-        if not file.is_file() or (glob and not (fnmatch(name, glob) or fnmatch(file.name, glob))):
-            continue
-        document = _file(file, str(file))
-        if document.size == 0 or (not glob and _is_binary(document)):
-            skipped.append(name)
-        else:
-            documents.append(document)
-    if not documents:
-        chosen = f" that match {glob!r}" if glob else ""
-        raise ValueError(f"The folder {path} has no text files{chosen}.")
-    some = ", ".join(skipped[:3]) + (" and others" if len(skipped) > 3 else "")
-    notice = f"Skipped {len(skipped)} empty or binary file(s) in the folder: {some}."
-    return Source(path.name or "folder", str(path), tuple(documents), (notice,) if skipped else ())
+def _is_pattern(name: str) -> bool:
+    return any(letter in name for letter in "*?[{")
 
 
-def _refuse(error: OSError) -> None:
-    raise type(error)(f"{error.filename} cannot be read: {(error.strerror or 'unknown error').lower()}.") from None
+def _may_be_folder(name: str) -> bool:
+    return _is_pattern(name) or os.path.isdir(_path(name))
 
 
-def _is_binary(document: Document) -> bool:
+def _path(name: str) -> Path:
+    """The path that `name` means: with `~`, as a file URL, or in another Unicode normal form than on the disk."""
+    if name.startswith("file://"):
+        address = urlsplit(name).path
+        return Path(url2pathname(address) if os.name == "nt" else unquote(address, errors="surrogateescape"))
+    path = Path(os.path.expanduser(name))
+    if not os.path.lexists(path):
+        wanted = unicodedata.normalize("NFC", path.name)
+        with suppress(OSError):
+            return next((p for p in path.parent.iterdir() if unicodedata.normalize("NFC", p.name) == wanted), path)
+    return path
+
+
+def _address(path: Path) -> str:
+    """The path, or its file URL if its name is not UTF-8, which JSON could not hold."""
     try:
-        with document.open() as file:
-            start = file.read(_SNIFF)
-    except (OSError, EOFError, zlib.error):
-        return False  # an unreadable file is an error later, when it is read; do not skip it silently
-    return b"\0" in start and not start.startswith(tuple(bom for bom, _, _ in _BOMS))
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.as_uri()
+    return str(path)
 
 
-def _standard_input() -> Source:
-    """Standard input, saved in the cache under the hash of its content, so that you can resume the run."""
-    content = sys.stdin.buffer.read()
+def _stem(name: str) -> str:
+    """A file's name without the ending of its kind: `book` for `book.txt.gz`."""
+    for packed in (".gz", ".bz2", ".xz", ".zst", ".zip"):
+        name = name.removesuffix(packed) or name
+    return name.rsplit(".", 1)[0] or name
+
+
+def _missing(name: str) -> str:
+    if len(name) > 500 or "\n" in name:
+        return f"The corpus is the path of a file, not a text: there is no file {shown(name[:50])!r}... Save it first."
+    if explanation := slip(name):
+        return f"There is no corpus {shown(name)!r}: {explanation}"
+    siblings = os.listdir(Path(name).parent) if Path(name).parent.is_dir() else []
+    hint = did_you_mean(Path(name).name, [*_NAMED, *siblings]) or f"; built-in corpora: {', '.join(_NAMED)}"
+    return f"There is no corpus {shown(name)!r}: no such file or folder{shown(hint)}."
+
+
+def _is_terminal(path: Path) -> bool:
+    with path.open("rb", buffering=0) as device:
+        return device.isatty()
+
+
+def _add_pipe(content: bytes, name: str, found: Found) -> _Part:
+    """A pipe's content, saved in the cache under the hash of its content, so that you can resume the run."""
     if not content:
-        raise ValueError("Standard input is empty. Pipe a text into it, or give a file.")
+        raise ValueError(f"{name[0].upper()}{name[1:]} is empty. Pipe a text into it, or give a file.")
     path = storage.cache_folder() / "stdin" / f"{hashlib.sha256(content).hexdigest()[:16]}.txt"
     storage.make_folder(path.parent)
     storage.write_file(path, content)
-    return Source("stdin", str(path), (_file(path, "standard input"),))
+    found.add_file(path, name)
+    return _Part("stdin", str(path))
 
 
-def _shakespeare() -> Source:
+def _shakespeare() -> list[TextFile]:
     """Tiny Shakespeare, 1.1 MB, downloaded once. Its hash is checked each time."""
     import pooch
     import requests
@@ -176,119 +240,59 @@ def _shakespeare() -> Source:
             SHAKESPEARE_URL, f"sha256:{SHAKESPEARE_SHA256}", fname="shakespeare.txt", path=folder,
             downloader=pooch.HTTPDownloader(timeout=20),
         )  # fmt: skip
-    except ValueError as error:
-        if "hash" not in str(error):
-            raise
-        raise ValueError(
-            f"The download from {SHAKESPEARE_URL} is not Tiny Shakespeare (its SHA-256 differs), and was deleted."
-        ) from None
-    except requests.RequestException:
+    except (requests.RequestException, ImportError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, requests.RequestException):
+            raise  # the disk's
+        if isinstance(error, ValueError) and "hash" in str(error):
+            raise ValueError(
+                f"The download from {SHAKESPEARE_URL} is not Tiny Shakespeare (its SHA-256 differs), and was deleted."
+            ) from None
+        # Also a proxy that requests does not know, or certificates that are not there.
+        why = (
+            ""
+            if isinstance(error, requests.RequestException) and not isinstance(error, ValueError)
+            else f" ({error!s:.200})"
+        )
         raise ConnectionError(
-            f"Tiny Shakespeare is not in {folder} and cannot be downloaded from {SHAKESPEARE_URL}."
+            f"Tiny Shakespeare is not in {folder} and cannot be downloaded from {SHAKESPEARE_URL}{why}."
         ) from None
-    return Source("shakespeare", "shakespeare", (_file(Path(path), "shakespeare"),))
+    return [file_at(Path(path), "shakespeare", "shakespeare")]
 
 
-def _python_docs() -> Source:
+def _python_docs() -> list[TextFile]:
     """The documentation that comes with every Python, one document per topic."""
     from pydoc_data.topics import topics
 
     texts = {name: topics[name].encode() for name in sorted(topics)}
-    documents = [Document(f"python-docs: {name}", partial(io.BytesIO, text), len(text)) for name, text in texts.items()]
-    return Source("python-docs", "python-docs", tuple(documents))
+    return [
+        TextFile(f"python-docs: {name}", name, partial(io.BytesIO, text), len(text)) for name, text in texts.items()
+    ]
 
 
-_NAMED: dict[str, Callable[[], Source]] = {"shakespeare": _shakespeare, "python-docs": _python_docs}
-
-
-def read_bytes(document: Document) -> Iterator[bytes]:
-    """The document's bytes in chunks. Raises OSError with a sentence if they cannot all be read."""
-    n_bytes, digest = 0, hashlib.sha256()
-    try:
-        with document.open() as file:
-            while chunk := file.read(CHUNK):
-                n_bytes += len(chunk)
-                if n_bytes > _MOST_UNPACKED * max(document.size, 2**20):
-                    raise OSError(
-                        f"{document.name} grows to more than {_MOST_UNPACKED} times its size when unpacked, which no "
-                        "text does. If you do want to read it, unpack it first."
-                    )
-                if document.on_read:
-                    digest.update(chunk)
-                yield chunk
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise OSError(f"{document.name} is damaged: it is not a complete gzip file.") from None
-    if document.on_read:
-        document.on_read(digest.digest())
+_NAMED: dict[str, Callable[[], list[TextFile]]] = {"shakespeare": _shakespeare, "python-docs": _python_docs}
 
 
 class HashingSource:
     """A source that hashes what is read from it, to check afterwards that it was the expected text."""
 
     def __init__(self, source: Source) -> None:
-        self._digests = [b""] * len(source.documents)  # if a document is read twice, the last time counts
-        documents = (
-            dataclasses.replace(document, on_read=partial(self._digests.__setitem__, i))
-            for i, document in enumerate(source.documents)
+        self._digests = [b""] * len(source.files)  # if a file is read twice, the last time counts
+        files = (
+            dataclasses.replace(file, on_read=partial(self._digests.__setitem__, i))
+            for i, file in enumerate(source.files)
         )
-        self.source = dataclasses.replace(source, documents=tuple(documents))
+        self.source = dataclasses.replace(source, files=tuple(files))
 
     def check(self, fingerprint: str) -> None:
         """Raise ValueError if the bytes that were read are not the text with this fingerprint."""
-        if hashlib.sha256(b"".join(self._digests)).hexdigest() != fingerprint:
+        if combined(self.source.files, self._digests) != fingerprint:
             raise ValueError(
                 f"The text {self.source.name} was changed while it was read. Run the same command again when no "
                 "program writes to it."
             )
 
 
-def read_text(document: Document, notice: Notice = silent, progress: Callable[[int], None] = silent) -> Iterator[str]:
-    """The document's text in chunks, decoded strictly. Line ends stay as they are.
-
-    `progress` gets the number of bytes of each chunk, after the chunk was used.
-    Raises ValueError with file, line and offset of the first byte that is not UTF-8.
-    """
-    decoder: codecs.IncrementalDecoder | None = None
-    offset, line = 0, 1  # of the next byte to decode
-    for chunk in itertools.chain(read_bytes(document), [b""]):  # the empty one is the end
-        n_bytes = len(chunk)
-        if decoder is None:
-            encoding, skip = _detect(document, chunk, notice)
-            decoder = codecs.getincrementaldecoder(encoding)()
-            chunk, offset = chunk[skip:], skip
-        pending = len(decoder.getstate()[0])
-        try:
-            text = decoder.decode(chunk, final=n_bytes == 0)
-        except UnicodeDecodeError as error:
-            raise _undecodable(document, error, encoding, offset - pending, line) from None
-        if n_bytes:
-            yield text
-            progress(n_bytes)
-        offset += len(chunk)
-        line += text.count("\n")
-
-
-def _detect(document: Document, start: bytes, notice: Notice) -> tuple[str, int]:
-    """The encoding, and the length of the byte-order mark to skip."""
-    for bom, encoding, what in _BOMS:
-        if start.startswith(bom):
-            notice(f"{document.name} begins with {what}." if encoding == "utf-8" else f"{document.name} is {what}.")
-            return encoding, len(bom)
-    head = start[:_SNIFF]
-    if b"\0" in head:
-        half = len(head) // 2
-        if half and max(head[0::2].count(0), head[1::2].count(0)) > 0.7 * half:
-            raise ValueError(
-                f"{document.name} looks like UTF-16 text without a byte-order mark. Convert it to UTF-8 first."
-            )
-        raise ValueError(f"{document.name} is a binary file, not text.")
-    return "utf-8", 0
-
-
-def _undecodable(document: Document, error: UnicodeDecodeError, encoding: str, base: int, line: int) -> ValueError:
-    line += error.object[: error.start].decode(encoding).count("\n")
-    byte = error.object[error.start]
-    return ValueError(
-        f"{document.name} is not valid {encoding.upper()}: byte 0x{byte:02X} in line {line}, at offset "
-        f"{base + error.start}. Convert the file to UTF-8, or fix that byte."
-    )
+def combined(files: Sequence[TextFile], digests: Sequence[bytes]) -> str:
+    """The fingerprint of a text, SHA-256 in hexadecimal, from the SHA-256 of each of its files."""
+    formats = [b"" if file.format == "text" else file.format.encode() for file in files]
+    return hashlib.sha256(b"".join(map(bytes.__add__, digests, formats))).hexdigest()

@@ -59,4 +59,6 @@ def token_losses(
 
 
 def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
-    return END_OF_TEXT if ids[-1] == tokenizer.end_of_text_id else tokenizer.decode(ids)
+    return (
+        END_OF_TEXT if ids[-1] == tokenizer.end_of_text_id else tokenizer.decode_bytes(ids).decode("utf-8", "replace")
+    )

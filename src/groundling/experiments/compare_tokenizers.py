@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from groundling.analysis.ngrams import bigrams
-from groundling.config import PRESETS, CorpusSettings
+from groundling.config import PRESETS, CorpusSettings, limits
 from groundling.data.corpus import Corpus, prepare
 from groundling.data.progress import Notice, Progress, silent
-from groundling.data.sources import find_source
+from groundling.data.sources import CorpusPath, find_source
 from groundling.model.describe import matrix_parameters
 from groundling.run.train import train
 from groundling.training.events import Subscriber
@@ -21,25 +20,26 @@ WORKSHOP = {"Tiny Shakespeare's characters": 65, "GPT-2's tokens": 50_257}
 
 
 def compare_tokenizers(
-    corpus: str | os.PathLike[str] | None = None,
+    corpus: CorpusPath | Sequence[CorpusPath] | None = None,
     *,
     vocab_sizes: Sequence[int] = (512, 2048, 8192),
     n_embd: int = 384,
     minutes: float | None = None,
-    glob: str | None = None,
     notice: Notice = silent,
     progress: Progress = silent,
     on_event: Subscriber | None = None,
+    **reading: Any,
 ) -> dict[str, Any]:
     """Compare characters, bytes and BPEs of several sizes on one text.
 
     Args:
-        corpus: a file, a folder, `-`, `shakespeare` (the default) or `python-docs`.
+        corpus: as for `train`.
         vocab_sizes: maximum vocabularies of the BPEs. A size that the text is too short for is left out.
         n_embd: the width of the model whose parameters are counted. It has 6 layers, like the preset workshop.
         minutes: train a model with each tokenizer for this long, in a temporary folder, and report `bits_per_byte` on
             the validation part, which begins at the same character for all.
         on_event: called with the events of those runs. Default: the console display.
+        reading: settings of the files: `glob`, `format`, `field`, `document_separator`.
 
     Returns JSON-ready values: `corpus`, `characters`, `n_embd`, and two lists. Each of `tokenizers` has `tokenizer`,
     `vocabulary`, `tokens`, `characters_per_token`, `embedding_parameters` and their `embedding_share` of the model,
@@ -48,15 +48,18 @@ def compare_tokenizers(
 
     Raises ValueError or OSError with a sentence for the user.
     """
-    if n_embd < 1:
-        raise ValueError(f"--n-embd must be at least 1, not {n_embd}.")
-    source = find_source(corpus if corpus is not None else "shakespeare", glob)
+    limits.WIDTH.check("--n-embd", n_embd)
+    for size in vocab_sizes:
+        limits.VOCAB_SIZE.check("--vocab-sizes", size)
+    if minutes is not None:
+        limits.MINUTES.check("--minutes", minutes)
+    source = find_source(corpus if corpus is not None else "shakespeare", CorpusSettings(**reading))
     wanted = [("char", CorpusSettings.vocab_size), ("byte", CorpusSettings.vocab_size)]
     wanted += [("bpe", size) for size in sorted(set(vocab_sizes))]
     rows: list[dict[str, Any]] = []
     compared: list[CorpusSettings] = []
     for kind, size in wanted:
-        settings = CorpusSettings(tokenizer=kind, vocab_size=size, glob=glob)
+        settings = CorpusSettings(tokenizer=kind, vocab_size=size, **reading)
         text = prepare(source, settings, notice=notice, progress=progress)
         if kind == "bpe" and rows[-1]["vocabulary"] == text.tokenizer.vocab_size:
             continue  # the text is too short even for the size before
@@ -64,7 +67,7 @@ def compare_tokenizers(
         rows.append({"tokenizer": kind} | _figures(text, n_embd))
     if minutes is not None:
         for row, settings in zip(rows, compared, strict=True):
-            row.update(_trained(source.address, settings, minutes, on_event))
+            row.update(_trained(source.addresses, settings, minutes, on_event))
     return {
         "corpus": source.name,
         "characters": text.n_characters,
@@ -95,10 +98,12 @@ def _embedding(vocab_size: int, n_embd: int) -> dict[str, Any]:
     }
 
 
-def _trained(address: str, settings: CorpusSettings, minutes: float, on_event: Subscriber | None) -> dict[str, Any]:
+def _trained(
+    corpus: Sequence[str], settings: CorpusSettings, minutes: float, on_event: Subscriber | None
+) -> dict[str, Any]:
     """Train for `minutes` with the tokenizer of `settings`, and evaluate the model."""
     with tempfile.TemporaryDirectory(prefix="groundling-") as folder:
-        run = train(address, out=folder, minutes=minutes, on_event=on_event, **dataclasses.asdict(settings))
+        run = train(corpus, out=folder, minutes=minutes, on_event=on_event, **dataclasses.asdict(settings))
         if run.stopped_by is not None:
             raise KeyboardInterrupt
         assert run.result is not None

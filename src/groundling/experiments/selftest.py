@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from groundling import storage
+from groundling.config import Limits, limits
 from groundling.experiments.compare_runs import first_difference, history, tensors
 from groundling.experiments.session import KILLED, SETTINGS, import_all, run_session
 
@@ -81,10 +82,13 @@ def selftest(
 
     Raises ValueError if `kills` is not positive, and OSError if no temporary folder can be made.
     """
-    if kills < 1:
-        raise ValueError(f"--kills must be 1 or more, not {kills}.")
+    Limits(1).check("--kills", kills)
     seed = secrets.randbelow(2**32) if seed is None else seed
-    folder, found = tempfile.mkdtemp(prefix="groundling-selftest-"), None
+    limits.SEED.check("--seed", seed)
+    try:
+        folder, found = tempfile.mkdtemp(prefix="groundling-selftest-"), None
+    except FileNotFoundError as error:
+        raise OSError(f"{error.strerror}. Choose one with the environment variable TMPDIR.") from None
     program = "import sys; from groundling.experiments.selftest import supervise; supervise(*sys.argv[1:])"
     environment = os.environ | {"GROUNDLING_CACHE": str(Path(folder, "cache")), "OMP_NUM_THREADS": "1"}
     try:

@@ -36,13 +36,16 @@ KILLED: Final = -_KILL if os.name == "posix" else int(_KILL)
 def import_all() -> None:
     """Import the slow modules, so that forked sessions start quickly."""
     import jinja2.loaders  # noqa: F401
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure  # noqa: F401
     import numpy.random  # noqa: F401
     import pydantic.dataclasses  # noqa: F401
     import torch._dynamo  # noqa: F401  (needed by the optimizers)
 
     import groundling.run.train  # noqa: F401
+    from groundling.reporting.plot import default_style
+
+    with default_style():
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
 
 
 def run_session(pipe: Connection, folder: Path, name: str, settings: dict[str, Any], kill: dict[str, Any]) -> None:

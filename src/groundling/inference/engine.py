@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -48,14 +48,14 @@ _MOST = 32  # tokens read at once, guesses included: beyond this, guesses never 
 class Request:
     """A prompt to continue, at least one token id.
 
-    Generation ends after `max_new_tokens`, or with the token `end_id`. `logprobs` asks for the log probability of each
-    new token and of this many most likely ones.
+    Generation ends after `max_new_tokens`, or with one of the tokens `end_ids`. `logprobs` asks for the log
+    probability of each new token and of this many most likely ones.
     """
 
     prompt: Sequence[int]
     max_new_tokens: int
     sampling: Sampling
-    end_id: int | None = None
+    end_ids: Collection[int] = ()
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -260,7 +260,7 @@ class Engine:
         if self._drafter:
             self._drafter.add(row.tokens[-16:])
         finish: Literal["", "length", "end"] = "" if row.left else "length"
-        if token == row.request.end_id:
+        if token in row.request.end_ids:
             finish = "end"
         if row.request.logprobs is None:
             return GeneratedToken(row.slot, token, finish)

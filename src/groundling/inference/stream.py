@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from groundling.config import Sampling
-from groundling.data.tokenizers.base import Tokenizer
+from groundling.data.tokenizers.base import PromptWarning, Tokenizer
 from groundling.inference.engine import Decoder, Engine, Request, window_start
 from groundling.inference.ngram_drafter import NgramDrafter
 from groundling.model.gpt import GPT
 
 
-class PromptTruncated(UserWarning):
+class PromptTruncated(PromptWarning):
     """The prompt is longer than the context: only its newest part is used."""
 
 
@@ -81,7 +81,7 @@ def stream(
     if max_new_tokens < 1:
         return iter(())
     engine = Engine(model, drafter=drafter, decoder=decoder)
-    engine.add(Request(prompt, max_new_tokens, sampling, tokenizer.end_of_text_id))
+    engine.add(Request(prompt, max_new_tokens, sampling, tokenizer.end_ids))
     return _pieces(engine, StreamDecoder(tokenizer, [stop] if isinstance(stop, str) else stop))
 
 
@@ -95,10 +95,12 @@ def _pieces(engine: Engine, decoder: StreamDecoder) -> Iterator[str]:
 
 
 def start_ids(tokenizer: Tokenizer, n_documents: int = 2) -> list[int]:
-    """The tokens to start from without a prompt: the end-of-text token, else a line break, else token 0.
+    """The tokens to start from without a prompt: the start or end-of-text token, else a line break, else token 0.
 
     A model trained on a single document (`n_documents` 1) has never seen the end-of-text token.
     """
+    if tokenizer.start_ids:
+        return tokenizer.start_ids
     if tokenizer.end_of_text_id is not None and n_documents > 1:
         return [tokenizer.end_of_text_id]
     return tokenizer.encode("\n", "skip") or [0]

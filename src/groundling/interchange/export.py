@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from groundling import storage
+from groundling.config import Limits, user_path
 from groundling.data.corpus import Tokens
 from groundling.data.progress import Notice, silent
 from groundling.evaluation.score import score
@@ -54,11 +55,14 @@ def export(
         raise ValueError(f"--to {to} is unknown. Use one of {', '.join(_MODULES)}.")
     if quantize is not None and quantize not in (allowed := _MODULES[to].QUANTIZATIONS):
         raise ValueError(f"--quantize {quantize} does not work with --to {to}. Use {' or '.join(allowed)}.")
+    Limits(1).check("--average", average)
     run = run if isinstance(run, Run) else load(run)
     family_of(run.config.model)
-    folder = Path(out) if out else run.folder / "exports" / (f"{to}-{quantize}" if quantize else to)
+    own = run.folder / "exports" / (f"{to}-{quantize}" if quantize else to)
+    folder = own if out is None else user_path("--out", out)
     if folder.exists():
-        raise FileExistsError(f"{folder} already exists. Delete it, or choose another folder with --out.")
+        raise FileExistsError(f"{folder} already exists. Choose another folder with --out, or delete this one.")
+    storage.check_writable(folder.parent, "--out", notice)
     try:
         validation = run.text.open().validation
     except ValueError as error:
@@ -87,16 +91,16 @@ def export(
 
 def _write(to: Target, folder: Path, model: GPT, run: Run, quantize: str | None) -> ExternalEngine:
     """Write the export, and open it in its engine."""
+    if to == "huggingface":
+        imported = (run.record.imported or {}).get("architecture")
+        huggingface.write(folder, model, run.tokenizer, quantize, imported)
+        return huggingface.Transformers(folder)
     _MODULES[to].write(folder, model, run.tokenizer, quantize)
-    if to == "gguf":
-        return gguf.engine(folder, model, run.tokenizer)
-    return huggingface.Transformers(folder) if to == "huggingface" else onnx.OnnxRuntime(folder)
+    return gguf.engine(folder, model, run.tokenizer) if to == "gguf" else onnx.OnnxRuntime(folder)
 
 
 def _model(run: Run, average: int, validation: Tokens | None) -> tuple[GPT, dict[str, Any] | None]:
     """The model on the CPU. For an average also its steps and validation losses."""
-    if average < 1:
-        raise ValueError(f"--average must be 1 or more, not {average}.")
     paths = [run.checkpoint]
     if average > 1:
         paths = [run.checkpoints.path(step) for step in run.checkpoints.steps()[-average:]]

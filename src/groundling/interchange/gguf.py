@@ -1,11 +1,14 @@
 """GGUF, the format of llama.cpp and Ollama: weights, settings and tokenizer in one file.
 
-The gpt2 and qwen3 families are llama.cpp's architectures of these names. Tokenizers become its byte-level BPE ("gpt2"):
-a character tokenizer is BPE whose merges only join the bytes of each character, a byte tokenizer is BPE without merges.
+The gpt2, qwen3 and llama families are llama.cpp's architectures of these names. A Qwen2 becomes a llama with biases:
+llama.cpp's own requires heads that add up to the width. Tokenizers become its byte-level BPE ("gpt2"): a character
+tokenizer is BPE whose merges only join the bytes of each character, a byte tokenizer is BPE without merges.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -16,12 +19,15 @@ import numpy.typing as npt
 import torch
 
 from groundling import storage
-from groundling.config import Sampling
-from groundling.data.tokenizers.base import BYTE_LETTERS, END_OF_TEXT, Tokenizer
+from groundling.config import ModelSettings, Sampling
+from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from groundling.data.tokenizers.byte_level import BYTE_LETTERS
+from groundling.data.tokenizers.foreign import QWEN_WORDS
+from groundling.data.tokenizers.huggingface import steps_of
 from groundling.inference.engine import generate
 from groundling.interchange import gguf_eos
 from groundling.interchange.weight_names import Family, Names, family_of, from_external, to_external
-from groundling.model.gpt import GPT
+from groundling.model.gpt import GPT, rope_frequencies
 
 QUANTIZATIONS = ("f16", "q8_0", "q5_0", "q4_0")
 FILE = "model.gguf"
@@ -30,19 +36,15 @@ _BOTH = {
     "wte": "token_embd", "wpe": "position_embd", "h": "blk.{}", "ln_f": "output_norm", "lm_head": "output",
     "ln_1": "attn_norm", "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_proj": "ffn_down",
 }  # fmt: skip
+_LLAMA = _BOTH | {"attn.c_attn": "attn_q attn_k attn_v", "mlp.c_fc": "ffn_gate ffn_up"}
 _NAMES: dict[Family, Names] = {
     "gpt2": _BOTH | {"attn.c_attn": "attn_qkv", "mlp.c_fc": "ffn_up"},
-    "qwen3": _BOTH | {
-        "attn.c_attn": "attn_q attn_k attn_v", "mlp.c_fc": "ffn_gate ffn_up",
-        "attn.rope.q_norm": "attn_q_norm", "attn.rope.k_norm": "attn_k_norm",
-    },
+    "qwen3": _LLAMA | {"attn.rope.q_norm": "attn_q_norm", "attn.rope.k_norm": "attn_k_norm"},
+    "llama": _LLAMA,
 }  # fmt: skip
-_EPSILON = {"gpt2": 1e-5, "qwen3": 1e-6}
-# The pre-tokenizer that llama.cpp calls qwen2.
-_QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's token types
+_ROPE_FACTORS = "rope_freqs.weight"
+_LLAMA3_WORDS = QWEN_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # llama.cpp's token types
 _NO_MERGE = (END_OF_TEXT, END_OF_TEXT)  # llama.cpp requires at least one merge; this one never applies
 
 
@@ -52,13 +54,15 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
         import gguf
     except ImportError:
         raise ValueError('GGUF export needs the package gguf: pip install "groundling[gguf]".') from None
-    settings, family = model.config, family_of(model.config)
+    settings, family = model.config, _architecture(model.config)
     tensors = {name: tensor.numpy() for name, tensor in to_external(model, _NAMES[family]).items()}
-    epsilon, extra_token = _EPSILON[family], tokenizer.end_of_text_id is None
+    epsilon, extra_token = settings.epsilon, tokenizer.end_of_text_id is None
     if extra_token and family == "gpt2":
         tensors = gguf_eos.with_layer_norm(tensors)
     elif extra_token:
         tensors, epsilon = gguf_eos.with_rms_norm(tensors, epsilon)
+    if family == "llama":
+        tensors = _paired(tensors, settings)
     writer = gguf.GGUFWriter(folder / FILE, family)
     writer.add_context_length(settings.block_size)
     writer.add_embedding_length(tensors["output_norm.weight"].size)
@@ -73,6 +77,12 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
         writer.add_value_length(settings.head_dim)
         writer.add_rope_freq_base(settings.rope_theta)
         writer.add_layer_norm_rms_eps(epsilon)
+        if settings.rope_scaling.startswith("linear"):
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(settings.rope_factors[0])
+        elif settings.rope_factors:
+            plain = dataclasses.replace(settings, rope_scaling="none")
+            tensors[_ROPE_FACTORS] = (rope_frequencies(plain) / rope_frequencies(settings)).float().numpy()
     _add_tokenizer(writer, tokenizer)
     kind = gguf.GGMLQuantizationType[(quantize or "f32").upper()]
     quantized = {n for n, array in tensors.items() if quantize and _is_quantized(n, array, quantize, extra_token)}
@@ -95,6 +105,26 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
     storage.write_file(folder / "Modelfile", _modelfile(settings.block_size))
 
 
+def _architecture(settings: ModelSettings) -> Family:
+    """llama.cpp's. Raises ValueError if it lacks something that transformers' has."""
+    family = family_of(settings)
+    if family == "qwen3" and any(settings.biases):
+        raise ValueError("llama.cpp has no Qwen3 with biases in attention. Use --to huggingface or --to onnx.")
+    if family == "qwen3" and settings.rope_scaling.startswith("llama3"):
+        raise ValueError("llama.cpp scales rotations as Llama 3 only in a Llama. Use --to huggingface or --to onnx.")
+    return "llama" if family == "qwen2" else family
+
+
+def _paired(tensors: gguf_eos.Tensors, settings: ModelSettings, undo: bool = False) -> gguf_eos.Tensors:
+    """Reorder the rows of queries and keys: in a Llama, llama.cpp rotates neighbouring channels, not halves."""
+    paired, half = dict(tensors), settings.head_dim // 2
+    for name, array in tensors.items():
+        if name.rpartition(".")[0].endswith(("attn_q", "attn_k")):
+            parts = (-1, half, 2) if undo else (-1, 2, half)
+            paired[name] = array.reshape(*parts, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    return paired
+
+
 def _is_quantized(name: str, array: npt.NDArray[np.float32], quantize: str, extra_token: bool) -> bool:
     """True for matrices. Not for embedding and head if a token was added: their values differ too much in size."""
     if array.ndim < 2 or name == "position_embd.weight" or (array.shape[1] % 32 and quantize != "f16"):
@@ -115,11 +145,18 @@ PARAMETER repeat_penalty 1
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
-    pre_tokenizer, tokens, merges = _as_bpe(tokenizer)
-    types, end = [_NORMAL] * len(tokens), tokenizer.end_of_text_id
-    for token in tokenizer.to_huggingface()["added_tokens"]:
+    definition, end, start = tokenizer.to_huggingface(), tokenizer.end_of_text_id, tokenizer.start_of_text_id
+    pre_tokenizer, tokens, merges = _as_bpe(tokenizer, definition)
+    types = [_NORMAL] * len(tokens)
+    for token in definition["added_tokens"]:
         i = token["id"]
         tokens[i], types[i] = token["content"], _CONTROL if token["special"] else _USER_DEFINED
+    if pre_tokenizer is None:
+        _add_sentencepiece(writer, tokenizer, definition["model"], tokens, types)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre_tokenizer)
+        writer.add_token_merges([" ".join(pair) for pair in merges or [_NO_MERGE]])
     if end is None:  # see gguf_eos
         end = len(tokens)
         tokens.append(END_OF_TEXT)
@@ -127,19 +164,41 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
     for i, token in enumerate(tokens):
         if not token:
             tokens[i], types[i] = f"[UNUSED{i}]", _UNUSED
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges([" ".join(pair) for pair in merges or [_NO_MERGE]])
-    writer.add_bos_token_id(end)
+    writer.add_bos_token_id(end if start is None else start)
     writer.add_eos_token_id(end)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(start is not None)
     writer.add_add_eos_token(False)
 
 
-def _as_bpe(tokenizer: Tokenizer) -> tuple[str, list[str], list[tuple[str, str]]]:
-    """llama.cpp's name for the pre-tokenizer, the tokens by id in GPT-2's byte letters, and the merges.
+def _add_sentencepiece(writer: Any, tokenizer: Tokenizer, model: Any, tokens: list[str], types: list[int]) -> None:
+    """llama.cpp's "llama": characters with ▁ for the space, and bytes. Of two merges, it takes the one with the higher
+    score, so scores are the order of the merges."""
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(model["merges"]):
+        ranks.setdefault("".join(pair.split(" ") if isinstance(pair, str) else pair), rank)
+    scores = [float(-ranks.get(token, len(ranks))) for token in tokens] + [0.0] * (tokenizer.end_of_text_id is None)
+    for i, token in enumerate(tokens):
+        if types[i] == _NORMAL and re.fullmatch("<0x[0-9A-F]{2}>", token):
+            types[i] = _BYTE
+        elif token == model.get("unk_token"):
+            types[i] = _UNKNOWN
+            writer.add_unk_token_id(i)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_scores(scores)
+    writer.add_add_space_prefix(_is_spaced(tokenizer))
+
+
+def _is_spaced(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer puts a space before each text."""
+    return tokenizer.decode_bytes(tokenizer.encode("a", "skip")).startswith(b" ")
+
+
+def _as_bpe(tokenizer: Tokenizer, definition: dict[str, Any]) -> tuple[str | None, list[str], list[tuple[str, str]]]:
+    """llama.cpp's name for the pre-tokenizer, the tokens by id in GPT-2's byte letters, and the merges. The name is
+    None for tokenizers that come from SentencePiece, whose tokens are in plain letters.
 
     Raises ValueError if llama.cpp's BPE cannot do what the tokenizer does.
     """
@@ -148,12 +207,15 @@ def _as_bpe(tokenizer: Tokenizer) -> tuple[str, list[str], list[tuple[str, str]]
         # Join bytes from left to right, shorter prefixes first, so that no other merge can interfere.
         pairs = {(token[:i], token[i]): None for token in tokens for i in range(1, len(token))}
         return "gpt-2", tokens, sorted(pairs, key=lambda pair: len(pair[0]))
-    definition = tokenizer.to_huggingface()
-    model, pre_tokenizer = definition["model"], _pre_tokenizer(definition.get("pre_tokenizer"))
-    if model.get("type") != "BPE" or model.get("ignore_merges") or pre_tokenizer is None:
+    model, steps = definition["model"], steps_of(definition.get("pre_tokenizer"))
+    pre_tokenizer = _pre_tokenizer(steps)
+    sentencepiece = model.get("byte_fallback") and all(step.get("type") == "Metaspace" for step in steps)
+    supported = sentencepiece or (pre_tokenizer is not None and not _is_spaced(tokenizer))
+    supported = supported and bool(model.get("ignore_merges")) == (pre_tokenizer == "llama-bpe")
+    if model.get("type") != "BPE" or not supported:
         raise ValueError(
-            "llama.cpp has no equivalent of this model's tokenizer. GGUF export supports characters, bytes, and "
-            "byte-level BPE with the pre-tokenizer of GPT-2 or Qwen."
+            "llama.cpp has no equivalent of this model's tokenizer. GGUF export supports characters, bytes, "
+            "SentencePiece's BPE, and byte-level BPE with the pre-tokenizer of GPT-2, Qwen, Llama 3 or SmolLM."
         )
     tokens = [""] * tokenizer.vocab_size
     for token, i in model["vocab"].items():
@@ -162,14 +224,16 @@ def _as_bpe(tokenizer: Tokenizer) -> tuple[str, list[str], list[tuple[str, str]]
     return pre_tokenizer, tokens, merges
 
 
-def _pre_tokenizer(definition: Any) -> str | None:
+def _pre_tokenizer(steps: list[dict[str, Any]]) -> str | None:
     """llama.cpp's name for a pre-tokenizer of the library tokenizers. None if it has none."""
-    steps = (definition or {}).get("pretokenizers", [definition or {}])
-    types = [step.get("type") for step in steps]
-    if types == ["ByteLevel"] and steps[0].get("use_regex", True):
+    types, uses_regex = [step.get("type") for step in steps], bool(steps) and steps[-1].get("use_regex", True)
+    if types == ["ByteLevel"] and uses_regex:
         return "gpt-2"
-    if types == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
-        return "qwen2" if (steps[0].get("pattern") or {}).get("Regex") == _QWEN2_PATTERN else None
+    if types == ["Digits", "ByteLevel"] and uses_regex and steps[0].get("individual_digits"):
+        return "smollm"
+    if types == ["Split", "ByteLevel"] and not uses_regex:
+        words = (steps[0].get("pattern") or {}).get("Regex")
+        return "qwen2" if words == QWEN_WORDS else "llama-bpe" if words == _LLAMA3_WORDS else None
     return None
 
 
@@ -237,13 +301,17 @@ class ReadBack:
             t.name: np.asarray(gguf.quants.dequantize(t.data, t.tensor_type), dtype=np.float32).copy()
             for t in gguf.GGUFReader(folder / FILE).tensors
         }
+        tensors.pop(_ROPE_FACTORS, None)
+        architecture = _architecture(model.config)
+        if architecture == "llama":
+            tensors = _paired(tensors, model.config, undo=True)
         if extra_token:
             tensors = gguf_eos.without(tensors)
             if model.config.tie_head:
                 del tensors["output.weight"]
         self._model = GPT(model.config, model.vocab_size).eval()
-        names = _NAMES[family_of(model.config)]
-        from_external(self._model, names, {name: torch.from_numpy(array) for name, array in tensors.items()})
+        weights = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        from_external(self._model, _NAMES[architecture], weights)
 
     def logits(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():

@@ -19,7 +19,7 @@ Tensors = dict[str, npt.NDArray[np.float32]]
 _CHANNELS = 32  # the block size of quantized formats
 _MARGIN = 20.0  # nats: the new token must be less likely than e^-20
 _READERS = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "ffn_gate.weight", "ffn_up.weight")
-_WRITERS = ("attn_output.weight", "ffn_down.weight")
+_WRITERS = ("attn_output.weight", "ffn_down.weight", "attn_output.bias", "ffn_down.bias")
 _NORMS = ("attn_norm.weight", "ffn_norm.weight", "output_norm.weight")
 
 
@@ -44,7 +44,7 @@ def with_layer_norm(tensors: Tensors) -> Tensors:
 
 
 def with_rms_norm(tensors: Tensors, epsilon: float) -> tuple[Tensors, float]:
-    """Add the token to a Qwen3, and 32 channels to its width. Also returns the new epsilon of RMSNorm.
+    """Add the token to a model with RMSNorm, and 32 channels to its width. Also returns the new epsilon of RMSNorm.
 
     There is no bias here, so the constant comes from the new channels. Each holds c in every embedding, and no block
     reads or changes them. Only the head's new row reads them, so its logit is far below 0 at every position.
@@ -61,7 +61,7 @@ def with_rms_norm(tensors: Tensors, epsilon: float) -> tuple[Tensors, float]:
         if name.endswith(_READERS) or name == "output.weight":
             return np.pad(tensor, ((0, 0), (0, _CHANNELS)))
         if name.endswith(_WRITERS):
-            return np.pad(tensor, ((0, _CHANNELS), (0, 0)))
+            return np.pad(tensor, ((0, _CHANNELS),) + ((0, 0),) * (tensor.ndim - 1))
         if name.endswith(_NORMS):
             return np.pad(tensor * np.float32(shrink), (0, _CHANNELS))
         return tensor

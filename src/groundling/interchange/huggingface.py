@@ -1,6 +1,6 @@
 """Hugging Face format: config.json, model.safetensors and tokenizer.json in one folder.
 
-The gpt2 family is GPT2LMHeadModel there, and qwen3 is Qwen3ForCausalLM. All Hugging Face names are in this file.
+The gpt2 family is GPT2LMHeadModel there, and qwen3 is Qwen3ForCausalLM. What import reads is in read_config.py.
 """
 
 from __future__ import annotations
@@ -23,19 +23,23 @@ from groundling.model.gpt import GPT
 
 QUANTIZATIONS = {"f16": torch.float16, "bf16": torch.bfloat16}
 
+_LLAMA = {
+    "wte": "model.embed_tokens", "h": "model.layers.{}", "ln_f": "model.norm",
+    "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
+    "attn.c_attn": "self_attn.q_proj self_attn.k_proj self_attn.v_proj", "attn.c_proj": "self_attn.o_proj",
+    "mlp.c_fc": "mlp.gate_proj mlp.up_proj", "mlp.c_proj": "mlp.down_proj",
+}  # fmt: skip
 NAMES: dict[Family, Names] = {
     "gpt2": {
         "wte": "transformer.wte", "wpe": "transformer.wpe", "h": "transformer.h.{}", "ln_f": "transformer.ln_f",
     },
-    "qwen3": {
-        "wte": "model.embed_tokens", "h": "model.layers.{}", "ln_f": "model.norm",
-        "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
-        "attn.c_attn": "self_attn.q_proj self_attn.k_proj self_attn.v_proj", "attn.c_proj": "self_attn.o_proj",
-        "attn.rope.q_norm": "self_attn.q_norm", "attn.rope.k_norm": "self_attn.k_norm",
-        "mlp.c_fc": "mlp.gate_proj mlp.up_proj", "mlp.c_proj": "mlp.down_proj",
-    },
+    "qwen3": _LLAMA | {"attn.rope.q_norm": "self_attn.q_norm", "attn.rope.k_norm": "self_attn.k_norm"},
+    "qwen2": _LLAMA, "llama": _LLAMA, "mistral": _LLAMA,
 }  # fmt: skip
-ARCHITECTURES: dict[Family, str] = {"gpt2": "GPT2LMHeadModel", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES: dict[Family, str] = {
+    "gpt2": "GPT2LMHeadModel", "qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+}  # fmt: skip
 """A family's name is also its `model_type` in config.json."""
 
 
@@ -44,22 +48,27 @@ def transposed(tensors: Mapping[str, torch.Tensor], family: Family) -> dict[str,
     again undoes it."""
     matrices = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     return {
-        name: tensor.T.contiguous() if family == "gpt2" and name.endswith(matrices) else tensor
+        name: tensor.T.contiguous() if family == "gpt2" and name.endswith(matrices) and tensor.dim() == 2 else tensor
         for name, tensor in tensors.items()
     }
 
 
-def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) -> None:
-    """Write the model and its tokenizer to `folder`, with weights in float32 or as `quantize` says."""
-    family = family_of(model.config)
+def write(
+    folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None = None, imported: str | None = None
+) -> None:
+    """Write the model and its tokenizer to `folder`, with weights in float32 or as `quantize` says. `imported` is the
+    architecture that it was imported as."""
+    family = family_of(model.config, imported)
     dtype = QUANTIZATIONS[quantize] if quantize else torch.float32
     tensors = transposed(to_external(model, NAMES[family]), family)
     # Older versions of transformers require the metadata entry "format".
     save_file({n: t.to(dtype) for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
-    end = tokenizer.end_of_text_id
+    end, ends = tokenizer.end_of_text_id, list(tokenizer.end_ids)
+    start = end if tokenizer.start_of_text_id is None else tokenizer.start_of_text_id
     config = {"model_type": family} | _config(model.config, family) | {
         "architectures": [ARCHITECTURES[family]], "vocab_size": model.vocab_size,
-        "tie_word_embeddings": model.config.tie_head, "bos_token_id": end, "eos_token_id": end,
+        "tie_word_embeddings": model.config.tie_head,
+        "bos_token_id": start, "eos_token_id": ends if len(ends) > 1 else end,
         "dtype": str(dtype).removeprefix("torch."), "torch_dtype": str(dtype).removeprefix("torch."),
     }  # fmt: skip
     storage.write_json(folder / "config.json", config)
@@ -71,9 +80,11 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None
     definition = tokenizer.to_huggingface()
     storage.write_json(folder / "tokenizer.json", definition)
     config: dict[str, Any] = {}
+    added = {token["id"]: token["content"] for token in definition["added_tokens"]}
     if tokenizer.end_of_text_id is not None:
-        added = {token["id"]: token["content"] for token in definition["added_tokens"]}
         config["bos_token"] = config["eos_token"] = added.get(tokenizer.end_of_text_id, END_OF_TEXT)
+    if tokenizer.start_of_text_id is not None:
+        config["bos_token"] = added[tokenizer.start_of_text_id]
     config["tokenizer_class"] = "PreTrainedTokenizerFast"  # uses tokenizer.json as it is
     config |= {"model_max_length": block_size, "clean_up_tokenization_spaces": False}
     storage.write_json(folder / "tokenizer_config.json", config)
@@ -84,17 +95,27 @@ def _config(model: ModelSettings, family: Family) -> dict[str, Any]:
         return {
             "n_positions": model.block_size, "n_embd": model.n_embd, "n_layer": model.n_layer,
             "n_head": model.n_head, "n_inner": model.n_hidden, "activation_function": "gelu_new",
-            "layer_norm_epsilon": 1e-5, "resid_pdrop": model.dropout, "embd_pdrop": model.dropout, "attn_pdrop": 0.0,
+            "layer_norm_epsilon": model.epsilon, "resid_pdrop": model.dropout, "embd_pdrop": model.dropout,
+            "attn_pdrop": 0.0,
         }  # fmt: skip
-    return {
+    kind, (qkv_bias, _, mlp_bias) = model.rope_scaling.partition(":")[0], model.biases
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    rope: dict[str, Any] = {"rope_type": "default" if kind == "none" else kind}
+    rope |= {name: int(n) if name == names[3] else n for name, n in zip(names, model.rope_factors, strict=False)}
+    of_family: dict[Family, dict[str, Any]] = {
+        "qwen3": {"attention_bias": qkv_bias, "use_sliding_window": False},
+        "qwen2": {"use_sliding_window": False},
+        "llama": {"attention_bias": qkv_bias, "mlp_bias": mlp_bias},
+        "mistral": {"sliding_window": None},
+    }
+    return of_family[family] | {
         "max_position_embeddings": model.block_size, "hidden_size": model.n_embd,
         "intermediate_size": model.n_hidden, "num_hidden_layers": model.n_layer,
         "num_attention_heads": model.n_head, "num_key_value_heads": model.kv_heads, "head_dim": model.head_dim,
-        "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False, "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        # transformers 4 reads the first entry, transformers 5 the second.
-        "rope_theta": model.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "hidden_act": "silu", "rms_norm_eps": model.epsilon, "attention_dropout": 0.0,
+        # transformers 4 reads the first two entries, transformers 5 the third.
+        "rope_theta": model.rope_theta, "rope_scaling": None if kind == "none" else rope,
+        "rope_parameters": rope | {"rope_theta": model.rope_theta},
     }  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -15,35 +14,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from groundling import __version__, storage
-from groundling.config import PRESETS, Config
+from groundling.config import PRESETS, Config, limits
 from groundling.data.progress import Notice, silent
 from groundling.data.tokenizers.base import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
+from groundling.data.tokenizers.huggingface import USUAL_ENDS, HuggingFaceTokenizer
+from groundling.interchange.find_model import explain, find_model
 from groundling.interchange.huggingface import ARCHITECTURES, NAMES, transposed
+from groundling.interchange.read_config import read_settings
 from groundling.interchange.weight_names import Family, from_external
 from groundling.machine import choose, versions
 from groundling.model.gpt import GPT
 from groundling.model.weights_file import check_memory
-from groundling.run.folder import as_name, is_name, runs_folder
+from groundling.run.folder import as_name, checked_name, runs_folder
 from groundling.run.lock import lock
 from groundling.run.record import FORMAT, CorpusFacts, MachineFacts, RunRecord
 from groundling.run.run import Run
 from groundling.training.checkpoints import Snapshot
 from groundling.training.state import TrainState
 
-_LONGEST = 2048  # default limit of the context: generating with Qwen3's 40,960 tokens would need gigabytes
-
-# Settings that our model supports with these values only. The first is the default if config.json has no such entry.
-_FIXED: dict[Family, dict[str, tuple[Any, ...]]] = {
-    "gpt2": {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_norm_epsilon": (1e-5,),
-        "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
-    },
-    "qwen3": {
-        "hidden_act": ("silu",), "rms_norm_eps": (1e-6,), "attention_bias": (False,), "use_sliding_window": (False,),
-        "rope_scaling": (None,),
-    },
-}  # fmt: skip
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # computed, not learned
 
 
 def import_model(
@@ -54,86 +45,73 @@ def import_model(
     out: str | os.PathLike[str] | None = None,
     notice: Notice = silent,
 ) -> Run:
-    """Import a GPT-2 or Qwen3 from a local folder with config.json, safetensors (one file or several) and a tokenizer
-    (tokenizer.json, or vocab.json and merges.txt). Returns a run.
+    """Import a GPT-2, Llama, Mistral, Qwen2 or Qwen3 from a local folder with config.json, safetensors (one file or
+    several) and a tokenizer. Returns a run.
 
     Args:
+        folder: the model's folder, or the id of a model in Hugging Face's cache, such as "Qwen/Qwen3-0.6B".
         name: the run's name. Default: the folder's name.
         block_size: the context length. Default: the model's own, at most 2,048.
         out: folder for runs. Default: `$GROUNDLING_RUNS`, or `./runs`.
 
     Raises ValueError or OSError, with the reason, if the model cannot be imported.
     """
-    source = Path(folder).expanduser()
-    if not (source / "config.json").is_file():
-        raise FileNotFoundError(f"{source} contains no config.json. Give the folder of a model in Hugging Face format.")
+    if block_size is not None:
+        limits.BLOCK_SIZE.check("--block-size", block_size)
+    runs = runs_folder(out).resolve()
+    source, title = find_model(folder)
     theirs = storage.read_json(source / "config.json")
     try:
-        family, model = _settings(theirs, source, block_size)
-        rows = int(theirs["vocab_size"])
+        family, model, rows = read_settings(theirs, source, block_size, notice)
     except KeyError as error:
         raise ValueError(f"{source / 'config.json'} has no entry {error}.") from None
-    except (TypeError, AttributeError, OverflowError) as error:  # an entry of another type
+    except (TypeError, AttributeError, ArithmeticError) as error:  # an entry of another type
         raise ValueError(f"{source / 'config.json'} does not describe a model: {error}.") from None
-    tokenizer = _own_tokenizer(Tokenizer.load(source))
-    if tokenizer.vocab_size > rows:
-        raise ValueError(f"{source}: the tokenizer has {tokenizer.vocab_size:,} tokens, but the model only {rows:,}.")
+    tokenizer = _tokenizer(source, theirs, rows, notice)
     if tokenizer.vocab_size < rows:
         notice(f"Dropped {rows - tokenizer.vocab_size:,} vocabulary rows that no token uses.")
-    name = name or as_name(source.resolve().name, "imported")
-    if not is_name(name):
-        raise ValueError(f"--name {name!r} is not a valid folder name. Use letters, digits, '.', '_' and '-'.")
-    tensors = _trim(transposed(_read(source, family), family), family, model, tokenizer.vocab_size)
+    name = checked_name(name) if name is not None else as_name(title, "imported")
+    storage.check_writable(runs, "--out or GROUNDLING_RUNS", notice)
+    tensors = transposed(_read(source, family), family)
+    head, embedding = tensors.get("lm_head.weight"), tensors.get(f"{NAMES[family]['wte']}.weight")
+    if model["tie_head"] and head is not None and embedding is not None and not torch.equal(head, embedding):
+        notice("The output head has its own weights, although tie_word_embeddings is true: not tied.")
+        model["tie_head"] = False
+    tensors = _trim(tensors, family, model, tokenizer.vocab_size)
     return _new_run(
-        runs_folder(out).resolve() / name, model, family, tokenizer, tensors,
-        {"name": source.resolve().name, "architecture": ARCHITECTURES[family]},
+        runs / name, model, family, tokenizer, tensors,
+        {"name": title, "architecture": ARCHITECTURES[family]},
     )  # fmt: skip
 
 
-def _settings(theirs: Any, source: Path, block_size: int | None) -> tuple[Family, dict[str, Any]]:
-    """The family, and the model's settings under our names."""
-    kinds = theirs.get("architectures") or [theirs.get("model_type")]
-    family = next((ours for ours, name in ARCHITECTURES.items() if name in kinds or ours in kinds), None)
-    if family is None:
-        raise ValueError(
-            f"{source} contains a {', '.join(map(str, kinds))}. Only {' and '.join(ARCHITECTURES.values())} can be "
-            "imported."
-        )
-    rope = theirs.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        theirs = theirs | {"rope_scaling": rope["rope_type"]}
-    for name, allowed in _FIXED[family].items():
-        if (value := theirs.get(name, allowed[0])) not in allowed:
-            raise ValueError(
-                f"{source}: groundling does not support {name} {json.dumps(value)}, only {json.dumps(allowed[0])}."
-            )
-    if any(kind != "full_attention" for kind in theirs.get("layer_types") or []):
-        raise ValueError(f"{source}: some layers do not attend to the full context. groundling does not support that.")
-    model = _gpt2(theirs) if family == "gpt2" else _qwen3(theirs, rope)
-    own = model["block_size"]
-    model["block_size"] = block_size or min(own, _LONGEST)
-    if model["block_size"] > own:
-        raise ValueError(f"--block-size {block_size} is too large: this model's context has at most {own:,} tokens.")
-    return family, model
+def _tokenizer(source: Path, theirs: dict[str, Any], rows: int, notice: Notice) -> Tokenizer:
+    """The model's tokenizer, without added tokens that have no row among the model's `rows`, and with the ends of texts
+    that generation_config.json, config.json and the tokenizer's files name."""
+    tokenizer = _own_tokenizer(Tokenizer.load(source))
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        if tokenizer.vocab_size > rows:
+            raise _too_many_tokens(source, tokenizer, rows)
+        return tokenizer
+    definition = tokenizer.definition
+    if tokenizer.vocab_size > rows:
+        kept = [token for token in definition["added_tokens"] if token["id"] < rows]
+        dropped = [token["content"] for token in definition["added_tokens"] if token["id"] >= rows]
+        definition = definition | {"added_tokens": kept}
+        if (smaller := HuggingFaceTokenizer(definition)).vocab_size > rows:
+            raise _too_many_tokens(source, smaller, rows)
+        notice(f"Dropped {len(dropped):,} added tokens without a row in the embedding: {', '.join(dropped):.100}.")
+    generation = source / "generation_config.json"
+    chosen = storage.read_json(generation) if generation.is_file() else {}
+    ends = chosen.get("eos_token_id") if isinstance(chosen, dict) else None
+    ends = theirs.get("eos_token_id") if ends is None else ends
+    names = {token["id"]: token["content"] for token in definition["added_tokens"] if token["special"]}
+    found = [names[id] for id in (ends if isinstance(ends, list) else [ends]) if type(id) is int and id in names]
+    found.sort(key=lambda name: name not in USUAL_ENDS)  # documents end with the first, and chats with others
+    return HuggingFaceTokenizer(definition, list(dict.fromkeys([*found, *tokenizer.ends])))
 
 
-def _gpt2(theirs: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "block_size": theirs["n_positions"], "n_layer": theirs["n_layer"], "n_head": theirs["n_head"],
-        "n_embd": theirs["n_embd"], "mlp_size": theirs.get("n_inner") or 0,
-        "dropout": theirs.get("resid_pdrop", 0.1), "tie_head": theirs.get("tie_word_embeddings", True),
-    }  # fmt: skip
-
-
-def _qwen3(theirs: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "block_size": theirs["max_position_embeddings"], "n_layer": theirs["num_hidden_layers"],
-        "n_head": theirs["num_attention_heads"], "n_kv_head": theirs["num_key_value_heads"],
-        "n_embd": theirs["hidden_size"], "head_size": theirs.get("head_dim") or 128,
-        "mlp_size": theirs["intermediate_size"], "norm": "rmsnorm", "position": "rope", "mlp": "swiglu",
-        "rope_theta": float(rope.get("rope_theta") or theirs.get("rope_theta") or 10_000.0), "dropout": 0.0,
-        "tie_head": theirs.get("tie_word_embeddings", False),
-    }  # fmt: skip
+def _too_many_tokens(source: Path, tokenizer: Tokenizer, rows: int) -> ValueError:
+    return ValueError(f"{source}: the tokenizer has {tokenizer.vocab_size:,} tokens, but the model only {rows:,}.")
 
 
 def _own_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -157,32 +135,49 @@ def _own_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
 
 def _read(source: Path, family: Family) -> dict[str, torch.Tensor]:
     """All tensors from model.safetensors, or from the files that its index lists."""
-    index = source / "model.safetensors.index.json"
-    files = [source / "model.safetensors"]
+    index, files = source / "model.safetensors.index.json", [source / "model.safetensors"]
     if index.is_file():
         try:
             files = sorted({source / Path(name).name for name in storage.read_json(index)["weight_map"].values()})
         except (KeyError, TypeError, AttributeError):
             raise ValueError(f"{index} is damaged: it does not list the files of the weights.") from None
+    elif not files[0].is_file():
+        others = sorted(source.glob("*.safetensors"))
+        files = sorted(source.glob("model-*-of-*.safetensors")) or (others if len(others) == 1 else files)
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{file} does not exist. Weights can only be imported from safetensors files.")
+            why = f"{index.name} lists it: download the model again." if index.is_file() else explain(source)
+            raise FileNotFoundError(f"{file} does not exist. {why}")
+        with file.open("rb") as opened:
+            if opened.read(100).startswith(b"version https://git-lfs"):
+                raise ValueError(
+                    f"{file} is a placeholder of Git LFS, not the weights. Run `git lfs pull` in its folder."
+                )
         try:
             tensors |= load_file(file)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read: {error}.") from None
+    return _with_usual_names(tensors, source, "transformer." if family == "gpt2" else "model.")
+
+
+def _with_usual_names(tensors: dict[str, torch.Tensor], source: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The learned weights, under the names that transformers gives them. Files of a model without its head omit the
+    `prefix`, as OpenAI's own do, and wrappers of PyTorch add theirs."""
+    usual: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
+        if name.endswith(_BUFFERS):
+            continue
+        if tensor.dtype not in _PLAIN:
+            raise ValueError(
+                f"{source}: the weights {name:.100} are {str(tensor.dtype).removeprefix('torch.')}. groundling imports "
+                "float32, bfloat16 or float16. Import the model that they were quantized from."
+            )
         if not tensor.isfinite().all():
-            raise ValueError(f"{source}: the weights {name} contain NaN or infinity. Download the model again.")
-    if family == "gpt2":
-        # OpenAI's own files omit "transformer.", and store attention masks among the weights.
-        tensors = {
-            name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": tensor
-            for name, tensor in tensors.items()
-            if not name.endswith((".attn.bias", ".attn.masked_bias"))
-        }
-    return tensors
+            raise ValueError(f"{source}: the weights {name:.100} contain NaN or infinity. Download the model again.")
+        name = name.removeprefix("module.").removeprefix("_orig_mod.")
+        usual[name if name.startswith((prefix, "lm_head.")) else prefix + name] = tensor
+    return usual
 
 
 def _trim(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Any
 
 from groundling import __version__
+from groundling.escape import quoted
 from groundling.interchange.parity import ParityReport
 from groundling.model.gpt import GPT
 from groundling.reporting.console import duration
@@ -26,7 +26,7 @@ print(tokenizer.decode(output[0]))
     "gguf": """With llama.cpp:
 
 ```sh
-llama-completion -m model.gguf -p PROMPT -n TOKENS --temp 0.7 --top-k 50 --top-p 1 --min-p 0 -no-cnv
+llama-completion -m model.gguf -c CONTEXT -p PROMPT -n TOKENS --temp 0.7 --top-k 50 --top-p 1 --min-p 0 -no-cnv
 ```
 
 With Ollama:
@@ -67,7 +67,7 @@ def card(
         *[f"- {_one_line(sentence)}" for sentence in report.sentences], "",
         f"Greedy continuation of {report.source}:", "",
         *[f"    {line}" for line in report.greedy_text.splitlines()], "",
-        "## Use", "", "Run this in the folder of this file.", "", _use(run, model, to, report), "",
+        "## Use", "", "Run this in the folder of this file.", "", _use(run, model, to), "",
         f"The context is {model.config.block_size:,} tokens, and the vocabulary {model.vocab_size:,} tokens "
         f"({run.tokenizer.kind}). The model completes text. It is not trained to answer questions.", "",
     ]  # fmt: skip
@@ -82,14 +82,13 @@ def card(
     return "\n".join([*lines, "## Settings", "", "```json", json.dumps(settings, indent=1), "```", ""])
 
 
-def _use(run: Run, model: GPT, to: str, report: ParityReport) -> str:
+def _use(run: Run, model: GPT, to: str) -> str:
     """The example, with a prompt that the tokenizer knows, and no more tokens than fit into the context."""
-    prompt, tokenizer = "Once upon a time", run.tokenizer
-    if tokenizer.decode(tokenizer.encode(prompt, "skip")) != prompt:
-        prompt = report.greedy_text[:16] or prompt
-    room = model.config.block_size - len(tokenizer.encode(prompt, "skip"))
-    quoted = shlex.quote(prompt) if to == "gguf" else json.dumps(prompt, ensure_ascii=False)
-    return _USE[to].replace("TOKENS", str(max(1, min(200, room)))).replace("PROMPT", quoted)
+    context = model.config.block_size
+    prompt = run.example_prompt(max(1, context // 2))
+    room = max(1, min(200, context - len(run.tokenizer.encode(prompt))))
+    shown = quoted(prompt, windows=False) if to == "gguf" else json.dumps(prompt, ensure_ascii=False)
+    return _USE[to].replace("TOKENS", f"{room}").replace("CONTEXT", f"{context}").replace("PROMPT", shown)
 
 
 def _origin(run: Run) -> str:

@@ -24,6 +24,7 @@ from groundling.model.gpt import GPT
 _WINDOWS, _LONGEST_WINDOW = 4, 1024
 _GREEDY = 64  # tokens
 _ENCODED = 200_000  # tokens of text whose ids are compared
+_TEXT = "It's 12345.6 times — “don't”,\n\n\tdef f(x): return x²  # été, 語言, Привет, שלום, 😀🙂\r\n  (end) "
 _LOSS_TOLERANCE = 0.02  # nats per token, for quantized weights
 
 
@@ -53,7 +54,7 @@ class ParityInputs:
     """What both engines compute on."""
 
     windows: npt.NDArray[np.int64]  # (n, T + 1)
-    text: str  # "" if there is none
+    text: str
     source: str
 
 
@@ -91,11 +92,11 @@ class ParityReport:
 
 
 def parity_inputs(model: GPT, tokenizer: Tokenizer, validation: Tokens | None) -> ParityInputs:
-    """Evenly spread windows of the validation part, or random tokens if the text is gone."""
+    """Evenly spread windows of the validation part, or random tokens and a short text if the text is gone."""
     T = min(model.config.block_size, _LONGEST_WINDOW)
     if validation is None or len(validation) < 8:
         rng = np.random.default_rng(0)
-        return ParityInputs(rng.integers(model.vocab_size, size=(_WINDOWS, T + 1)), "", "random tokens")
+        return ParityInputs(rng.integers(model.vocab_size, size=(_WINDOWS, T + 1)), _TEXT, "random tokens")
     T = min(T, len(validation) - 1)
     starts = np.unique(np.linspace(0, len(validation) - T - 1, _WINDOWS).astype(np.int64))
     text = tokenizer.decode(validation.read(0, min(len(validation), _ENCODED)))

@@ -10,7 +10,7 @@ import torch
 from groundling.config import ModelSettings
 from groundling.model.gpt import GPT
 
-Family = Literal["gpt2", "qwen3"]
+Family = Literal["gpt2", "qwen3", "qwen2", "llama", "mistral"]
 Names = Mapping[str, str]
 """A format's names for our modules, where they differ: for those inside a block without its prefix, which is `h`.
 
@@ -19,16 +19,26 @@ their names are separated by spaces, in the order of their rows.
 """
 
 
-def family_of(model: ModelSettings) -> Family:
-    """Raises ValueError if the model is neither a GPT-2 nor a Qwen3. Other engines know no mixture."""
-    parts = (model.norm, model.position, model.mlp)
-    if parts == ("layernorm", "learned", "gelu") and model.n_kv_head in (0, model.n_head) and not model.head_size:
-        return "gpt2"
-    if parts == ("rmsnorm", "rope", "swiglu"):
-        return "qwen3"
+def family_of(model: ModelSettings, imported: str | None = None) -> Family:
+    """What the model is in other engines. A Mistral is a Llama, unless its settings were `imported` from a Mistral.
+
+    Raises ValueError if it is a mixture that no other engine knows.
+    """
+    parts, biases = (model.norm, model.position, model.mlp), model.biases
+    if parts == ("layernorm", "learned", "gelu"):
+        if model.n_kv_head in (0, model.n_head) and not model.head_size and all(biases):
+            return "gpt2"
+    elif parts == ("rmsnorm", "rope", "swiglu"):
+        if model.qk_norm and biases in ((False, False, False), (True, True, False)):
+            return "qwen3"
+        if not model.qk_norm and biases == (True, False, False):
+            return "qwen2"
+        if not model.qk_norm and biases[0] == biases[1]:
+            return "mistral" if imported == "MistralForCausalLM" and not any(biases) else "llama"
     raise ValueError(
-        "No other engine supports this mixture of --norm, --position, --mlp, --n-kv-head and --head-size. Only models "
-        "that are entirely GPT-2 (layernorm, learned, gelu) or Qwen3 (rmsnorm, rope, swiglu) can be exported."
+        "No other engine supports this mixture of --norm, --position, --mlp, --n-kv-head, --head-size, --qk-norm, "
+        "--attention-bias and --mlp-bias. Only models that are entirely GPT-2 (layernorm, learned, gelu), or Qwen3, "
+        "Qwen2 or Llama (rmsnorm, rope, swiglu) can be exported."
     )
 
 

@@ -1,9 +1,9 @@
-"""The transformer, in two families that other engines load without custom code.
+"""The transformer, in families that other engines load without custom code.
 
 `gpt2` is GPT-2 (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019): LayerNorm, learned
 positions, GELU, biases. `qwen3` is Qwen3 (Qwen3 Technical Report, 2025): RMSNorm, RoPE with QK-norm,
-SwiGLU, grouped-query attention, no biases. Both are this one class. The settings `norm`, `position`, `mlp` and
-`tie_head` choose its modules.
+SwiGLU, grouped-query attention, no biases. Without QK-norm, that is a Llama (Touvron et al., 2023) or Mistral, and with
+biases for queries, keys and values a Qwen2. All are this one class. The settings choose its modules.
 
 Shapes: B batch, T time, C = n_embd, nh heads, nkv key and value heads, hd head size, V vocabulary.
 
@@ -26,11 +26,9 @@ from groundling.model.attention import causal_attention
 from groundling.model.dropout import Dropout
 from groundling.model.kv_cache import CachePosition, KVCache
 
-_EPS = 1e-6  # Qwen3's, for RMSNorm
-
 
 def _norm(config: ModelSettings) -> nn.Module:
-    return nn.RMSNorm(config.n_embd, eps=_EPS) if config.norm == "rmsnorm" else nn.LayerNorm(config.n_embd)
+    return (nn.RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm)(config.n_embd, eps=config.epsilon)
 
 
 class StackedLinear(nn.Linear):
@@ -45,8 +43,28 @@ class StackedLinear(nn.Linear):
         self.sizes = tuple(sizes)
 
 
+def rope_frequencies(config: ModelSettings) -> torch.Tensor:
+    """By what angle each pair of channels turns from one position to the next, (hd / 2), in float64.
+
+    `linear` divides all frequencies by a factor: the same angles reach that many times as far. `llama3` (the Llama 3
+    Herd of Models, 2024) divides only the low ones, with fewer than `low` turns in the first context, and interpolates
+    up to those with `high` turns.
+    """
+    hd = config.head_dim
+    frequencies = config.rope_theta ** (-torch.arange(0, hd, 2, dtype=torch.float64) / hd)
+    match config.rope_factors:
+        case (factor,):
+            return frequencies / factor
+        case (factor, low, high, context):
+            turns = context * frequencies / (2 * math.pi)
+            kept = ((turns - low) / (high - low)).clamp(0, 1)
+            return frequencies * (kept + (1 - kept) / factor)
+    return frequencies
+
+
 class RoPE(nn.Module):
-    """Rotary position embedding (Su et al., "RoFormer", 2021) of queries and keys that are RMS-normalized first.
+    """Rotary position embedding (Su et al., "RoFormer", 2021) of queries and keys. With `qk_norm`, these are
+    RMS-normalized first.
 
     Queries and keys are rotated by angles proportional to their positions, so that their dot product depends on the
     distance between them and not on where they are.
@@ -57,18 +75,17 @@ class RoPE(nn.Module):
 
     def __init__(self, config: ModelSettings) -> None:
         super().__init__()
-        hd = config.head_dim
-        self.q_norm = nn.RMSNorm(hd, eps=_EPS)
-        self.k_norm = nn.RMSNorm(hd, eps=_EPS)
-        frequencies = config.rope_theta ** (-torch.arange(0, hd, 2, dtype=torch.float64) / hd)
-        angles = torch.outer(torch.arange(config.block_size, dtype=torch.float64), frequencies)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(config.head_dim, eps=config.qk_epsilon) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
+        angles = torch.outer(torch.arange(config.block_size, dtype=torch.float64), rope_frequencies(config))
         self.register_buffer("cos", angles.cos().float(), persistent=False)  # (block_size, hd / 2)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, position: CachePosition | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """q (B, nh, T, hd) and k (B, nkv, T, hd), normalized and rotated. Without a `position` they start at 0."""
+        """q (B, nh, T, hd) and k (B, nkv, T, hd), rotated. Without a `position` they start at 0."""
         positions = slice(q.size(2)) if position is None else position.positions
         cos, sin = self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # (B or 1, 1, T, hd / 2)
         return self._rotate(self.q_norm, q, cos, sin), self._rotate(self.k_norm, k, cos, sin)
@@ -90,8 +107,9 @@ class SelfAttention(nn.Module):
         self.heads = (config.n_head, config.kv_heads, config.kv_heads)  # of query, key and value
         self.head_dim = config.head_dim
         sizes = [n * config.head_dim for n in self.heads]
-        self.c_attn = StackedLinear(config.n_embd, sizes, bias=config.has_biases)
-        self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.has_biases)
+        qkv_bias, output_bias, _ = config.biases
+        self.c_attn = StackedLinear(config.n_embd, sizes, bias=qkv_bias)
+        self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=output_bias)
         self.rope = RoPE(config) if config.position == "rope" else None
 
     def forward(self, x: torch.Tensor, position: CachePosition | None) -> torch.Tensor:
@@ -120,8 +138,8 @@ class GeluMLP(nn.Module):
 
     def __init__(self, config: ModelSettings) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, config.n_hidden, bias=config.has_biases)
-        self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.has_biases)
+        self.c_fc = nn.Linear(config.n_embd, config.n_hidden, bias=config.biases[2])
+        self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.biases[2])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # GPT-2 uses the tanh form
@@ -132,8 +150,8 @@ class SwigluMLP(nn.Module):
 
     def __init__(self, config: ModelSettings) -> None:
         super().__init__()
-        self.c_fc = StackedLinear(config.n_embd, [config.n_hidden] * 2, bias=config.has_biases)  # gate and value
-        self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.has_biases)
+        self.c_fc = StackedLinear(config.n_embd, [config.n_hidden] * 2, bias=config.biases[2])  # gate and value
+        self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.biases[2])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, value = self.c_fc(x).chunk(2, dim=-1)

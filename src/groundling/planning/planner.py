@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Set
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from groundling.machine import Machine, Speed, has_compiler, measure_speed
 from groundling.model.describe import flops_per_token, matrix_parameters
 from groundling.model.gpt import GPT
 from groundling.tasks.self_distillation import end_of
+from groundling.training.clock import local_time
 from groundling.training.events import Planned
 from groundling.training.state import TrainState
 
@@ -210,7 +211,7 @@ def _evaluations(
 def _event(config: Config, given: Set[str], text: Corpus, per_step: float, used: float) -> Planned:
     m, t, vocab_size = config.model, config.training, text.tokenizer.vocab_size
     loss = None if "preset" in given else forecast(config, text)
-    ends = datetime.now().astimezone() + timedelta(seconds=60 * t.minutes - used)
+    ends = local_time() + timedelta(seconds=60 * t.minutes - used)
     return Planned(
         minutes=t.minutes,
         parameters=matrix_parameters(m, vocab_size),

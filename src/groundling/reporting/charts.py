@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from groundling.reporting.plot import default_style
+
 _F64 = npt.NDArray[np.float64]
 
 _POINTS = 800  # of a curve: two for each pixel column of a wide screen
@@ -127,9 +129,10 @@ def _bounds(chart: Chart, values: Sequence[_F64]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    from matplotlib.ticker import MaxNLocator
+    with default_style():
+        from matplotlib.ticker import MaxNLocator
 
-    places = MaxNLocator(about, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        places = MaxNLocator(about, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     return [float(place) for place in places if low <= place <= high]
 
 

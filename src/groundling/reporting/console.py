@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
+import os
+import shutil
 import time
 from contextlib import suppress
 from typing import IO
@@ -14,17 +15,25 @@ from rich.table import Table
 from rich.text import Text
 
 from groundling.analysis.diagnosis import standing
-from groundling.escape import printable
+from groundling.escape import command, printable
 from groundling.training import events
+from groundling.training.signals import say
 
 _SECONDS_BETWEEN_LINES = 5.0
+
+
+class _Rich(RichConsole):
+    def on_broken_pipe(self) -> None:
+        raise  # rich itself would end the process
 
 
 class Console:
     """Prints events to `file` (default: standard output). Use it as a context manager to clear the live line."""
 
     def __init__(self, file: IO[str] | None = None) -> None:
-        self.out = RichConsole(file=file, highlight=False, soft_wrap=True)
+        # With COLUMNS=0, as some containers have it, rich itself would print nothing.
+        width, height = shutil.get_terminal_size() if "COLUMNS" in os.environ else (None, None)
+        self.out = _Rich(file=file, width=width, height=height, highlight=False, soft_wrap=True, emoji=False)
         self._live: Progress | None = None
         self._task = TaskID(0)
         self._validation = ""
@@ -43,9 +52,17 @@ class Console:
     def __call__(self, event: events.Event) -> None:
         try:
             self._show(event)
-        except OSError:  # the terminal was closed, or the reader of a pipe is gone: training continues without them
-            self._live = None
-            self.out = RichConsole(quiet=True)
+        except OSError as error:  # the terminal was closed, or the reader of a pipe is gone
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        """Show nothing more, so that training continues."""
+        with suppress(OSError, AttributeError):
+            if self.out.file.fileno() in (1, 2):  # what is in its buffer would fail again when Python exits
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.file.fileno())
+        self._live = None
+        self.out = _Rich(quiet=True)
+        say(f"note: The output cannot be written ({(error.strerror or str(error)).lower()}). Continuing without it.")
 
     def _show(self, event: events.Event) -> None:
         match event:
@@ -95,7 +112,7 @@ class Console:
             case events.Paused():
                 self._end_live()
                 self.out.print(f"Saved at step {event.step:,}. To continue:  ", end="")
-                self.out.print(Text(f"groundling resume {shlex.quote(event.run)}", style="bold"))
+                self.out.print(Text(command("resume", event.run), style="bold"))
             case events.Finished():
                 self._end_live()
                 self._finished(event)
@@ -198,12 +215,12 @@ class Console:
         if event.report:
             self.out.print(Text(f"\nReport: {event.report}"))
         self.out.print("\nTry next:")
-        for command in (
-            f'groundling sample {event.run} --prompt "The "',
-            f"groundling eval {event.run}",
-            f"groundling resume {event.run} --steps {2 * event.step}",
+        for words in (
+            ("sample", event.run, *(("--prompt", event.prompt.replace("\\", "\\\\")) if event.prompt else ())),
+            ("eval", event.run),
+            ("resume", event.run, "--steps", 2 * event.step),
         ):
-            self.out.print(Text(f"  {command}", style="bold"))
+            self.out.print(Text(f"  {command(*words)}", style="bold"))
 
     def _end_live(self) -> None:
         live, self._live = self._live, None

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,23 @@ _TRAINING, _VALIDATION, _MILESTONE = "#9db4c8", "#b5442e", "#7a7a7a"
 Lines = Sequence[Mapping[str, Any]]
 
 
+@contextmanager
+def default_style() -> Iterator[None]:
+    """matplotlib's own defaults, whatever MPLBACKEND or a matplotlibrc in the working folder says."""
+    logging.getLogger("matplotlib").setLevel("ERROR")  # it warns if its own cache folder is new or cannot be written
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend:  # as it does itself, but a name that it does not know would end its import
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+@default_style()
 def plot_curves(histories: Mapping[str, Lines], path: Path) -> None:
     """Plot runs, by name, from the lines of their `metrics.jsonl`. Raises ValueError if no step was logged."""
     # The object interface: pyplot would keep global state and ask for a display.
@@ -49,7 +70,7 @@ def plot_curves(histories: Mapping[str, Lines], path: Path) -> None:
         _draw_generations(axes, *histories.values())
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path)
+    figure.savefig(path, format=path.suffix.removeprefix(".") or "png")  # otherwise it adds .png to the name
 
 
 def baselines(milestones: Sequence[float]) -> list[tuple[str, float]]:

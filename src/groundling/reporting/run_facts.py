@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
@@ -14,7 +13,7 @@ from groundling.analysis.diagnosis import Finding, diagnose, standing, verdict
 from groundling.analysis.history import History
 from groundling.analysis.memorization import COPIED, TrainingText, parts
 from groundling.config import GROUPS, Config, flag
-from groundling.escape import printable
+from groundling.escape import command, printable
 from groundling.reporting.charts import Chart, Curve, Line, drawn
 from groundling.reporting.console import duration
 from groundling.reporting.plot import Lines, baselines, smooth
@@ -223,13 +222,12 @@ class Facts:
     @property
     def inspect_command(self) -> str:
         """The command for a check-up of the same tokens."""
-        text = self.config.text
-        words = ["groundling", "inspect", self.config.corpus]
-        if text.tokenizer != "char":
-            words += ["--tokenizer", text.tokenizer]
-        if text.tokenizer == "bpe":
-            words += ["--vocab-size", str(text.vocab_size)]
-        return shlex.join(words)
+        return self.history.inspect_command
+
+    @property
+    def report_command(self) -> str:
+        """The command that writes this report again, with a search for copied text."""
+        return command("report", self.reference)
 
     @property
     def plan(self) -> list[tuple[str, str, str]]:

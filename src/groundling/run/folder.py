@@ -16,14 +16,19 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import unicodedata
+from contextlib import suppress
 from functools import cached_property
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
 from groundling import storage
-from groundling.config import Config
+from groundling.config import Config, user_path
 from groundling.data.tokenizers.base import Tokenizer
-from groundling.machine import Machine, choose
+from groundling.escape import command
+from groundling.machine import Machine, choose, default_torch
 from groundling.model.gpt import GPT
 from groundling.model.weights_file import check_fits, check_memory, load_weights
 from groundling.run.metrics_log import read_history, read_result
@@ -32,7 +37,9 @@ from groundling.storage.safe_read import check_folder
 from groundling.training.checkpoints import Checkpoints
 from groundling.training.state import read_state
 
-_DEVICES = r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?"  # reserved file names on Windows
+_MOST_BYTES = 100  # of a name, in UTF-8; file systems allow 255, and temporary files add to it
+_DEVICE = re.compile(r"(?i)^(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?=\.|\Z)")  # reserved file names on Windows
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 class RunFolder:
@@ -58,8 +65,15 @@ class RunFolder:
 
     @property
     def reference(self) -> str:
-        """The argument that means this run on the command line: its name, or its path from the working directory."""
-        return self.name if self.folder.parent == runs_folder().resolve() else os.path.relpath(self.folder)
+        """The argument that means this run on the command line, unquoted: its name, or its path from the working
+        directory."""
+        if self.folder.parent == runs_folder().resolve() and not self.name.startswith("-"):
+            return self.name
+        path = str(self.folder)
+        with suppress(ValueError):  # it is on another drive
+            path = os.path.relpath(path)
+        is_plain = path == os.curdir or (os.path.dirname(path) and path[0] not in "-~")
+        return path if is_plain else os.path.join(os.curdir, path)  # not a name, an option or a home folder
 
     @cached_property
     def record(self) -> RunRecord:
@@ -86,11 +100,11 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The checkpoint in use. Raises ValueError if the run has none yet."""
+        """The checkpoint in use. Raises ValueError if the run has none yet, or if none can be read."""
         path = self.chosen or self.checkpoints.pointed("best") or self.checkpoints.newest(lambda _: None)
         if path is None:
             raise ValueError(
-                f"The run {self.name} has no checkpoint yet. Continue it with `groundling resume {self.reference}`."
+                f"The run {self.name} has no checkpoint yet. Continue it with `{command('resume', self.reference)}`."
             )
         return path
 
@@ -107,6 +121,7 @@ class RunFolder:
         return choose(self.config.machine, self.record.machine.model_dump())
 
     @cached_property
+    @default_torch()
     def model(self) -> GPT:
         """The model of the checkpoint in use, on its device. The hashes of its files are checked first."""
         storage.verify(self.checkpoint)
@@ -146,15 +161,52 @@ class RunFolder:
 
 def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:
     """`out`, or `$GROUNDLING_RUNS`, or `runs` in the working directory."""
-    return Path(out or os.environ.get("GROUNDLING_RUNS") or "runs")
+    if out is not None:
+        return user_path("--out", out)
+    return user_path("GROUNDLING_RUNS", os.environ.get("GROUNDLING_RUNS") or "runs")
 
 
 def as_name(text: str, otherwise: str = "run") -> str:
-    """`text` with everything replaced that a run's name cannot have, or `otherwise` if nothing is left."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or otherwise
+    """A run's name made of `text`: its letters and digits, of any script, and `-` for everything else. `otherwise` if
+    nothing is left. `is_name` holds for it, and still does with a number after it."""
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+    encoding = sys.getfilesystemencoding()
+    text = text.encode(encoding, "ignore").decode(encoding)  # in the locale C, it may be ASCII
+    words = "".join(c if _may_be_in_a_name(c) else " " for c in text)
+    name = _cut("".join(dropwhile(lambda c: not _may_begin_a_name(c), re.sub(" +", "-", words))))
+    return _cut(_DEVICE.sub(r"\1-run", name)) or otherwise
+
+
+def _cut(name: str) -> str:
+    """At most as many bytes as leave room for a number."""
+    return name.encode()[: _MOST_BYTES - 4].decode(errors="ignore").rstrip("-.")
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` is a valid run name on every operating system."""
-    fits = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", text) is not None and not text.endswith(".")
-    return fits and not re.fullmatch(_DEVICES, text)
+    """Whether `text` is a valid run name on every operating system. It is in NFC, so no two names look the same."""
+    return (
+        all(map(_may_be_in_a_name, text))
+        and text == unicodedata.normalize("NFC", text)
+        and 0 < len(text.encode()) <= _MOST_BYTES
+        and _may_begin_a_name(text[0])
+        and not text.endswith(".")
+        and not _DEVICE.match(text)
+    )
+
+
+def checked_name(name: str, option: str = "--name") -> str:
+    """The name that a user gave, in NFC. Raises ValueError if it is not valid."""
+    name = unicodedata.normalize("NFC", name)
+    if not is_name(name):
+        raise ValueError(
+            f"{option} {name!r} is not a valid name: use letters, digits, '.', '_' and '-', such as {as_name(name)!r}."
+        )
+    return name
+
+
+def _may_be_in_a_name(c: str) -> bool:
+    return c in "._-" or (unicodedata.category(c)[0] in "LMN" and not _INVISIBLE.match(c))
+
+
+def _may_begin_a_name(c: str) -> bool:
+    return c not in "-." and unicodedata.category(c)[0] != "M"

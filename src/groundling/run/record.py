@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 
 from groundling import __version__
 from groundling.config import Config, did_you_mean
-from groundling.data.fingerprint import MOST_DOCUMENTS
+from groundling.data.fingerprint import MOST_FILES
 
 FORMAT = 1
 """Increased when older versions can no longer read new records."""
@@ -52,7 +52,7 @@ class CorpusFacts(_Part):
     characters: _Count
     vocab_size: _Count
     tokenizer: _Text
-    contents: Annotated[list[DocumentFacts], Field(max_length=MOST_DOCUMENTS)] = []
+    contents: Annotated[list[DocumentFacts], Field(max_length=MOST_FILES)] = []
     since: _Count = 0
 
 

@@ -10,20 +10,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from groundling import storage
 from groundling.acceleration.model_variants import ModelVariants
 from groundling.acceleration.precision import Precision
 from groundling.analysis.diagnosis import diagnose, standing, verdict
 from groundling.analysis.history import History
 from groundling.analysis.memorization import TrainingText
-from groundling.config import Sampling
-from groundling.data.corpus import Tokens, prepare
-from groundling.data.sources import find_source
-from groundling.data.tokenizers.base import Unknown
+from groundling.config import Sampling, limits
+from groundling.data.characters import clean_command
+from groundling.data.corpus import Corpus, Tokens, prepare
+from groundling.data.files import shown as shown_path
+from groundling.data.sources import CorpusPath, find_source
+from groundling.data.tokenizers.base import Unknown, UnknownText
+from groundling.escape import command
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.score import score
 from groundling.evaluation.token_losses import TokenLoss, token_losses
+from groundling.inference.example_prompt import example_prompt
 from groundling.inference.stream import start_ids, stream
+from groundling.machine import default_torch
 from groundling.reporting.plot import plot_curves
 from groundling.reporting.run_facts import Facts
 from groundling.reporting.run_page import run_page
@@ -38,6 +45,7 @@ class Run(RunFolder):
     stopped_by: int | None = None
     """The signal that stopped `train` or `resume` early. None if training finished."""
 
+    @default_torch()
     def generate(
         self,
         prompt: str = "",
@@ -70,8 +78,7 @@ class Run(RunFolder):
         unknown: Unknown = "error",
     ) -> Iterator[str]:
         """Like `generate`, but yields the text piece by piece."""
-        if max_new_tokens < 0:
-            raise ValueError(f"--max-new-tokens must be 0 or more, not {max_new_tokens}.")
+        limits.TOKENS.check("--max-new-tokens", max_new_tokens)
         ids = self.prompt_ids(prompt, unknown)
         decoder = self.variants.decoder(precision)
         model, drafter = self.variants.model(precision), self.variants.drafter if decoder else None
@@ -79,26 +86,34 @@ class Run(RunFolder):
 
     def prompt_ids(self, prompt: str = "", unknown: Unknown = "error") -> list[int]:
         """The token ids of `prompt`, at least one. An empty prompt gives those that start a document."""
-        return self.tokenizer.encode(prompt, unknown) or start_ids(self.tokenizer, self.record.corpus.documents)
+        if not isinstance(prompt, str):
+            raise TypeError(f"The prompt must be a str, not {type(prompt).__name__}.")
+        return self.tokenizer.encode_prompt(prompt, unknown) or start_ids(self.tokenizer, self.record.corpus.documents)
+
+    def example_prompt(self, room: int) -> str:
+        """A prompt of at most `room` tokens that the model can read: a word of its text, or one that it generated."""
+        text = (self.result or {}).get("prompt") or "".join(sample["text"] for sample in self.samples()[-1:])
+        return example_prompt(text, self.tokenizer, room)
 
     @property
     def text(self) -> RunText:
         """The text that the run was trained on. Raises ValueError for an imported run, which has none."""
         if self.record.imported:
             raise ValueError(
-                f"The run {self.name} was imported, without a text. Give one with --text, or train the model further "
-                f"on one: `groundling train my.txt --init-from {self.reference}`."
+                f"The run {self.name} was imported, without a text. To train it further on one, such as my.txt: "
+                f"`{command('train', 'my.txt', '--init-from', self.reference)}`."
             )
-        return RunText(self.reference, self.record.corpus, self.config, self.tokenizer)
+        return RunText(self.reference, self.folder, self.record.corpus, self.config, self.tokenizer)
 
     @cached_property
     def variants(self) -> ModelVariants:
         """The model in each precision, with its fast decoders."""
         return ModelVariants(self.model)
 
+    @default_torch()
     def evaluate(
         self,
-        text: str | os.PathLike[str] | None = None,
+        text: CorpusPath | Sequence[CorpusPath] | None = None,
         *,
         max_tokens: int | None = None,
         sliding: bool = False,
@@ -106,7 +121,7 @@ class Run(RunFolder):
         html_tokens: int = 4000,
         unknown: Unknown = "error",
     ) -> dict[str, Any]:
-        """Score the checkpoint on the run's validation part, or on `text` (a file, folder or corpus name).
+        """Score the checkpoint on the run's validation part, or on `text` (files, folders or corpora, as for `train`).
 
         Args:
             max_tokens: at most this many tokens, evenly spread (0: all). Default: as in training, so that the result
@@ -115,23 +130,28 @@ class Run(RunFolder):
             html: a page to write. It colors the first `html_tokens` tokens (0: all) by their loss.
             unknown: what to do with characters that the tokenizer does not know.
 
-        Returns the fields of `Score`, `step` and `checkpoint`.
+        Returns the fields of `Score`, `step`, `checkpoint`, and `notes`: what was read, and what is not counted.
         """
-        if html is not None:
-            _check_place("--html", Path(html))
-        tokens = self._tokens(text, unknown)
+        limits.TOKENS.check("--html-tokens", html_tokens)
+        if max_tokens is not None:
+            limits.TOKENS.check("--max-tokens", max_tokens)
+        page_file = storage.output_file("--html", html) if html is not None else None
+        tokens, notes = self._tokens(text, unknown)
         if max_tokens is None:
             max_tokens = self.config.training.eval_tokens if text is None else 0
         result = score(self.model, tokens, self.tokenizer, self.machine, max_tokens=max_tokens, sliding=sliding)
-        if html is not None:
-            shown = _first(tokens, html_tokens)
-            losses = token_losses(self.model, shown, self.tokenizer, self.machine, sliding=sliding)
-            where = "its validation part" if text is None else os.fspath(text)
+        if page_file is not None:
+            first_tokens = _first(tokens, html_tokens)
+            losses = token_losses(self.model, first_tokens, self.tokenizer, self.machine, sliding=sliding)
+            where = "its validation part" if text is None else ", ".join(map(shown_path, _listed(text)))
             title = f"{self.name}, step {self.step:,}, on {where}"
             first = self.tokenizer.decode(tokens.read(0, 1))
             page = loss_page(title, first, losses, result, len(tokens), self.tokenizer.vocab_size)
-            storage.write_file(Path(html), page)
-        return dataclasses.asdict(result) | {"step": self.step, "checkpoint": str(self.checkpoint)}
+            storage.write_file(page_file, page)
+        if text is not None and unknown == "skip" and self.tokenizer.normalizer:
+            notes.append(f"The figures are about the text as the tokenizer changes it ({self.tokenizer.normalizer}).")
+        about = {"step": self.step, "checkpoint": str(self.checkpoint), "notes": notes}
+        return dataclasses.asdict(result) | about
 
     def explain(self) -> dict[str, Any]:
         """Diagnose the run's curves. Returns JSON-ready values: `verdict` (a few sentences), `standing` (the loss among
@@ -151,16 +171,18 @@ class Run(RunFolder):
             "verdict": verdict(history),
         }
 
+    @default_torch()
     def token_losses(
         self,
-        text: str | os.PathLike[str] | None = None,
+        text: CorpusPath | Sequence[CorpusPath] | None = None,
         *,
         max_tokens: int = 4000,
         sliding: bool = False,
         unknown: Unknown = "error",
     ) -> list[TokenLoss]:
         """The loss of each of the first `max_tokens` tokens (0: all) of the validation part, or of `text`."""
-        tokens = _first(self._tokens(text, unknown), max_tokens)
+        limits.TOKENS.check("max_tokens", max_tokens)
+        tokens = _first(self._tokens(text, unknown)[0], max_tokens)
         return token_losses(self.model, tokens, self.tokenizer, self.machine, sliding=sliding)
 
     def training_text(self, progress: Callable[[str, int, int], None] = lambda *_: None) -> TrainingText:
@@ -169,18 +191,39 @@ class Run(RunFolder):
         Raises ValueError if the text is gone, has changed, or has more than 100 MB.
         """
         corpus = self.text.open(progress=progress)
-        return TrainingText.of(corpus, _document_names(self) if corpus.n_documents > 1 else (), progress)
+        return TrainingText.of(corpus, self._document_names(corpus) if corpus.n_documents > 1 else (), progress)
 
-    def _tokens(self, text: str | os.PathLike[str] | None, unknown: Unknown) -> Tokens:
-        """The validation part, or all of `text`."""
+    def _document_names(self, corpus: Corpus) -> list[str]:
+        try:
+            source = find_source(self.config.corpus, self.config.text, stored=True)
+        except (FileNotFoundError, ConnectionError):
+            return []  # the text is gone, and the cache keeps no names
+        return [corpus.document_name(source, i) for i in range(corpus.n_documents)]
+
+    def _tokens(self, text: CorpusPath | Sequence[CorpusPath] | None, unknown: Unknown) -> tuple[Tokens, list[str]]:
+        """The validation part, or all of `text`, and sentences about what was read."""
         if text is None:
-            return self.text.open().validation
-        corpus = prepare(find_source(text), self.config.text, tokenizer=self.tokenizer, unknown=unknown)
-        return dataclasses.replace(corpus.train, stop=corpus.validation.stop)
+            if self.record.imported:
+                raise ValueError(f"The run {self.name} was imported, without a text. Give one with --text.")
+            return self.text.open().validation, []
+        settings, notes = dataclasses.replace(self.config.text, glob=None, format="auto"), list[str]()
+        try:
+            source = find_source(text, settings)
+            corpus = prepare(source, settings, tokenizer=self.tokenizer, unknown=unknown, notice=notes.append)
+        except UnknownText as error:
+            form = next((form for form in ("NFC", "NFD") if f"Unicode form {form}" in str(error)), None)
+            files = [path for path in _listed(text) if os.path.isfile(path)]
+            if form is None or len(files) != 1:
+                raise
+            raise UnknownText(f"{error} To write a converted copy: `{clean_command(files[0], form)}`.") from None
+        left_out = _left_out(corpus) if unknown == "skip" else 0
+        if left_out > 0:
+            notes.append(f"{left_out:,} characters of the text were dropped (--unknown skip), so nothing counts them.")
+        return dataclasses.replace(corpus.train, stop=corpus.validation.stop), notes
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Draw the loss curve to `path` (default: `loss.png` in the run's folder). Returns the path."""
-        target = Path(path) if path else self.folder / "loss.png"
+        target = storage.output_file("--to", self.folder / "loss.png" if path is None else path)
         plot_curves({self.name: self.metrics()}, target)
         return target
 
@@ -192,8 +235,7 @@ class Run(RunFolder):
 
         Raises ValueError if no step was logged yet, or if `path` cannot be written.
         """
-        target = Path(path) if path else self.folder / "report.html"
-        _check_place("--to", target)
+        target = storage.output_file("--to", self.folder / "report.html" if path is None else path)
         samples, text = self.samples(), None
         if originality and any(sample.get("copied_spans") is None for sample in samples):
             with suppress(ValueError):  # the text is gone, has changed, or is too long
@@ -206,22 +248,16 @@ class Run(RunFolder):
         return f"Run({os.fspath(self.folder)!r})"
 
 
-def _document_names(run: Run) -> list[str]:
-    try:
-        source = find_source(run.config.corpus, run.config.text.glob, stored=True)
-    except (FileNotFoundError, ConnectionError):
-        return []  # the text is gone, and the cache keeps no names
-    return [document.name for document in source.documents]
+def _listed(paths: CorpusPath | Sequence[CorpusPath]) -> Sequence[CorpusPath]:
+    return [paths] if isinstance(paths, str | os.PathLike) else paths
 
 
-def _check_place(option: str, path: Path) -> None:
-    """Raise ValueError if no file can be written at `path`, before long work whose result would be lost."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"{option} {path} cannot be written: it is a folder, or its folder does not exist.")
+def _left_out(corpus: Corpus) -> int:
+    """The characters of the text that are in no token."""
+    ids = np.fromfile(corpus.train.path, corpus.train.dtype)
+    return corpus.n_characters - int(corpus.tokenizer.sizes[1][ids].sum())
 
 
 def _first(tokens: Tokens, n: int) -> Tokens:
     """The first token and the `n` predicted ones after it (0: all)."""
-    if n < 0:
-        raise ValueError(f"The number of tokens must be 1 or more, or 0 for all, not {n}.")
     return dataclasses.replace(tokens, stop=min(tokens.stop, tokens.start + n + 1)) if n else tokens

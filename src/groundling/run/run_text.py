@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
-from groundling.config import Config
+from groundling.config import READING, Config, flag
 from groundling.data.corpus import Corpus, prepare, reopen
+from groundling.data.files import read_text
 from groundling.data.fingerprint import TextFingerprint, difference, fingerprint_of, first_difference_at
 from groundling.data.progress import Notice, Progress, silent
-from groundling.data.sources import Source, find_source, read_text
+from groundling.data.sources import Source, find_source
 from groundling.data.tokenizers.base import Tokenizer
+from groundling.escape import command
 from groundling.run.record import CorpusFacts
 
 _PIECE = 2**20  # tokens compared at a time
@@ -26,26 +29,58 @@ class RunText:
     """What a run records about its text. `run` is the run's name on the command line."""
 
     run: str
+    folder: Path
     was: CorpusFacts
     config: Config
     tokenizer: Tokenizer
 
     def open(self, notice: Notice = silent, progress: Progress = silent) -> Corpus:
         """Raises ValueError if the text is gone, and TextChanged, with the difference, if it has changed."""
-        address, fingerprint, settings = self.config.corpus, self.was.fingerprint, self.config.text
+        fingerprint, settings = self.was.fingerprint, self.config.text
         try:
-            source = find_source(address, settings.glob, stored=True)
-        except (FileNotFoundError, ConnectionError):
-            kept = reopen(fingerprint, self.was.name, address, self.tokenizer, settings, notice)
-            if kept is None:
-                raise ValueError(f"The text of the run {self.run} is gone: {address} does not exist.") from None
-            notice(f"{address} no longer exists. Using its tokens from the cache.")
-            return kept
+            source = find_source(self.config.corpus, settings, stored=True)
+        except (FileNotFoundError, ConnectionError) as error:
+            moved = self._moved(progress)
+            if moved is None:
+                return self._kept(error, notice)
+            source = moved
+            notice(f"The text was moved. Using {_places(source)}, which has the same content.")
         contents = fingerprint_of(source, progress)
         self.refuse_change(source, contents)
-        return prepare(
+        text = prepare(
             source, settings, tokenizer=self.tokenizer, fingerprint=fingerprint, notice=notice, progress=progress
         )
+        if (text.n_documents, text.n_characters) != (self.was.documents, self.was.characters):
+            raise TextChanged(
+                f"The settings of the run {self.run} ({', '.join(map(flag, READING))}) were edited: its files give "
+                f"{text.n_documents:,} document(s) and {text.n_characters:,} characters now, instead of "
+                f"{self.was.documents:,} and {self.was.characters:,}. Restore its config.json from a checkpoint."
+            )
+        return text
+
+    def _kept(self, error: OSError, notice: Notice) -> Corpus:
+        """The tokens from the cache, if they are still there."""
+        kept = reopen(self.was.fingerprint, self.was.name, self.tokenizer, self.config.text, notice)
+        missing = ", ".join(self.config.inputs)
+        if kept is None:
+            why = str(error) if isinstance(error, ConnectionError) else f"{missing} does not exist."
+            raise ValueError(
+                f"The text of the run {self.run} is gone: {why} If it was moved, say where it is now: "
+                f"`{command('resume', self.run, '--corpus', 'PATH')}`."
+            ) from None
+        notice(f"{missing} no longer exists. Using its tokens from the cache.")
+        return kept
+
+    def _moved(self, progress: Progress) -> Source | None:
+        """The text at a place where it may be now: it, or the folder around it, was moved or copied with the run."""
+        for base in dict.fromkeys((Path.cwd(), self.folder.parent, self.folder.parent.parent)):
+            for n_parts in (1, 2, 3):
+                places = [base.joinpath(*Path(address).parts[-n_parts:]) for address in self.config.inputs]
+                with suppress(OSError, ValueError):
+                    source = find_source(places, self.config.text)
+                    if fingerprint_of(source, progress).fingerprint == self.was.fingerprint:
+                        return source
+        return None
 
     def refuse_change(self, source: Source, contents: TextFingerprint) -> None:
         """Raise TextChanged, with the difference, if `source`, with these contents, is not the run's text."""
@@ -53,23 +88,27 @@ class RunText:
         if contents.fingerprint == was.fingerprint:
             return
         what = "it differs"
-        if was.documents == len(source.documents) == 1:
+        if len(source.files) == (len(was.contents) or was.documents) == 1:
             size = f"{was.contents[0].bytes:,} bytes" if was.contents else f"{was.characters:,} characters"
-            what = f"it had {size} and has {contents.documents[0]['bytes']:,} bytes now"
+            what = f"it had {size} and has {contents.files[0]['bytes']:,} bytes now"
             with suppress(ValueError, OSError):  # it is no longer text, or the cache is damaged
-                kept = reopen(was.fingerprint, was.name, source.address, self.tokenizer, self.config.text)
-                if kept is not None:
-                    new = (chunk.encode() for chunk in read_text(source.documents[0]))
+                kept = reopen(was.fingerprint, was.name, self.tokenizer, self.config.text)
+                if kept is not None and kept.n_documents == 1:
+                    new = (chunk.encode() for chunk in read_text(source.files[0]))
                     offset, line = first_difference_at(_bytes_of(kept), new)
                     what += f", and differs from line {line:,} on (byte {offset:,})"
         elif was.contents:
             before = [document.model_dump() for document in was.contents]
-            what = difference(before, contents.documents) or "its files are in another order"
+            what = difference(before, contents.files) or "its files are in another order"
         raise TextChanged(
-            f"The text at {source.address} is not the one that the run {self.run} was trained on: {what}. Restore the "
+            f"The text at {_places(source)} is not the one that the run {self.run} was trained on: {what}. Restore the "
             "old text, start a new run on the new one with another --name, or continue with the new one: "
-            f"`groundling resume {self.run} --accept-changed-text`."
+            f"`{command('resume', self.run, '--accept-changed-text')}`."
         )
+
+
+def _places(source: Source) -> str:
+    return ", ".join(source.addresses)
 
 
 def _bytes_of(corpus: Corpus) -> Iterator[bytes]:

@@ -15,7 +15,9 @@ from groundling.analysis.diagnosis import verdict
 from groundling.analysis.history import History
 from groundling.config import Config
 from groundling.data.corpus import Corpus
+from groundling.escape import command
 from groundling.evaluation.causality import sees_the_future
+from groundling.inference.example_prompt import example_prompt
 from groundling.machine import peak_memory
 from groundling.model.initial import InitialModel
 from groundling.model.weights_file import check_fits, check_memory
@@ -62,7 +64,7 @@ def train_run(run: Run, text: Corpus, tell: Subscriber, track: Sequence[Tracker]
                 trainer.emit(baselines)
         stop = stack.enter_context(stop_request())  # from here on, there is something to save
         if trainer.run(stop, time.perf_counter() - began):
-            _finish(run, trainer)
+            _finish(run, text, trainer, notice)
             return Run(run.folder)
         run.stopped_by = stop.signal
         trainer.emit(Paused(trainer.state.step, run.reference))
@@ -134,7 +136,7 @@ def _started(run: Run, text: Corpus, trainer: Trainer) -> Started:
     )
 
 
-def _finish(run: Run, trainer: Trainer) -> None:
+def _finish(run: Run, text: Corpus, trainer: Trainer, notice: Callable[[str], None]) -> None:
     state, model = trainer.state, trainer.learner.model
     assert state.best_score is not None
     metrics, sees_future = run.metrics(), sees_the_future(model)
@@ -142,8 +144,20 @@ def _finish(run: Run, trainer: Trainer) -> None:
     end = Finished(
         run.reference, state.step, state.elapsed, state.best_step, state.best_score, summary, peak_memory(),
         compare_with_plan(metrics, state), sees_future,
+        prompt=example_prompt(text.train, text.tokenizer, run.config.model.block_size // 2),
     )  # fmt: skip
     storage.write_json(run.folder / "result.json", end.to_dict())
-    run.plot()
-    page = run.report(originality=False)  # indexing a long text would take too long now
-    trainer.emit(dataclasses.replace(end, report=os.path.relpath(page)))
+    _drawn(run, "plot", run.plot, notice)
+    # Indexing a long text would take too long now.
+    page = _drawn(run, "report", lambda: run.report(originality=False), notice)
+    trainer.emit(dataclasses.replace(end, report=page))
+
+
+def _drawn(run: Run, name: str, draw: Callable[[], Path], notice: Callable[[str], None]) -> str:
+    """The path of the file that `draw` makes, or "" and a notice if it fails: all that was trained is saved."""
+    try:
+        return os.path.relpath(draw())
+    except Exception as error:
+        reason = str(error).partition(". ")[0].rstrip(".") or type(error).__name__
+        notice(f"The {name} could not be made: {reason}. To make it: `{command(name, run.reference)}`.")
+        return ""

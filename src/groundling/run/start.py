@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from groundling import __version__, storage
-from groundling.config import GROUPS, Config, flag
+from groundling.config import GROUPS, READING, Config, CorpusSettings, flag
 from groundling.data.corpus import Corpus, prepare
 from groundling.data.fingerprint import TextFingerprint, fingerprint_of
 from groundling.data.progress import silent
-from groundling.data.sources import Source, find_source
+from groundling.data.sources import CorpusPath, Source, find_source
 from groundling.data.tokenizers.base import UnknownText
+from groundling.escape import command
 from groundling.machine import Machine, bits, versions
-from groundling.run.folder import as_name, is_name
-from groundling.run.lock import lock
+from groundling.run.folder import as_name, checked_name
+from groundling.run.lock import Obstacle, lock
 from groundling.run.record import FORMAT, CorpusFacts, DocumentFacts, MachineFacts, NewerVersion, RunRecord
 from groundling.run.run import Run
-from groundling.run.run_text import TextChanged
 from groundling.run.store import load
+from groundling.tasks.pretraining import check_length
+from groundling.training.checkpoints import AllDamaged
 from groundling.training.state import TrainState, read_state
 
 _MICRO_BATCH = {"batch_size", "accumulate"}
@@ -69,20 +72,22 @@ def _corpus_facts(text: Corpus, contents: TextFingerprint) -> CorpusFacts:
         characters=text.n_characters,
         vocab_size=text.tokenizer.vocab_size,
         tokenizer=text.tokenizer.fingerprint,
-        contents=[DocumentFacts(**document) for document in contents.documents],
+        contents=[DocumentFacts(**file) for file in contents.files],
     )
 
 
 def find_or_create(new: NewRun, name: str | None, folder: Path, notice: Callable[[str], None], stack: ExitStack) -> Run:
     """The unfinished run of the same command, or the empty folder of a new run. Locked until `stack` closes.
 
+    Without a name, an unfinished run of the same text and settings is found by whatever name, since the text may have
+    been moved.
+
     Raises ValueError if the run of that `name` cannot be continued, or if the text of the unfinished one has changed.
     """
-    if name is not None and not is_name(name):
-        raise ValueError(f"--name {name!r} is not a valid name: use letters, digits, '.', '_' and '-'.")
-    base = name or as_name(new.text.name)
-    for number in itertools.count(1):
-        run = Run(folder / (base if number == 1 else f"{base}-{number}"))
+    base = checked_name(name) if name is not None else as_name(new.text.name)
+    numbered = (folder / (base if number == 1 else f"{base}-{number}") for number in itertools.count(1))
+    for path in numbered if name is not None else itertools.chain(_runs_of(new, folder), numbered):
+        run = Run(path)
         storage.make_folder(run.folder)
         with ExitStack() as trial:
             try:
@@ -91,36 +96,88 @@ def find_or_create(new: NewRun, name: str | None, folder: Path, notice: Callable
                 if run.exists:
                     _check_continuable(run, new)
                     notice(f"Resuming unfinished run {run.reference} (same command). Use --name to start a new one.")
+                    move_text(run, new.source, new.config.text, notice)
                 stack.push(trial.pop_all())
                 return run
-            except TextChanged:
-                raise
-            except ValueError as obstacle:
+            except (Obstacle, AllDamaged) as obstacle:
                 if name is not None:
                     raise ValueError(f"{obstacle} Use another --name.") from None
     raise AssertionError("unreachable")
 
 
+def _runs_of(new: NewRun, folder: Path) -> Iterator[Path]:
+    """The unfinished runs of the same text and settings."""
+    for path in sorted(folder.glob("*/config.json")):
+        with suppress(ValueError, OSError):
+            run = Run(path.parent)
+            same = run.record.corpus.fingerprint == new.contents.fingerprint
+            if same and not run.finished and not _differing(run.record.requested, new.config):
+                yield path.parent
+
+
 def _check_continuable(run: Run, new: NewRun) -> None:
-    """Raise ValueError if `groundling train` cannot continue this run."""
-    old, wanted = run.record.requested, new.config
-    if old != wanted:
-        raise ValueError(f"The run {run.name} exists with other settings ({', '.join(_differing(old, wanted))}).")
-    if run.finished:
-        raise ValueError(
-            f"The run {run.name} exists and is finished. To train it further, use `groundling resume "
-            f"{run.reference} --steps N`."
+    """Raise Obstacle if `groundling train` cannot continue this run."""
+    try:
+        was, text, tokenizer = run.record.corpus, new.text, run.tokenizer
+        end = run.step if run.finished else None
+    except ValueError as damage:
+        raise Obstacle(str(damage)) from None
+    if differing := _differing(run.record.requested, new.config):
+        raise Obstacle(f"The run {run.name} exists with other settings ({', '.join(differing)}).")
+    if end is not None:
+        raise Obstacle(
+            f"The run {run.name} exists and is finished. To train it further, use "
+            f"`{command('resume', run.reference, '--steps', 2 * end)}`."
+        )
+    same_files = [file.sha256 for file in was.contents] == [file["sha256"] for file in new.contents.files]
+    if was.contents and same_files and (was.documents, was.characters) != (text.n_documents, text.n_characters):
+        raise Obstacle(
+            f"The run {run.name} exists, and read the same files otherwise: {was.documents:,} document(s) and "
+            f"{was.characters:,} characters instead of {text.n_documents:,} and {text.n_characters:,} (--format, "
+            "--field, --document-separator)."
         )
     run.text.refuse_change(new.source, new.contents)
-    if run.tokenizer != new.text.tokenizer:
-        raise ValueError(f"The run {run.name} exists with another tokenizer.")
+    if tokenizer != new.text.tokenizer:
+        raise Obstacle(f"The run {run.name} exists with another tokenizer.")
 
 
-def _differing(one: Config, other: Config) -> list[str]:
-    """The flags in which two configurations differ."""
-    a, b = one.to_dict(), other.to_dict()
-    differing = [flag(name) for group in GROUPS for name in a[group] if a[group][name] != b[group][name]]
-    return differing or [flag(name) if name != "corpus" else "the text" for name in a if a[name] != b[name]]
+def _differing(old: Config, wanted: Config) -> list[str]:
+    """The flags in which two requests differ, with both values. Where the text is and how it is read do not count: its
+    content is compared."""
+    if old.preset != wanted.preset:
+        return [f"--preset {old.preset} instead of {wanted.preset}"]
+    a, b = _with_text(old, (), CorpusSettings()).to_dict(), _with_text(wanted, (), CorpusSettings()).to_dict()
+    return [
+        f"{flag(name)} {a[group][name]} instead of {b[group][name]}"
+        for group in GROUPS
+        for name in a[group]
+        if a[group][name] != b[group][name]
+    ] + ["another task"] * (old.task != wanted.task)
+
+
+def _with_text(config: Config, corpus: str | tuple[str, ...], text: CorpusSettings) -> Config:
+    """The same configuration with the text at another place, read as `text` says."""
+    reading = {name: getattr(text, name) for name in READING}
+    return dataclasses.replace(config, corpus=corpus, text=dataclasses.replace(config.text, **reading))
+
+
+def move_text(run: Run, source: Source, text: CorpusSettings, notice: Callable[[str], None]) -> None:
+    """Record where the text of a run is now, and how it is read there. Its content is the same."""
+    settings, requested = (_with_text(each, source.corpus, text) for each in (run.config, run.record.requested))
+    if run.config.corpus != source.corpus:
+        notice(f"The text of the run {run.name} is now at {', '.join(source.addresses)}.")
+    if (settings, requested) != (run.config, run.record.requested):
+        run.update(settings=settings, requested=requested)
+
+
+def find_text(run: Run, corpus: CorpusPath | Sequence[CorpusPath], notice: Callable[[str], None], accept: bool) -> None:
+    """Record that the text of a run is now at `corpus`. Raises TextChanged if it differs, unless you `accept` it."""
+    has_folder = any(os.path.isdir(path) for path in ([corpus] if isinstance(corpus, str | os.PathLike) else corpus))
+    text = run.config.text if has_folder else dataclasses.replace(run.config.text, glob=None)
+    source = find_source(corpus, text)
+    if not accept:
+        run.text.refuse_change(source, fingerprint_of(source))
+    move_text(run, source, text, notice)
 
 
 def repair(run: Run, notice: Callable[[str], None]) -> None:
@@ -151,7 +208,7 @@ def _is_intact(run: Run, attribute: str) -> bool:
 def check_record(run: Run, checkpoint: Path) -> None:
     """Raise ValueError if the settings in the run's record are not those of its checkpoint."""
     old, new = Run(run.folder, checkpoint).config.to_dict(), run.config.to_dict()
-    free = {"steps", "minutes"}
+    free = {"steps", "minutes", *READING}  # of the text, the content is compared
     if new["training"]["warmup_steps"] == _warmup(old["training"]["warmup_steps"], new["training"]["steps"]):
         free.add("warmup_steps")
     if prod(old["training"][k] for k in _MICRO_BATCH) == prod(new["training"][k] for k in _MICRO_BATCH):
@@ -167,15 +224,17 @@ def check_record(run: Run, checkpoint: Path) -> None:
 def accept_text(run: Run, notice: Callable[[str], None], progress: Callable[..., None]) -> Corpus:
     """Accept the text that is at the run's address now. The record keeps the step from which it is used.
 
-    Raises ValueError if the run's tokenizer cannot encode it.
+    Raises ValueError if the run's tokenizer cannot encode it, or if it is too short.
     """
-    source = find_source(run.config.corpus, run.config.text.glob, stored=True)
+    source = find_source(run.config.corpus, run.config.text, stored=True)
     contents = fingerprint_of(source, progress)
     try:
         text = prepare(source, run.config.text, tokenizer=run.tokenizer, fingerprint=contents.fingerprint,
                        notice=notice, progress=progress)  # fmt: skip
     except UnknownText as error:
         raise ValueError(f"The run {run.name} cannot continue with the changed text. {error}") from None
+    if run.config.task == "pretraining":
+        check_length(text, run.config, is_new=False)
     was = run.record.corpus
     if text.fingerprint != was.fingerprint:
         step = _newest_state(run).step

@@ -3,44 +3,73 @@
 from __future__ import annotations
 
 import os
-import shlex
+import unicodedata
 from pathlib import Path
 from typing import Any
 
-from groundling.config import did_you_mean
+from groundling.config import did_you_mean, slip
+from groundling.escape import command
 from groundling.run.folder import is_name, runs_folder
 from groundling.run.run import Run
 from groundling.training.state import read_state
 
+_SUFFIXES = {".json", ".jsonl", ".safetensors", ".png", ".html"}  # of the files in a run
+
 
 def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Run:
-    """Load a run by its name in the runs folder, or by the path of the run or of one of its checkpoints.
+    """Load a run by its name in the runs folder, or by the path of the run, one of its checkpoints, or a file of them.
 
     Raises FileNotFoundError if there is no such run, and ValueError if the path is another kind of model.
     """
     reference = os.fspath(run)
     folder = runs_folder(out)
-    candidates = [Path(reference).expanduser()]
-    if is_name(reference):
-        candidates.insert(0, folder / reference)
-    for path in candidates:
+    for path in [*_called(reference, folder), _whole(Path(os.path.expanduser(reference)))]:
         if (path / "model.safetensors").is_file():
             if not (path / "state.json").is_file():
                 raise ValueError(
                     f"{path} is not a groundling checkpoint. If it is a Hugging Face model, use "
-                    f"`groundling import {shlex.quote(str(path))}`."
+                    f"`{command('import', path)}`."
                 )
             return Run(path.resolve().parent.parent, path.resolve())
         if (path / "config.json").is_file() or (path / "checkpoints").is_dir():  # config.json can be restored
-            return Run(path.resolve())
+            return Run(_absolute(path))
     known = [path.name for path in _run_folders(folder)]
     hint = did_you_mean(reference, known) or (f"; there are {', '.join(known[-5:])}" if known else "")
-    raise FileNotFoundError(f"No run {reference!r} in {folder}, and no run at that path{hint}.")
+    explanation = slip(reference)
+    raise FileNotFoundError(
+        f"No run {reference!r} in {folder}, and no run at that path"
+        + (f": {explanation}" if explanation else f"{hint}.")
+    )
+
+
+def _whole(path: Path) -> Path:
+    """The run or checkpoint that `path` is in, if it is one of their files, or the folder of checkpoints."""
+    whole = path.absolute()
+    while whole.name == "checkpoints" or (whole.suffix in _SUFFIXES and whole.is_file()):
+        whole = whole.parent
+    return path if whole == path.absolute() else whole
+
+
+def _absolute(path: Path) -> Path:
+    """The absolute path, without links but for a last one: its name is what the user calls the run."""
+    return path.parent.resolve() / path.name if path.is_symlink() else path.resolve()
 
 
 def runs(out: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
     """A summary of every run in the runs folder, oldest first, ready for JSON."""
     return sorted(map(summary, _run_folders(runs_folder(out))), key=lambda row: row["created"] or "")
+
+
+def _called(name: str, folder: Path) -> list[Path]:
+    """The folders of that name in `folder`, in whatever Unicode form a file system or keyboard writes it; first the
+    one that is exactly the same."""
+    if not folder.is_dir():
+        return []
+    wanted = unicodedata.normalize("NFC", name)
+    found = [path for path in folder.iterdir() if unicodedata.normalize("NFC", path.name) == wanted]
+    if is_name(name):
+        found.append(folder / name)  # in another case, where the file system does not distinguish them
+    return sorted(found, key=lambda path: path.name != name)
 
 
 def _run_folders(folder: Path) -> list[Path]:
@@ -55,7 +84,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
     }  # fmt: skip
     try:
-        run = Run(folder.resolve())
+        run = Run(_absolute(folder))
         row |= {
             "corpus": run.record.corpus.name,
             "preset": run.config.preset,

@@ -10,27 +10,30 @@ from contextlib import ExitStack
 from typing import Any
 
 from groundling import storage
-from groundling.config import MINUTES_OR_STEPS, Config, flag
+from groundling.config import MINUTES_OR_STEPS, Config, Limits, flag, limits
+from groundling.data.characters import odd_notice
 from groundling.data.corpus import prepare
 from groundling.data.fingerprint import fingerprint_of
-from groundling.data.sources import find_source
-from groundling.machine import choose
+from groundling.data.sources import CorpusPath, find_source
+from groundling.escape import command
+from groundling.machine import choose, default_torch
 from groundling.planning.planner import DEFAULT_MINUTES, plan
 from groundling.reporting.console import Console
 from groundling.reporting.trackers import Tracker, check_trackers
 from groundling.run.folder import runs_folder
-from groundling.run.lock import lock
+from groundling.run.lock import check_places, lock
 from groundling.run.metrics_log import MetricsLog
 from groundling.run.run import Run
 from groundling.run.session import initial_model, train_run
-from groundling.run.start import NewRun, accept_text, extend, find_or_create, repair
+from groundling.run.start import NewRun, accept_text, extend, find_or_create, find_text, repair
 from groundling.run.store import load
 from groundling.tasks import new_task
 from groundling.training.events import Event, Subscriber, reporters
 
 
+@default_torch()
 def train(
-    corpus: str | os.PathLike[str] | None = None,
+    corpus: CorpusPath | Sequence[CorpusPath] | None = None,
     *,
     preset: str | None = None,
     name: str | None = None,
@@ -46,7 +49,7 @@ def train(
     choose them.
 
     Args:
-        corpus: a file, a folder, `-`, `shakespeare` (the default) or `python-docs`.
+        corpus: files, folders, zip files, `-`, `shakespeare` (the default) or `python-docs`: one, or a list.
         preset: named settings to start from; see `groundling.config.PRESETS`.
         name: the name of the run's folder. Default: the corpus's name. If an unfinished run has this name, and the
             same settings and text, it is resumed, so you can repeat the same command.
@@ -60,30 +63,33 @@ def train(
     """
     began = time.perf_counter() - elapsed
     check_trackers(track or ())
-    address = os.fspath(corpus) if corpus is not None else "shakespeare"
     if settings.get("init_from"):
         settings = _inherited(load(settings["init_from"], out=out), settings, preset)
     if preset is None and not {"steps", "minutes"} & settings.keys():
         settings["minutes"] = DEFAULT_MINUTES
-    config = Config.build(address, preset, **settings)
+    config = Config.build("shakespeare", preset, **settings)
     given = settings.keys() | ({"preset"} if preset else set())
     machine = choose(config.machine)
     with ExitStack() as stack:
         emit = on_event if on_event is not None else stack.enter_context(Console())
         notice, progress = reporters(emit)
+        runs = runs_folder(out).resolve()
+        check_places(runs, notice)
         try:
-            source = find_source(address, config.text.glob)
+            source = find_source("shakespeare" if corpus is None else corpus, config.text)
         except ConnectionError as error:
             if corpus is not None:
                 raise
             notice(f"{error} Training on python-docs instead, the documentation that comes with Python.")
             source = find_source("python-docs")
-        config = dataclasses.replace(config, corpus=source.address)
+        config = dataclasses.replace(config, corpus=source.corpus)
         contents = fingerprint_of(source, progress)
         text = prepare(source, config.text, fingerprint=contents.fingerprint, notice=notice, progress=progress)
+        if sentence := odd_notice(text.odd, source.addresses):
+            notice(sentence)
         new_task(text, config, initial_model(config, text))  # raises if the text is too short
         new = NewRun(config, text, source, contents)
-        run = find_or_create(new, name, runs_folder(out).resolve(), notice, stack)
+        run = find_or_create(new, name, runs, notice, stack)
         tell = _logged(run, emit)
         if not run.exists:
             planned, event = plan(config, given, text, machine, time.perf_counter() - began)
@@ -93,12 +99,14 @@ def train(
         return train_run(run, text, tell, track, began)
 
 
+@default_torch()
 def resume(
     run: str | os.PathLike[str] | Run,
     *,
     out: str | os.PathLike[str] | None = None,
     steps: int | None = None,
     minutes: float | None = None,
+    corpus: CorpusPath | Sequence[CorpusPath] | None = None,
     accept_changed_text: bool = False,
     track: Sequence[Tracker] | None = None,
     on_event: Subscriber | None = None,
@@ -109,6 +117,7 @@ def resume(
     Args:
         steps, minutes: a new end, counted from the start of the run; give one of them. The learning rate then follows
             the schedule of the longer run.
+        corpus: where the text is now, if it was moved; as for `train`. Of a finished run, only the record changes.
         accept_changed_text: continue even if the text has changed. The record notes it.
         track: trackers to log to. Default: those of the run so far.
 
@@ -119,23 +128,33 @@ def resume(
     run = run if isinstance(run, Run) else load(run, out=out)
     if run.chosen not in (None, run.checkpoints.newest(lambda _: None)):
         raise ValueError(
-            f"{run.chosen} is not the newest checkpoint, from which a run resumes: `groundling resume "
-            f"{run.reference}`. To start a new run from this one, use `groundling train` with --init-from."
+            f"{run.chosen} is not the newest checkpoint, from which a run resumes: "
+            f"`{command('resume', run.reference)}`. To start a new run from this one, use --init-from: "
+            f"`{command('train', *run.config.inputs, '--init-from', os.path.relpath(run.chosen))}`."
         )
     run = Run(run.folder)
     if steps is not None and minutes is not None:
         raise ValueError(MINUTES_OR_STEPS)
-    if steps is None and minutes is None and run.finished:
+    if steps is not None:
+        Limits(1).check("--steps", steps)
+    if minutes is not None:
+        limits.MINUTES.check("--minutes", minutes)
+    if steps is None and minutes is None and corpus is None and run.finished:
         raise ValueError(
             f"The run {run.name} is finished. To train it further, use --steps N or --minutes N, counted from its "
             "start."
         )
     with ExitStack() as stack:
         emit = on_event if on_event is not None else stack.enter_context(Console())
+        check_places(run.folder, reporters(emit)[0])
         lock(run.folder, stack)
         repair(run, reporters(emit)[0])
         tell = _logged(run, emit)
         notice, progress = reporters(tell)
+        if corpus is not None:
+            find_text(run, corpus, notice, accept_changed_text)
+            if steps is None and minutes is None and run.finished:
+                return run
         text = accept_text(run, notice, progress) if accept_changed_text else run.text.open(notice, progress)
         if steps is not None or minutes is not None:  # last, since the checks above may raise
             extend(run, steps, minutes)

@@ -10,25 +10,28 @@ there, or records the operations to replay them as after a power cut.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from groundling import config
 from groundling.storage import safe_read
-from groundling.storage.retry import cache_folder, free_bytes, in_bytes, readable_errors, retry_io
+from groundling.storage.retry import UNSUPPORTED, cache_folder, free_bytes, in_bytes, locked, readable_errors, retry_io
 
 __all__ = [
-    "FORMAT", "MANIFEST", "Disk", "append_json", "cache_folder", "disk", "free_bytes", "in_bytes", "make_folder",
-    "new_folder", "read_checksummed", "read_json", "read_json_lines", "read_manifest", "readable_errors",
-    "remove_file", "remove_folder", "remove_temporary", "retry_io", "sha256", "verify", "verify_once",
-    "write_checksummed", "write_file", "write_json",
+    "FORMAT", "MANIFEST", "Disk", "append_json", "cache_folder", "check_writable", "disk", "free_bytes", "in_bytes",
+    "locked", "make_folder", "new_folder", "output_file", "read_checksummed", "read_json", "read_json_lines",
+    "read_manifest", "readable_errors", "remove_file", "remove_folder", "remove_temporary", "retry_io", "sha256",
+    "verify", "verify_once", "write_checksummed", "write_file", "write_json",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -42,7 +45,7 @@ class Disk:
     def make_folder(self, path: Path) -> None:
         path.mkdir()
 
-    def write(self, path: Path, content: bytes) -> None:
+    def write(self, path: Path, content: bytes | bytearray) -> None:
         """Append to a file. Create it if it does not exist."""
         with path.open("ab") as file:
             file.write(content)
@@ -60,8 +63,9 @@ class Disk:
         try:
             os.fsync(handle)
             if hasattr(os, "posix_fadvise") and not path.is_dir():
-                # Drop it from the page cache, so that reading it back reads the disk.
-                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+                with suppress(OSError):
+                    # Drop it from the page cache, so that reading it back reads the disk.
+                    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
 
@@ -80,18 +84,64 @@ class Disk:
 disk = Disk()
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and its missing parents, so that they survive a power cut."""
-    if path.is_dir():
+def check_writable(folder: Path, setting: str, notice: Callable[[str], None] = lambda _: None) -> None:
+    """Try to make `folder` and to write in it, before long work whose result could not be saved. Leaves nothing there.
+
+    Raises OSError with a sentence that says why that fails, and names `setting`, which chooses another place. `notice`
+    gets a sentence about what the disk cannot do.
+    """
+    missing = list(takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
+    make_folder(folder, setting)
+    probe = folder / f"{_TEMPORARY}probe-{os.getpid()}"
+    with readable_errors(folder, 4096, setting):
+        with _renamed_to(probe) as temporary:
+            disk.make_folder(temporary)
+        can_sync = _sync(folder)
+        with locked(probe / ".lock") as can_lock:
+            pass
+    _delete(probe)
+    for path in missing:
+        with suppress(OSError):  # it is in use by now
+            disk.delete(path)
+    if not can_sync:
+        notice(
+            f"The disk of {folder} cannot flush a folder (some network disks cannot). A killed run resumes as always, "
+            "but a power cut may lose the newest checkpoint."
+        )
+    if not can_lock:
+        notice(f"The disk of {folder} cannot lock files. Do not train the same run from two machines.")
+
+
+def output_file(option: str, path: str | os.PathLike[str]) -> Path:
+    """`config.output_file`, and a check that a file can be written there."""
+    file = config.output_file(option, path)
+    check_writable(file.absolute().parent, option)
+    return file
+
+
+def _sync(path: Path) -> bool:
+    """Flush a file or folder to the disk. False for a folder on a disk that cannot do that."""
+    try:
+        disk.sync(path)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED or not path.is_dir():
+            raise
+        return False
+    return True
+
+
+def make_folder(path: Path, setting: str | None = None) -> None:
+    """Make a folder and its missing parents, so that they survive a power cut. `setting`: see `readable_errors`."""
+    if os.path.isdir(path):  # pathlib's own raises OSError for a name that is too long
         return
-    make_folder(path.parent)
+    make_folder(path.parent, setting)
 
     def make() -> None:
         with suppress(FileExistsError):  # made by another process, or by the previous try
             disk.make_folder(path)
-        disk.sync(path.parent)
+        _sync(path.parent)
 
-    retry_io(path, 4096, make)
+    retry_io(path, 4096, make, setting)
 
 
 @contextmanager
@@ -110,9 +160,9 @@ def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path
         files = sorted(temporary.iterdir())
         hashes = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
         for file in files:
-            disk.sync(file)
+            _sync(file)
         disk.write(temporary / MANIFEST, _checksummed({"format": FORMAT, "about": about or {}, "files": hashes}))
-        disk.sync(temporary / MANIFEST)
+        _sync(temporary / MANIFEST)
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -133,9 +183,9 @@ def _renamed_to(path: Path) -> Iterator[Path]:
     _delete(temporary)
     try:
         yield temporary
-        disk.sync(temporary)
+        _sync(temporary)
         disk.rename(temporary, path)
-        disk.sync(path.parent)
+        _sync(path.parent)
     except BaseException:
         _delete(temporary)
         raise
@@ -156,11 +206,11 @@ def _checksummed(value: dict[str, Any]) -> bytes:
 
 
 def read_checksummed(path: Path, largest: int = safe_read.LARGEST_JSON) -> dict[str, Any]:
-    """Raises ValueError that names the file if a single bit differs from what `write_checksummed` wrote."""
+    """Raises ValueError that names the file if a bit differs from what `write_checksummed` wrote, but for CRLF."""
     value = read_json(path, largest)
     if isinstance(value, dict):
         value.pop("sha256", None)
-        if path.read_bytes() == _checksummed(value):
+        if safe_read.unix_lines(path, largest) == _checksummed(value):
             return value
     raise ValueError(f"{path} is damaged: its content differs from what was saved.")
 
@@ -211,8 +261,8 @@ def verify(folder: Path) -> dict[str, Any]:
     """Like `read_manifest`, but also check the hash of every file."""
     manifest = _manifest(folder)
     for name, record in manifest["files"].items():
-        if sha256(folder / name) != record["sha256"]:
-            raise ValueError(f"{folder / name} is damaged: its content differs from what was saved.")
+        if sha256(file := folder / name) != (saved := record["sha256"]) and not safe_read.is_saved_json(file, saved):
+            raise ValueError(f"{file} is damaged: its content differs from what was saved.")
     return dict(manifest["about"])
 
 
@@ -242,7 +292,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         file = folder / name
         if Path(name).name != name or not file.is_file():
             raise ValueError(f"{folder} is incomplete: {name} is missing.")
-        if (size := file.stat().st_size) != record["bytes"]:
+        if (size := file.stat().st_size) != record["bytes"] and not safe_read.is_saved_json(file, record["sha256"]):
             raise ValueError(f"{file} is damaged: it has {size} bytes instead of {record['bytes']}.")
     return manifest
 
@@ -251,8 +301,14 @@ def remove_folder(folder: Path) -> None:
     """Delete a folder. Rename it first, so that a half-deleted one never looks complete."""
     temporary = _temporary(folder)
     _delete(temporary)
-    with suppress(FileNotFoundError):
+    try:
         disk.rename(folder, temporary)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EXDEV):
+            raise
+        # An overlay, as in a container, cannot rename a folder of its image.
+        _delete(folder / MANIFEST)
+        _delete(folder)
     _delete(temporary)
 
 
@@ -260,7 +316,7 @@ def remove_file(path: Path) -> None:
     """Delete a file if it exists."""
     if path.exists():
         disk.delete(path)
-        disk.sync(path.parent)
+        _sync(path.parent)
 
 
 def remove_temporary(parent: Path, name: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -24,6 +25,16 @@ def read_bytes(path: Path, largest: int) -> bytes:
     if len(content) > largest:
         raise ValueError(f"{path} is larger than {largest:,} bytes, the limit for such a file.")
     return content
+
+
+def unix_lines(path: Path, largest: int = LARGEST_TOKENIZER) -> bytes:
+    """A JSON file's content as it was saved, though git or an editor may have changed its line ends to CRLF since."""
+    return read_bytes(path, largest).replace(b"\r", b"")  # in texts it is escaped
+
+
+def is_saved_json(path: Path, sha256: str) -> bool:
+    """Whether a JSON file is what was saved, with that hash, but for its line ends."""
+    return path.suffix == ".json" and hashlib.sha256(unix_lines(path)).hexdigest() == sha256
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -72,16 +83,21 @@ def _children(node: Any) -> Any:
     return node.values() if type(node) is dict else node if type(node) is list else ()
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *stores: Path) -> None:
     """Raise ValueError if `folder` has an entry that is not a file or folder of its own: a link that leads out of it
-    (writing there would write elsewhere), a pipe (reading it would wait forever), or a device."""
+    (writing there would write elsewhere), a pipe (reading it would wait forever), or a device. Links may lead into the
+    folders `stores`, too."""
     if not folder.is_dir():
         return
     inside = os.path.realpath(folder)
+    allowed = tuple(os.path.join(os.path.realpath(each), "") for each in (folder, *stores))
     for name in sorted(os.listdir(inside)):
         path = os.path.join(inside, name)
         target = os.path.realpath(path)
-        if not target.startswith(os.path.join(inside, "")):
-            raise ValueError(f"{path} is a link that leads out of its folder, to {target}. Remove it.")
+        if not target.startswith(allowed):
+            raise ValueError(
+                f"{path} is a link that leads out of its folder, to {target}. Remove it, or put what you need of its "
+                "target there. Only the whole folder may be a link."
+            )
         if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
             raise ValueError(f"{path} is neither a file nor a folder. Remove it.")

@@ -9,7 +9,7 @@ from functools import cached_property
 from groundling.analysis.leakage import WINDOW, shared
 from groundling.analysis.memorization import TrainingText
 from groundling.analysis.ngrams import ngram_losses, one_gram
-from groundling.config import Config, Sampling
+from groundling.config import Config, Sampling, limits
 from groundling.data.batches import Batch, WindowSampler
 from groundling.data.corpus import Corpus
 from groundling.evaluation.score import Interrupted, score
@@ -24,15 +24,33 @@ _SAMPLE_SEED = 1  # fixed, so that samples of different steps are comparable
 _MAX_INDEXED = 10_000_000  # characters; indexing a longer text would take seconds of training time
 
 
+def check_length(corpus: Corpus, config: Config, is_new: bool) -> None:
+    """Raise ValueError if a text is too short for a model: one that `is_new`, or whose context cannot be changed."""
+    training, validation, context = len(corpus.train), len(corpus.validation), config.model.block_size
+    if training > context and validation > 1:
+        return
+    if training + validation < 4:  # two of each part
+        raise ValueError(
+            f"The text has {corpus.n_characters} character(s), too few for a training and a validation part. Use a "
+            "longer text."
+        )
+    ways = ["Use a longer text"]
+    if validation < 2:
+        missing = f"The validation part has {validation} token(s), but needs at least 2."
+        ways += ["a larger --val-fraction"] if config.text.val_fraction < limits.MOST_VALIDATION else []
+    else:
+        missing = f"The training part has {training} token(s), but a context of {context} needs at least {context + 1}."
+        ways += [f"--block-size {training - 1}"] if is_new and training > 1 else []
+        ways += ["a smaller --val-fraction"] if training + validation > context + 2 else []
+    raise ValueError(f"{missing} {', or '.join(ways)}.")
+
+
 class Pretraining(Task):
     """Trains on windows of the training part, evaluates the loss on the validation part, and writes samples."""
 
     def __init__(self, corpus: Corpus, config: Config, initial: InitialModel) -> None:
         """Raises ValueError if the text is too short."""
-        if len(corpus.validation) < 2:
-            raise ValueError(
-                f"The text has {corpus.n_characters} character(s), too few for a validation part. Use a longer text."
-            )
+        check_length(corpus, config, is_new=not config.training.init_from)
         self.corpus, self.settings = corpus, config.training
         self.chance = math.log(corpus.tokenizer.vocab_size)
         windows = config.training.batch_size * config.training.accumulate
@@ -66,7 +84,7 @@ class Pretraining(Task):
     def sample(self, model: GPT, step: int, stopped: Callable[[], bool]) -> Sample:
         """A continuation of the settings' prompt, and how much of it is copied from the training text."""
         tokenizer, settings = self.corpus.tokenizer, self.settings
-        ids = tokenizer.encode(settings.sample_prompt, "skip") or start_ids(tokenizer, self.corpus.n_documents)
+        ids = tokenizer.encode_prompt(settings.sample_prompt, "skip") or start_ids(tokenizer, self.corpus.n_documents)
         pieces: list[str] = []
         for piece in stream(model, tokenizer, ids, settings.sample_tokens, Sampling(seed=_SAMPLE_SEED)):
             if stopped():

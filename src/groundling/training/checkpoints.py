@@ -57,6 +57,10 @@ def size_in_bytes(*shapes: Mapping[str, Shape]) -> int:
     return _OTHER_FILES + 4 * sum(prod(shape) for each in shapes for shape in each.values())
 
 
+class AllDamaged(ValueError):
+    """A run has checkpoints, but none can be read. Training again from step 0 would overwrite their weights."""
+
+
 class Checkpoints:
     """The checkpoints of a run, in its subfolder `folder`."""
 
@@ -155,16 +159,25 @@ class Checkpoints:
         return None
 
     def newest(self, notice: Callable[[str], None]) -> Path | None:
-        """The newest undamaged checkpoint. Damaged ones are skipped, with a notice."""
-        steps = self.steps()
-        for path in map(self.path, reversed(steps)):
+        """The newest undamaged checkpoint. Damaged ones are skipped, with a notice. None if there is no checkpoint.
+
+        Raises AllDamaged, with the reason, if there are checkpoints and all are damaged.
+        """
+        faults = list[str]()
+        for path in map(self.path, reversed(self.steps())):
             try:
                 self.verify(path)
-                return path
             except ValueError as error:
-                notice(f"{error} Using the checkpoint before it." if path != self.path(steps[0]) else str(error))
-        if steps:
-            notice("All checkpoints are damaged. Training starts again at step 0.")
+                faults.append(str(error))
+                continue
+            for fault in faults:
+                notice(f"{fault} Using the checkpoint before it.")
+            return path
+        if faults:
+            raise AllDamaged(
+                f"The run {self.folder.parent.name} has {len(faults)} checkpoint(s), but none can be read: {faults[0]} "
+                f"Restore one from a copy, or delete {self.folder} to start again at step 0."
+            )
         return None
 
     def check_room(self, size: int, settings: TrainingSettings) -> None:
@@ -175,9 +188,10 @@ class Checkpoints:
             count = settings.steps // settings.checkpoint_every + 2  # all, plus those at a new best score
         needed = size * max(count - len(self.steps()), 1)
         home = next(folder for folder in self.folder.absolute().parents if folder.exists())
+        elsewhere = "move the run to another disk" if self.steps() else "use another disk with --out"
         if needed > (free := storage.free_bytes(home)):
             raise OSError(
                 f"The checkpoints of this run need {storage.in_bytes(needed)} more ({count} of "
                 f"{storage.in_bytes(size)}), and the disk of {home} has {storage.in_bytes(free)} free. Delete "
-                "something there, use another disk with --out, or train a smaller model."
+                f"something there, {elsewhere}, or train a smaller model."
             )

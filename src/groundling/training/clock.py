@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from groundling.config import TrainingSettings
@@ -17,6 +18,14 @@ Kind = Literal["step", "evaluation", "save"]
 
 _PICTURE = 2.5  # seconds after the last save, for verdict, loss.png, report.html and Python's exit
 _UNMEASURED = 0.04  # of the budget is reserved for the last evaluation and save, until one was timed
+
+
+def local_time() -> datetime:
+    """Now, in UTC if the time zone (TZ) is impossible."""
+    try:
+        return datetime.now().astimezone()
+    except (ValueError, OverflowError, OSError):
+        return datetime.now(UTC)
 
 
 @dataclass

@@ -230,6 +230,7 @@ class Finished(Event):
     forecast: str | None = None  # how good the plan was, if there was one
     sees_future: bool = False  # see evaluation/causality.py
     report: str | None = None  # the HTML report of the run
+    prompt: str = ""  # a word of the text, for an example
 
 
 Subscriber = Callable[[Event], None]

@@ -14,7 +14,7 @@ from groundling.config import TrainingSettings
 
 T = TypeVar("T")
 
-ADVICE = "Use a smaller --n-embd, --n-layer or --block-size, or close other programs."
+ADVICE = "Close other programs, or train a smaller model (--n-embd, --n-layer, --block-size)."
 
 
 class OutOfMemoryError(MemoryError):

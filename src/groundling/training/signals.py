@@ -66,6 +66,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def say(sentence: str) -> None:
     """Write to the file descriptor, since a display may hold the lock of `sys.stderr`. The terminal may be gone."""
+    if sys.__stderr__ is None:  # it was closed when Python started, and the descriptor may be another file's
+        return
     with suppress(OSError):
         os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + f"\n{sentence}\n".encode())
 

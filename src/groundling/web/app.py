@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from groundling import __version__
 from groundling.config import Sampling
 from groundling.inference.engine import GeneratedToken, Request, window_start
-from groundling.web.batching import Batcher, Job
+from groundling.web.batching import Batcher, Chunk, Chunks, Job
 from groundling.web.errors import ApiError, ErrorBody, add_error_handlers, client_disconnected
 from groundling.web.loaded_model import LoadedModel
 from groundling.web.metrics import CONTENT_TYPE_LATEST, Metrics
@@ -32,6 +33,8 @@ from groundling.web.schemas import (
     TokenizeRequest,
 )
 
+_API_PATHS = ("/v1/", "/completions", "/chat/", "/models", "/tokenize", "/detokenize", "/health", "/metrics")
+
 
 def create_app(api: Api) -> FastAPI:
     """An app with the API's routes, to which pages can be added. Serve it inside a `Guard` only."""
@@ -40,8 +43,25 @@ def create_app(api: Api) -> FastAPI:
         docs_url=None, redoc_url=None,
     )  # fmt: skip
     add_error_handlers(app)
+    app.add_middleware(_PlainPaths)
     app.include_router(api.router())
     return app
+
+
+class _PlainPaths:
+    """ASGI middleware that reads `//v1/models/` and `/v1/v1/models` as `/v1/models`: clients join URLs in many ways.
+
+    A redirect would not do: many clients do not follow it, or not with their body.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        plain = re.sub("^(/v1)+/", "/v1/", re.sub("/+", "/", scope.get("path", ""))).rstrip("/")
+        if scope["type"] == "http" and plain.startswith(_API_PATHS):
+            scope = dict(scope, path=plain)
+        await self.app(scope, receive, send)
 
 
 class Api:
@@ -70,9 +90,15 @@ class Api:
             ("POST", "/v1/chat/completions", self.chat),
             ("POST", "/v1/tokenize", self.tokenize),
             ("POST", "/v1/detokenize", self.detokenize),
+            ("GET", "/v1/tokenizer_info", self.tokenizer_info),
         )
         for method, path, route in routes:
             router.add_api_route(path, route, methods=[method], response_model=None)
+            # Some clients have no /v1 in their base URL, and harnesses look for the tokenizer without it.
+            aliases = {path, path.removeprefix("/v1")}
+            for alias in aliases if method == "GET" else aliases - {path}:
+                methods = [method, "HEAD"] if method == "GET" else [method]
+                router.add_api_route(alias, route, methods=methods, response_model=None, include_in_schema=False)
         return router
 
     async def health(self) -> JSONResponse:
@@ -95,7 +121,7 @@ class Api:
     async def tokenize(self, body: TokenizeRequest) -> JSONResponse:
         """The token ids of a text, without special tokens."""
         model = self.find(body.model)
-        ids = await asyncio.to_thread(model.encode, body.prompt)
+        ids = await asyncio.to_thread(model.tokenize, body.prompt)
         return JSONResponse({"count": len(ids), "tokens": ids, "max_model_len": model.context})
 
     async def detokenize(self, body: DetokenizeRequest) -> JSONResponse:
@@ -105,6 +131,15 @@ class Api:
             return JSONResponse({"prompt": tokenizer.decode(body.tokens)})
         except ValueError as error:
             raise ApiError(400, str(error), param="tokens") from None
+
+    async def tokenizer_info(self, model: str | None = None) -> JSONResponse:
+        """What an evaluation harness has to know of the tokenizer."""
+        if model is None and len({each.tokenizer for each in self.models.values()}) > 1:
+            raise ApiError(
+                400, "The models of this server have different tokenizers. Add ?model=NAME to the URL, or serve one "
+                "model on each port: harnesses cannot say which one they mean.", param="model",
+            )  # fmt: skip
+        return JSONResponse(self.find(model).tokenizer_card())
 
     async def complete(self, body: CompletionRequest, http: HttpRequest) -> Response:
         """Continue prompts."""
@@ -141,12 +176,14 @@ class Api:
 
     async def generate(self, job: Job, form: ResponseFormat, body: Generation, http: HttpRequest) -> Response:
         """Submit a job and respond with its texts, complete or streamed. Raises ApiError (429) if the queue is full."""
-        self.batchers[form.model].submit(job)
+        if job.texts:
+            self.batchers[form.model].submit(job)
         self.metrics.prompt_tokens.labels(form.model).inc(form.prompt_tokens)
+        steps = job.chunks() if job.texts else _nothing_new(len(form.echo))
         if body.stream:
-            return _Stream(stream_response(form, job.chunks(), body.stream_options.include_usage), job)
+            return _Stream(stream_response(form, steps, body.stream_options.include_usage), job)
         try:
-            return JSONResponse(await _unless_disconnected(http, complete_response(form, job.chunks())))
+            return JSONResponse(await _unless_disconnected(http, complete_response(form, steps)))
         finally:
             job.cancelled = True
 
@@ -193,13 +230,18 @@ async def _unless_disconnected(http: HttpRequest, work: Coroutine[Any, Any, dict
         disconnected.cancel()
 
 
+async def _nothing_new(n: int) -> AsyncIterator[Chunks]:
+    """The ends of `n` texts with max_tokens 0."""
+    yield [(i, Chunk("", [], "length")) for i in range(n)]
+
+
 def _check_size(tokens: int, top: int | None) -> None:
     """Raise ApiError if a response of `tokens` tokens, each with `top` log probabilities, would be too large."""
     entries = tokens * (1 + (top or 0))
     if entries > MAX_OUTPUT:
         raise ApiError(
             400, f"This request could return {entries:,} tokens and log probabilities, but the limit is "
-            f"{MAX_OUTPUT:,}: lower max_tokens, n or logprobs.", param="max_tokens",
+            f"{MAX_OUTPUT:,}: lower max_tokens, n or logprobs, or send fewer prompts at once.", param="max_tokens",
         )  # fmt: skip
 
 
@@ -216,12 +258,14 @@ def _text_of(model: LoadedModel, prompt: str | list[int]) -> str:
 
 
 def _job(body: Generation, model: LoadedModel, prompts: list[list[int]], max_tokens: int, top: int | None) -> Job:
-    """The texts of a request: `n` for each prompt."""
+    """The texts of a request: `n` for each prompt. None if `max_tokens` is 0."""
+    if max_tokens == 0:
+        return Job([])
     sampling = [_sampling(body, model, choice) for choice in range(body.n)]
-    end = model.tokenizer.end_of_text_id
+    ends = model.tokenizer.end_ids
     # The engine reads only the last window of a prompt, so the rest is not kept in the queue.
     prompts = [ids[window_start(len(ids) - 1, model.context) :] for ids in prompts]
-    return Job([Request(ids, max_tokens, each, end, top) for ids in prompts for each in sampling], body.stops)
+    return Job([Request(ids, max_tokens, each, ends, top) for ids in prompts for each in sampling], body.stops)
 
 
 def _sampling(body: Generation, model: LoadedModel, choice: int) -> Sampling:
@@ -232,4 +276,6 @@ def _sampling(body: Generation, model: LoadedModel, choice: int) -> Sampling:
     names = {field.name for field in dataclasses.fields(Sampling)} - {"seed", "logit_bias"}
     settings = {name: getattr(body, name) for name in names}
     seed = None if body.seed is None else (body.seed + choice) % 2**63
+    if body.top_p == 0:  # nothing but the most likely token
+        settings |= {"top_p": 1.0, "top_k": 1}
     return Sampling(**settings, seed=seed, logit_bias=bias)

@@ -203,7 +203,7 @@ class Batcher:
             self._engine.free(token.slot)
         new += text.decoder.finish()
         at_length = token.finish == "length" and not text.decoder.stopped
-        return Chunk(new, [] if ended_document else [token], "length" if at_length else "stop")
+        return Chunk(new, [token], "length" if at_length else "stop")
 
     def _fail_all(self, error: ApiError) -> None:
         """Send an error to every running and waiting job, and forget their texts."""

@@ -11,6 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from groundling.web.schemas import UNSUPPORTED
+
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -66,6 +68,11 @@ def _as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case HTTPException(status_code=404):
+            return ApiError(404, "There is nothing at this path. /openapi.json lists the API, which is below /v1.")
+        case HTTPException(status_code=405):
+            allowed = (error.headers or {}).get("Allow", "another method")
+            return ApiError(405, f"This path needs {allowed}.", headers=error.headers)
         case HTTPException():
             return ApiError(error.status_code, str(error.detail), headers=error.headers)
         case RequestValidationError():
@@ -76,8 +83,13 @@ def _as_api_error(error: Exception) -> ApiError:
 
 def _invalid_request(errors: Sequence[Any]) -> ApiError:
     """One sentence about the first invalid field. It does not repeat the value, which may be huge or not valid JSON."""
+    unsupported = [e for e in errors if e["type"] == "extra_forbidden" and e["loc"][-1] in UNSUPPORTED]
+    errors = unsupported or errors
     path = [str(part) for part in errors[0]["loc"][1:]]
     param = path[0] if path else None
+    if unsupported:
+        where = "" if len(path) == 1 else f"{param}: "
+        return ApiError(400, f"{where}{path[-1]} {UNSUPPORTED[path[-1]][1]}.", param=param)
     if errors[0]["type"] == "extra_forbidden":
         return ApiError(400, f"Unrecognized request argument supplied: {'.'.join(path)[:100]}", param=param)
     # A field with several possible types, such as `prompt`, has an error for each.

@@ -42,8 +42,9 @@ class LoadedModel:
         self.created = _timestamp(run.record.created)
         self._unknown = unknown
         self._scoring = threading.Lock()
-        self._documents = run.record.corpus.documents
-        self._template = _template(run.folder)
+        self._start = start_ids(run.tokenizer, run.record.corpus.documents)
+        self._template_text = _template_text(run.folder)
+        self._template = _template(self._template_text, run.folder)
 
     @property
     def context(self) -> int:
@@ -77,10 +78,26 @@ class LoadedModel:
         except UnknownText as error:
             raise ApiError(400, str(error), param=param) from None
 
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of a text. `<|endoftext|>` alone gives the token that an empty prompt starts from.
+
+        In this way an evaluation harness looks up the token to put before a text.
+        """
+        return list(self._start) if text == END_OF_TEXT else self.encode(text)
+
+    def tokenizer_card(self) -> dict[str, Any]:
+        """What `/tokenizer_info` says, with the names of Hugging Face's `tokenizer_config.json`."""
+        return {
+            "tokenizer_class": type(self.tokenizer).__name__, "model_max_length": self.context,
+            "vocab_size": self.tokenizer.vocab_size, "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT,
+            "pad_token": None, "chat_template": self._template_text,
+        }  # fmt: skip
+
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """The token ids of a prompt, at least one. Raises ApiError for text or ids that the tokenizer does not have."""
         if isinstance(prompt, str):
-            return self.encode(prompt) or start_ids(self.tokenizer, self._documents)
+            fitted, _ = self.tokenizer.fit_prompt(prompt)
+            return [*self.tokenizer.start_ids, *self.encode(fitted)] or self._start
         if max(prompt) >= self.tokenizer.vocab_size:
             raise ApiError(400, f"Token ids must lie in [0, {self.tokenizer.vocab_size}).", param="prompt")
         return list(prompt)
@@ -103,7 +120,7 @@ class LoadedModel:
                 text = self._template.render(messages=turns, add_generation_prompt=True, eos_token=END_OF_TEXT)
             except Exception as error:  # a template can raise anything
                 raise ApiError(400, f"The chat template rejects these messages: {error}", param="messages") from None
-        return self.encode(text, "messages") or start_ids(self.tokenizer, self._documents)
+        return [*self.tokenizer.start_ids, *self.encode(text, "messages")] or self._start
 
 
 def open_runs(runs: Sequence[Run], precision: Precision = "float32", unknown: Unknown = "error") -> list[LoadedModel]:
@@ -127,10 +144,19 @@ def _open_run(run: Run, name: str, precision: Precision, unknown: Unknown) -> Lo
     raise AssertionError("unreachable")
 
 
-def _template(folder: Path) -> jinja2.Template | None:
-    """The run's chat template. A stranger may have written it, so it runs in a sandbox."""
+def _template_text(folder: Path) -> str | None:
     path = folder / TEMPLATE
     if not path.is_file():
+        return None
+    try:
+        return read_bytes(path, LARGEST_JSON).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a valid chat template: {error}") from None
+
+
+def _template(text: str | None, folder: Path) -> jinja2.Template | None:
+    """The run's chat template. A stranger may have written it, so it runs in a sandbox."""
+    if text is None:
         return None
 
     def raise_exception(message: str) -> None:
@@ -139,9 +165,9 @@ def _template(folder: Path) -> jinja2.Template | None:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = raise_exception
     try:
-        return environment.from_string(read_bytes(path, LARGEST_JSON).decode())
-    except (jinja2.TemplateError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a valid chat template: {error}") from None
+        return environment.from_string(text)
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise ValueError(f"{folder / TEMPLATE} is not a valid chat template: {error}") from None
 
 
 def _timestamp(created: str | None) -> int:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from groundling.data.tokenizers.base import Tokenizer
+from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from groundling.inference.engine import GeneratedToken
 from groundling.web.batching import Chunk, Chunks
 from groundling.web.errors import ApiError, error_body
@@ -47,7 +47,9 @@ class ResponseFormat:
         if self.chat:
             message = ({} if stream else {"role": "assistant", "refusal": None}) | {"content": chunk.text}
             if self.logprobs:
-                common["logprobs"] = {"content": [self._chat_token(token) for token in chunk.tokens], "refusal": None}
+                # Without the token that ends a document, as at OpenAI: clients join these tokens to the message.
+                written = [self._chat_token(token) for token in chunk.tokens if token.finish != "end"]
+                common["logprobs"] = {"content": written, "refusal": None}
             return {"delta" if stream else "message": message, **common}
         if self.logprobs:
             common["logprobs"] = self._completion_tokens(chunk.tokens, offset)
@@ -70,9 +72,11 @@ class ResponseFormat:
             "tokens": [self._name(token.token) for token in tokens],
             "token_logprobs": [_finite(token.logprob) for token in tokens],
             "top_logprobs": [
-                None if token.logprob is None else {self._name(id): _finite(value) for id, value in token.top}
+                None
+                if token.logprob is None
+                else {self._name(id): _finite(value) for id, value in (*token.top, (token.token, token.logprob))}
                 for token in tokens
-            ],
+            ],  # the token itself too, if it is not among the most likely ones, as at OpenAI
             "text_offset": offsets,
         }
 
@@ -83,10 +87,15 @@ class ResponseFormat:
         return entry(token.token, token.logprob) | {"top_logprobs": [entry(*each) for each in token.top]}
 
     def _name(self, id: int) -> str:
-        """The token's text. Bytes that are not whole characters get OpenAI's notation, so that they stay distinct."""
+        """The token's text. Bytes that are not whole characters get OpenAI's notation, so that they stay distinct.
+
+        Special tokens have no text, so the one that ends a document gets its usual name, and others their number.
+        """
+        if id == self.tokenizer.end_of_text_id:
+            return END_OF_TEXT
         piece = self.tokenizer.pieces[id]
         try:
-            return piece.decode()
+            return piece.decode() or f"token_id:{id}"
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 

@@ -2,7 +2,7 @@
 
 Names and meanings are OpenAI's, plus `top_k`, `min_p` and `repetition_penalty`, which other servers have too. `null`
 means not given. OpenAI's fields that do not change the text are ignored. Those that would change it and are not
-supported are rejected, and so are unknown ones.
+supported are rejected, except with a value that changes nothing. Unknown ones are rejected.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import from_json
+from starlette.datastructures import Headers
 
 MAX_PROMPTS = 64
 MAX_PROMPT_TOKENS = 100_000
 MAX_SEQUENCES = 64
 """Prompts times `n`."""
-MAX_TOKENS = 16_384
-MAX_OUTPUT = 2**16
+MAX_TOKENS = MAX_OUTPUT = 2**16
 """Tokens and log probabilities of a response: sequences x `max_tokens` x (1 + `logprobs`). They stay in memory until
 the client has read them."""
 MAX_ECHO = 1 << 20
@@ -31,19 +31,45 @@ MAX_FIELDS = 1024
 """Fields of any object, and so entries of `logit_bias`."""
 
 _IGNORED = {
-    "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+    "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+    "prompt_cache_breakpoint", "cache_control", "safety_identifier", "prediction", "reasoning_effort",
 }  # fmt: skip
-_NEUTRAL: dict[str, Any] = {
-    "best_of": 1, "suffix": "", "tools": [], "functions": [], "tool_choice": "none", "function_call": "none",
-    "parallel_tool_calls": True, "response_format": {"type": "text"}, "modalities": ["text"],
-}  # fmt: skip
-"""Fields that are not supported, with the one value that changes nothing."""
+UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "best_of": ((), "must be equal to n: this server does not generate more texts than it returns"),
+    "suffix": (("",), "is not supported: models only continue a text"),
+    "tools": (([],), "is not supported: models do not call tools"),
+    "functions": (([],), "is not supported: models do not call functions"),
+    "tool_choice": (("none", "auto"), "must be none or auto: models do not call tools"),
+    "function_call": (("none", "auto"), "must be none or auto: models do not call functions"),
+    "parallel_tool_calls": ((True, False), "must be true or false, and has no effect: models do not call tools"),
+    "tool_calls": (([],), "is not supported: models do not call tools"),
+    "tool_call_id": ((), "is not supported: models do not call tools"),
+    **dict.fromkeys(("image_url", "input_audio", "file"), ((), "is not supported: models read text only")),
+    "annotations": (([],), "is not supported: models read text only"),
+    "response_format": (({"type": "text"},), "must have the type text: the output cannot be forced into JSON"),
+    "modalities": ((["text"],), 'must be ["text"]: models write text only'),
+    "audio": ((), "is not supported: models write text only"),
+    "moderation": ((), "is not supported: nothing is moderated"),
+    "refusal": (("",), "is not supported: models read text only"),
+    "verbosity": (("medium",), "must be medium: models cannot be told how much to write. Use max_tokens"),
+    "web_search_options": ((), "is not supported: models do not search the web"),
+}
+"""Fields that are not supported: the values that change nothing, and what to say of the others."""
 
 
 def _limit_fields(given: Any) -> Any:
     if isinstance(given, dict) and len(given) > MAX_FIELDS:  # before pydantic makes an error for each wrong one
         raise ValueError(f"Object should have at most {MAX_FIELDS} items, not {len(given):,}")
     return given
+
+
+def _is_neutral(name: str, value: Any, body: dict[str, Any]) -> bool:
+    """Whether a field that is not supported changes nothing."""
+    if name == "best_of":
+        return bool(value == (body.get("n") or 1))
+    if name in ("tools", "functions") and body.get("tool_choice", body.get("function_call")) == "none":
+        return True
+    return name in UNSUPPORTED and value in UNSUPPORTED[name][0]
 
 
 class Body(BaseModel):
@@ -59,7 +85,7 @@ class Body(BaseModel):
         _limit_fields(given)
         return {
             name: value for name, value in given.items()
-            if value is not None and name not in _IGNORED and not (name in _NEUTRAL and value == _NEUTRAL[name])
+            if value is not None and name not in _IGNORED and not _is_neutral(name, value, given)
         }  # fmt: skip
 
 
@@ -86,7 +112,7 @@ class Generation(Body):
     model: str | None = Field(None, max_length=512, description="A name in /v1/models. Default: the first one.")
     n: int = Field(1, ge=1, le=MAX_SEQUENCES)
     temperature: float = Field(1.0, ge=0, le=100, description="0: greedy.")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, ge=0, le=1, description="0: greedy, as at OpenAI.")
     top_k: int = Field(0, ge=0, le=2**31, description="0: off.")
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
@@ -112,7 +138,7 @@ class CompletionRequest(Generation):
         | TokenIds
         | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
     ) = ""
-    max_tokens: int = Field(16, ge=1, le=MAX_TOKENS)
+    max_tokens: int = Field(16, ge=0, le=MAX_TOKENS, description="0, with echo: only score the prompt.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Log probabilities of this many most likely tokens.")
     echo: bool = Field(False, description="Begin the text with the prompt.")
 
@@ -153,14 +179,15 @@ class ChatRequest(Generation):
 
 
 class TokenizeRequest(Body):
-    """POST /v1/tokenize"""
+    """POST /tokenize"""
 
     model: str | None = Field(None, max_length=512)
-    prompt: Text
+    prompt: Text = Field(description="<|endoftext|> alone is the token that an empty prompt starts from.")
+    add_special_tokens: bool = Field(False, description="Ignored: prompts get no special tokens.")
 
 
 class DetokenizeRequest(Body):
-    """POST /v1/detokenize"""
+    """POST /detokenize"""
 
     model: str | None = Field(None, max_length=512)
     tokens: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_PROMPT_TOKENS)]
@@ -179,9 +206,23 @@ class StrictRoute(APIRoute):
     """A route that parses JSON strictly."""
 
     def get_route_handler(self) -> Any:
+        """FastAPI's handler, which gets a request whose JSON is parsed strictly."""
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
+            if request.method == "POST":
+                _check_kind(request.headers)
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strict
+
+
+def _check_kind(headers: Headers) -> None:
+    """Raise HTTPException for a body that is not plain JSON.
+
+    A page of another site cannot send JSON's Content-Type without asking first.
+    """
+    if (encoding := headers.get("content-encoding", "identity")) != "identity":
+        raise HTTPException(415, f"Content-Encoding {encoding[:20]!r} is not supported. Send the body uncompressed.")
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(400, "The body must be JSON, sent with the header `Content-Type: application/json`.")

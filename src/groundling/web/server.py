@@ -1,4 +1,4 @@
-"""`groundling serve`: load models, listen, and answer requests until a signal comes."""
+"""`groundling serve`: load models, listen, and answer requests until a signal comes, or in a thread of its own."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from groundling.acceleration.precision import Precision
+from groundling.config import Limits
 from groundling.data.tokenizers.base import Unknown
-from groundling.escape import printable
+from groundling.escape import command, printable
 from groundling.run.folder import runs_folder
 from groundling.run.store import load
 from groundling.web.app import Api, create_app
-from groundling.web.guard import Guard
+from groundling.web.guard import Guard, allowed_hosts
 from groundling.web.loaded_model import LoadedModel, open_runs
 from groundling.web.metrics import Metrics, count_responses
-from groundling.web.sockets import bind, url
+from groundling.web.sockets import BackgroundServer, bind, how_to_stop, run, url
 from groundling.web.timeouts import uvicorn_config
 
 MAX_SLOTS = 64
@@ -39,22 +40,25 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
+    allow_host: Sequence[str] = (),
     slots: int | None = None,
     precision: Precision = "float32",
     unknown: Unknown = "error",
     studio: bool = False,
     out: str | os.PathLike[str] | None = None,
     notice: Callable[[str], None] = _print,
-) -> None:
+) -> BackgroundServer | None:
     """Serve runs with an OpenAI-compatible API, until SIGINT or SIGTERM. docs/server.md describes the API.
 
-    Each model is loaded once, so its run may continue to train.
+    Each model is loaded once, so its run may continue to train. In an event loop, as in a notebook, it serves in a
+    thread and returns at once, with the server's `url` and `close()`.
 
     Args:
         runs: names of runs, or paths of runs or checkpoints.
         host: address to listen on. All but loopback addresses need an API key.
         port: 0 picks a free one.
         api_key: the key that clients must send. None: the environment's GROUNDLING_API_KEY, if it is set.
+        allow_host: more hosts that clients may use, such as "*.my.example". Needs an API key.
         slots: how many texts each model generates at once. None: as many as fit into memory, up to 64.
         precision: of the weights.
         unknown: what to do with characters of a prompt that the model has never seen: "error", or "skip" them.
@@ -67,23 +71,27 @@ def serve(
     key = api_key if api_key is not None else os.environ.get("GROUNDLING_API_KEY")
     if key is not None and not key.strip():
         raise ValueError("The API key is empty. Set --api-key or GROUNDLING_API_KEY to a key, or leave both out.")
-    if slots is not None and not 1 <= slots <= MAX_SLOTS:
-        raise ValueError(f"--slots must be in [1, {MAX_SLOTS}], not {slots}.")
+    hosts = allowed_hosts(allow_host, key)
+    if slots is not None:
+        Limits(1, MAX_SLOTS).check("--slots", slots)
     if not runs:
-        raise ValueError("Name a run to serve. `groundling runs` lists them.")
-    with bind(host, port, key) as listener:
+        listing = command("runs", *([] if out is None else ["--out", out]))
+        raise ValueError(f"Name a run to serve. `{listing}` lists them.")
+    listener = bind(host, port, key)
+    try:
         pages = _studio(listener, key, out) if studio else None
         models = open_runs([load(run, out=out) for run in runs], precision, unknown)
-        listener.listen(2048)  # clients that connect now wait for the server to start
-        for model in models:
-            notice(f"{model.name}: {model.describe()}")
-        if studio:
-            notice(f"The studio is at {url(listener)}/studio")
-        notice(f"The API is at {url(listener)}/v1 (Ctrl-C stops it)")
-        try:
-            make_server(models, slots or _default_slots(models), listener, host, key, pages).run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn raises the signal again after it has closed everything
-            pass
+        server = make_server(models, slots or _default_slots(models), listener, host, key, pages, hosts)
+    except BaseException:
+        listener.close()
+        raise
+    for model in models:
+        notice(f"{model.name}: {model.describe()}")
+    if studio:
+        notice(f"The studio is at {url(listener)}/studio")
+    address = f"{url(listener)}/v1"
+    notice(f"The API is at {address} ({how_to_stop()})")
+    return run(server, listener, address)
 
 
 class _Server(uvicorn.Server):
@@ -102,9 +110,12 @@ class _Server(uvicorn.Server):
 
 def make_server(
     models: Sequence[LoadedModel], slots: int, listener: socket.socket, host: str, key: str | None,
-    pages: Callable[[FastAPI], ASGIApp] | None = None,
+    pages: Callable[[FastAPI], ASGIApp] | None = None, allowed: Sequence[str] = (),
 ) -> uvicorn.Server:  # fmt: skip
-    """The server for a bound socket, not yet running. `pages` adds pages to its app, and may wrap the app."""
+    """The server for a bound socket, not yet running. `pages` adds pages to its app, and may wrap the app.
+
+    `allowed` has more hosts that clients may use, checked by `allowed_hosts`.
+    """
     loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
     machine = socket.gethostname().lower()
     names = {"localhost"} if loopback else {"localhost", host.lower(), machine, f"{machine}.local"}
@@ -112,8 +123,9 @@ def make_server(
     api = Api(models, slots, metrics)
     inner = create_app(api)
     guarded = Guard(
-        pages(inner) if pages else inner, names=frozenset(names), loopback=loopback, key=key, uploads=pages is not None
-    )
+        pages(inner) if pages else inner, names=frozenset(names), loopback=loopback, key=key, uploads=pages is not None,
+        allowed=None if pages else allowed,
+    )  # fmt: skip
     counted = count_responses(guarded, metrics)
     return _Server(api, uvicorn_config(counted, log_level="error", grace_seconds=2 * GRACE_SECONDS))
 

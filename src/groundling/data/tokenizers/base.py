@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -18,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from groundling import storage
+from groundling.data.tokenizers.byte_level import BYTE_LETTERS, BYTE_LEVEL, huggingface_bpe
+from groundling.data.tokenizers.lookalikes import described, fit_prompt, what_to_do
 from groundling.storage.safe_read import LARGEST_TOKENIZER
 
 END_OF_TEXT = "<|endoftext|>"
@@ -26,6 +29,10 @@ Unknown = Literal["error", "skip"]
 
 class UnknownText(ValueError):
     """Text that a tokenizer cannot encode."""
+
+
+class PromptWarning(UserWarning):
+    """The prompt is not used as it was given."""
 
 
 class Tokenizer(ABC):
@@ -38,6 +45,8 @@ class Tokenizer(ABC):
     vocab_size: int
     end_of_text_id: int | None
     """The token that ends a document. None if there is none, as for the characters of a single document."""
+    start_of_text_id: int | None = None
+    """The token before each document, for models that were trained with one, such as Llama's `<s>`."""
 
     @abstractmethod
     def encode_array(self, text: str, unknown: Unknown = "error", offset: int = 0) -> npt.NDArray[np.uint32]:
@@ -67,6 +76,48 @@ class Tokenizer(ABC):
     def encode(self, text: str, unknown: Unknown = "error") -> list[int]:
         """`encode_array` as a list."""
         return self.encode_array(text, unknown).tolist()
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens after which generation stops: `end_of_text_id`, and others that a model may end its texts with."""
+        return () if self.end_of_text_id is None else (self.end_of_text_id,)
+
+    def encode_prompt(self, text: str, unknown: Unknown = "error") -> list[int]:
+        """`encode`, after the token that starts a document, if there is one.
+
+        Warns with PromptWarning if `fit_prompt` converts the text.
+        """
+        fitted, said = self.fit_prompt(text)
+        if said:
+            warnings.warn(said, PromptWarning, stacklevel=2)
+        return [*self.start_ids, *self.encode(fitted, unknown)]
+
+    def fit_prompt(self, prompt: str) -> tuple[str, str]:
+        """`prompt` in the Unicode form and line ends that the tokenizer knows, and a sentence if it differs."""
+        return fit_prompt(prompt, self.knows, self.normalizer)
+
+    def knows(self, character: str) -> bool:
+        """Whether the tokenizer has the character as a whole, so that it was in the text that it was made from."""
+        return character.encode("utf-8", "replace") in self._joined_pieces
+
+    @cached_property
+    def _joined_pieces(self) -> bytes:
+        return b"\n".join(self.pieces)
+
+    @property
+    def normalizer(self) -> str:
+        """What the tokenizer does to a text before it encodes it, such as `NFC, Lowercase`. Empty for nothing."""
+        return ""
+
+    @property
+    def normalizer_notice(self) -> str:
+        if not self.normalizer:
+            return ""
+        return f"The tokenizer normalizes texts ({self.normalizer}): one that would not decode to itself is refused."
+
+    @property
+    def start_ids(self) -> list[int]:
+        return [] if self.start_of_text_id is None else [self.start_of_text_id]
 
     def encode_chunks(self, chunks: Iterable[str], unknown: Unknown = "error") -> Iterator[npt.NDArray[np.uint32]]:
         """Ids of a document that comes in chunks: the same ids as for the whole, in memory for one chunk."""
@@ -116,18 +167,24 @@ class Tokenizer(ABC):
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Tokenizer:
         """Read a tokenizer from groundling's `tokenizer.json`, Hugging Face's `tokenizer.json`, GPT-2's `vocab.json`
-        with its `merges.txt` beside it, or a folder with one of these, such as a run's.
+        with its `merges.txt` beside it, a SentencePiece model, or a folder with one of these, such as a run's.
 
         Raises FileNotFoundError if there is no such file, ValueError if it is damaged or of an unknown kind.
         """
         path = Path(path)
         if path.is_dir():
-            names = [name for name in ("tokenizer.json", "vocab.json") if (path / name).is_file()]
+            names = [name for name in ("tokenizer.json", "vocab.json", "tokenizer.model") if (path / name).is_file()]
             if not names:
-                raise FileNotFoundError(f"The folder {path} holds no tokenizer.json and no vocab.json.")
+                known = next((kind for name, kind in _UNKNOWN_FILES.items() if (path / name).is_file()), None)
+                raise FileNotFoundError(
+                    f"The folder {path} holds no tokenizer.json, no vocab.json and no tokenizer.model."
+                    + (f" groundling does not read {known}." if known else "")
+                )
             path = path / names[0]
         elif not path.exists():
             raise FileNotFoundError(f"There is no tokenizer at {path}.")
+        if path.suffix == ".model":
+            return READERS["sentencepiece"]({}, path)
         return Tokenizer.of(storage.read_json(path, LARGEST_TOKENIZER), path)
 
     @staticmethod
@@ -135,7 +192,7 @@ class Tokenizer(ABC):
         """The tokenizer that `value`, the JSON of the file `path`, defines. Raises ValueError if it defines none."""
         if isinstance(value, dict):
             kind = value.get("kind")  # in GPT-2's vocab.json, "kind" may be a token, and its value an id
-            if reader := READERS.get(kind if isinstance(kind, str) else None):
+            if kind != "sentencepiece" and (reader := READERS.get(kind if isinstance(kind, str) else None)):
                 return reader(value, path)
         raise not_a_tokenizer(path)
 
@@ -160,8 +217,10 @@ class Tokenizer(ABC):
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]!r})"
 
 
+_UNKNOWN_FILES = {"tekken.json": "Mistral's tekken.json", "vocab.txt": "WordPiece's vocab.txt"}
 READERS: dict[str | None, Callable[[dict[str, Any], Path], Tokenizer]] = {}
-"""What reads the JSON of each kind of file; None reads files without a kind, which are not groundling's.
+"""What reads the JSON of each kind of file; None reads files without a kind, which are not groundling's, and
+"sentencepiece" a SentencePiece model, which is no JSON.
 
 `data/tokenizers/__init__.py` fills it, so that this file need not import the kinds, which import it."""
 
@@ -188,9 +247,14 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def fit(cls, chunks: Iterable[str], end_of_text: bool = False) -> CharTokenizer:
         """The tokenizer of a text that comes in chunks. Memory does not grow with the text."""
-        seen = np.zeros(0x110000, dtype=bool)
+        seen, short, n_short = np.zeros(0x110000, dtype=bool), list[str](), 0
         for chunk in chunks:
-            seen[_code_points(chunk)] = True
+            short.append(chunk)  # NumPy takes as long for a word as for a page
+            n_short += len(chunk)
+            if n_short > 2**16:
+                seen[_code_points("".join(short))] = True
+                short, n_short = [], 0
+        seen[_code_points("".join(short))] = True
         return cls([chr(code) for code in np.flatnonzero(seen)], end_of_text)
 
     @cached_property
@@ -207,10 +271,13 @@ class CharTokenizer(Tokenizer):
             return ids[known]
         position = int(np.argmin(known))
         raise UnknownText(
-            f"The character {text[position]!r} (U+{ord(text[position]):04X}) at position {offset + position} is not "
-            f"among the {len(self.characters)} in the vocabulary. Remove it, or drop unknown characters with "
-            "--unknown skip (sample, chat, eval, serve)."
+            f"The character {described(text[position])} at position {offset + position} is not among the "
+            f"{len(self.characters)} in the vocabulary. {what_to_do(text, position, self.characters)}, or drop unknown "
+            "characters with --unknown skip (sample, chat, eval, serve)."
         )
+
+    def knows(self, character: str) -> bool:
+        return character in self.characters
 
     def to_dict(self) -> dict[str, Any]:
         special = special_tokens(self.end_of_text_id)
@@ -227,7 +294,7 @@ class CharTokenizer(Tokenizer):
     def to_huggingface(self) -> dict[str, Any]:
         # A BPE without merges: its tokens are the characters, so it has the same ids and no others.
         vocabulary = {c: i for i, c in enumerate(self.characters)}
-        return huggingface_bpe(vocabulary, [], self.end_of_text_id, None, {"type": "Fuse"})
+        return huggingface_bpe(vocabulary, [], special_tokens(self.end_of_text_id), None, {"type": "Fuse"})
 
 
 class ByteTokenizer(Tokenizer):
@@ -241,6 +308,9 @@ class ByteTokenizer(Tokenizer):
     def encode_array(self, text: str, unknown: Unknown = "error", offset: int = 0) -> npt.NDArray[np.uint32]:
         return np.frombuffer(utf8(text, unknown, offset), dtype=np.uint8).astype(np.uint32)
 
+    def knows(self, character: str) -> bool:
+        return True
+
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "version": 1, "special_tokens": {END_OF_TEXT: self.end_of_text_id}}
 
@@ -253,7 +323,8 @@ class ByteTokenizer(Tokenizer):
 
     def to_huggingface(self) -> dict[str, Any]:
         vocabulary = {letter: value for value, letter in enumerate(BYTE_LETTERS)}
-        return huggingface_bpe(vocabulary, [], self.end_of_text_id, BYTE_LEVEL | {"use_regex": False}, BYTE_LEVEL)
+        special = special_tokens(self.end_of_text_id)
+        return huggingface_bpe(vocabulary, [], special, BYTE_LEVEL | {"use_regex": False}, BYTE_LEVEL)
 
 
 def utf8(text: str, unknown: Unknown = "error", offset: int = 0) -> bytes:
@@ -267,42 +338,8 @@ def utf8(text: str, unknown: Unknown = "error", offset: int = 0) -> bytes:
         ) from None
 
 
-def _byte_letters() -> str:
-    """GPT-2's printable letter for each byte: its Latin-1 letter if printable, otherwise the next from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
-BYTE_LETTERS = _byte_letters()
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-"""GPT-2's splitting into words, in those letters."""
-
-
 def special_tokens(end_of_text_id: int | None) -> dict[str, int]:
     return {} if end_of_text_id is None else {END_OF_TEXT: end_of_text_id}
-
-
-def huggingface_bpe(
-    vocabulary: dict[str, int],
-    merges: Sequence[Sequence[str]],
-    end_of_text_id: int | None,
-    pre_tokenizer: dict[str, Any] | None,
-    decoder: dict[str, Any],
-) -> dict[str, Any]:
-    """A BPE as `tokenizer.json` of the library `tokenizers`."""
-    special = special_tokens(end_of_text_id)
-    exact = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [{"id": i, "content": token, "special": True} | exact for token, i in special.items()]
-    return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": decoder,
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-            "vocab": vocabulary | special, "merges": [list(pair) for pair in merges],
-        },
-    }  # fmt: skip
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:

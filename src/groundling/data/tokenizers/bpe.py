@@ -17,17 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from groundling.data.tokenizers.base import (
-    BYTE_LETTERS,
-    BYTE_LEVEL,
     END_OF_TEXT,
     Tokenizer,
     Unknown,
     UnknownText,
-    huggingface_bpe,
     not_a_tokenizer,
     special_tokens,
     utf8,
 )
+from groundling.data.tokenizers.byte_level import BYTE_LETTERS, BYTE_LEVEL, huggingface_bpe
 
 if TYPE_CHECKING:
     import tokenizers
@@ -49,14 +47,23 @@ def letters_to_bytes(token: str) -> bytes:
 
 
 class LibraryTokenizer(Tokenizer):
-    """A tokenizer that the library `tokenizers` computes, from `to_huggingface()`."""
+    """A tokenizer that the library `tokenizers` computes, from `_computed`."""
+
+    @property
+    def _computed(self) -> dict[str, Any]:
+        """The definition for the library: it must encode a text that is cut into parts as if it were whole."""
+        return self.to_huggingface()
+
+    def _prefix(self, text: str) -> str:
+        """What is put before a document that begins with `text`."""
+        return ""
 
     @cached_property
     def _library(self) -> tokenizers.Tokenizer:
         import tokenizers
 
         with _no_panic():
-            library = tokenizers.Tokenizer.from_str(json.dumps(self.to_huggingface()))
+            library = tokenizers.Tokenizer.from_str(json.dumps(self._computed))
         library.encode_special_tokens = True  # as text: a document cannot end itself
         return library
 
@@ -69,6 +76,9 @@ class LibraryTokenizer(Tokenizer):
         content = utf8(text, unknown, offset)
         if unknown == "skip":
             text = content.decode()
+        length = len(text)
+        if not offset and (prefix := self._prefix(text)):
+            text, content = prefix + text, prefix.encode() + content
         parts = list(_parts(text)) if self._can_be_cut else [text]
         library = self._library
         with _no_panic():
@@ -76,10 +86,14 @@ class LibraryTokenizer(Tokenizer):
         ids = np.concatenate([np.array(part.ids, dtype=np.uint32) for part in encoded])
         if unknown == "error" and (decoded := self.decode_bytes(ids)) != content:
             same = next((i for i, (a, b) in enumerate(zip(decoded, content, strict=False)) if a != b), len(decoded))
-            position = len(content[:same].decode("utf-8", "ignore"))
+            position = max(0, len(content[:same].decode("utf-8", "ignore")) - len(text) + length)
+            given = text[len(text) - length :][position : position + 12]
+            by, form = f" ({self.normalizer})" * bool(self.normalizer), self.normalizer
+            convert = f"Convert the text to {form} first, or use" if form in ("NFC", "NFD") else "Use"
             raise UnknownText(
-                f"This tokenizer changes the text: {text[position : position + 12]!r} at position {offset + position} "
-                "would not decode to the same text. Use another tokenizer, such as byte or bpe."
+                f"This tokenizer changes the text{by}: {given!r} at position {offset + position} would not decode to "
+                f"the same text. {convert} another tokenizer, such as byte or bpe, or accept this with --unknown skip "
+                "(sample, chat, eval, serve)."
             )
         return ids
 
@@ -159,7 +173,7 @@ class BpeTokenizer(LibraryTokenizer):
 
     def to_huggingface(self) -> dict[str, Any]:
         vocabulary = {token: i for i, token in enumerate(self.vocabulary)}
-        return huggingface_bpe(vocabulary, self.merges, self.end_of_text_id, BYTE_LEVEL, BYTE_LEVEL)
+        return huggingface_bpe(vocabulary, self.merges, special_tokens(self.end_of_text_id), BYTE_LEVEL, BYTE_LEVEL)
 
 
 @contextmanager

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from groundling.config import CorpusSettings
+from groundling.data.documents import Document
 from groundling.data.progress import Notice, Progress, ProgressMeter, silent
-from groundling.data.sources import Source, find_source, read_text
+from groundling.data.sources import CorpusPath, Source, find_source
 from groundling.data.split import split_point
 from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
@@ -21,21 +22,24 @@ _SAMPLE = 64 * 2**20  # characters to train a BPE on, at most: memory grows with
 
 
 def train_tokenizer(
-    corpus: str | os.PathLike[str],
+    corpus: CorpusPath | Sequence[CorpusPath],
     *,
     kind: Literal["char", "byte", "bpe"] = "bpe",
     vocab_size: int = CorpusSettings.vocab_size,
-    glob: str | None = None,
     notice: Notice = silent,
     progress: Progress = silent,
+    **reading: Any,
 ) -> Tokenizer:
     """Train a tokenizer on a text: the same one as for a run with these settings. Use `save` to keep it.
 
     `bpe` trains on the text without its validation part (the last tenth), and on at most 67 million characters, spread
-    evenly. Raises ValueError or OSError with a sentence if the text cannot be read.
+    evenly. `reading` are settings of the files: `glob`, `format`, `field`, `document_separator`.
+
+    Raises ValueError or OSError with a sentence if the text cannot be read.
     """
     notice = cache(notice)  # without repetition: `bpe` reads the text twice
-    return fit_tokenizer(find_source(corpus, glob), CorpusSettings(kind, vocab_size, glob), notice, progress)
+    settings = CorpusSettings(kind, vocab_size, **reading)
+    return fit_tokenizer(find_source(corpus, settings), settings, notice, progress)
 
 
 def fit_tokenizer(source: Source, settings: CorpusSettings, notice: Notice, progress: Progress) -> Tokenizer:
@@ -46,14 +50,28 @@ def fit_tokenizer(source: Source, settings: CorpusSettings, notice: Notice, prog
     if settings.tokenizer == "byte":
         return ByteTokenizer()
     if settings.tokenizer not in ("char", "bpe"):
-        return Tokenizer.load(Path(settings.tokenizer))
-    documents = _read(source, "reading", notice, progress)
+        loaded = Tokenizer.load(Path(settings.tokenizer))
+        if loaded.normalizer:
+            notice(loaded.normalizer_notice)
+        return loaded
+    sizes = array("q")  # characters of each document, and one for its end
+
+    def counted() -> Iterator[str]:
+        for document in _read(source, "reading", notice, progress):
+            sizes.append(1)
+            for chunk in document.chunks:
+                sizes[-1] += len(chunk)
+                yield chunk
+        if sum(sizes) == len(sizes):
+            raise ValueError(f"{source.name} is empty: there is no text in it.")
+
     if settings.tokenizer == "char":
-        chunks = (chunk for document in documents for chunk in document)
-        return CharTokenizer.fit(chunks, end_of_text=len(source.documents) > 1)
-    sizes = [sum(map(len, document)) + 1 for document in documents]  # each with its end token
+        characters = CharTokenizer.fit(counted()).characters
+        return CharTokenizer(characters, end_of_text=len(sizes) > 1)
+    for _ in counted():
+        pass
     ends = np.array(sizes, dtype=np.int64).cumsum()
-    stop = split_point(ends, int(ends[-1]), settings.val_fraction)
+    stop = split_point(ends, sum(sizes), settings.val_fraction)
     if stop > _SAMPLE:
         notice(f"Training the tokenizer on {_SAMPLE / 1e6:.0f} million characters, spread evenly over the text.")
     tokenizer = BpeTokenizer.fit(_before(stop, source, notice, progress), settings.vocab_size)
@@ -65,10 +83,10 @@ def fit_tokenizer(source: Source, settings: CorpusSettings, notice: Notice, prog
     return tokenizer
 
 
-def _read(source: Source, doing: str, notice: Notice, progress: Progress) -> Iterator[Iterator[str]]:
+def _read(source: Source, doing: str, notice: Notice, progress: Progress) -> Iterator[Document]:
     meter = ProgressMeter(progress, doing, source.size)
-    for document in source.documents:
-        yield read_text(document, notice, meter.add)
+    for file in source.files:
+        yield from source.documents(file, notice, meter.add)
 
 
 def _before(stop: int, source: Source, notice: Notice, progress: Progress) -> Iterator[str]:
@@ -77,7 +95,7 @@ def _before(stop: int, source: Source, notice: Notice, progress: Progress) -> It
     `stop` counts the characters of each document, and one more for its end."""
     share, position = min(1.0, _SAMPLE / max(stop, 1)), 0
     for document in _read(source, "training a tokenizer on", notice, progress):
-        for chunk in document:
+        for chunk in document.chunks:
             yield chunk[: int(share * min(len(chunk), max(0, stop - position)))]
             position += len(chunk)
         position += 1

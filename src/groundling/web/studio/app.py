@@ -6,6 +6,8 @@ import ipaddress
 import os
 import warnings
 import webbrowser
+from functools import cache
+from pathlib import Path
 
 import nicegui
 import torch
@@ -14,9 +16,10 @@ from fastapi import FastAPI
 from nicegui import ui
 from starlette.types import ASGIApp
 
+from groundling import storage
 from groundling.run.folder import runs_folder
 from groundling.web.guard import Guard
-from groundling.web.sockets import bind, url
+from groundling.web.sockets import BackgroundServer, bind, how_to_stop, in_event_loop, run, url
 from groundling.web.studio.inside_page import inside_page
 from groundling.web.studio.new_page import new_page
 from groundling.web.studio.parts import style
@@ -37,8 +40,13 @@ _ICON = (
 def mount(app: FastAPI, studio: Studio, path: str = "/") -> ASGIApp:
     """Add the studio's pages to `app` below `path`. Returns the app to serve in its place.
 
-    Call it once per process: NiceGUI keeps one set of pages.
+    Raises ValueError if this process has done so before: NiceGUI keeps one set of pages.
     """
+    if nicegui.app.config.has_run_config:
+        raise ValueError(
+            "This Python process has already opened another studio. Restart it, or use `groundling studio` in a "
+            "terminal."
+        )
     nicegui.app.on_shutdown(studio.closing.set)
     # NiceGUI inspects every object in memory, including PyTorch's deprecated ones.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"nicegui\.")
@@ -61,10 +69,16 @@ def mount(app: FastAPI, studio: Studio, path: str = "/") -> ASGIApp:
     return Policy(app)
 
 
-def serve_studio(
+_running: BackgroundServer | None = None
+"""The studio in a thread of this process. NiceGUI keeps one set of pages, so there is one."""
+
+
+def studio(
     *, out: str | os.PathLike[str] | None = None, host: str = "127.0.0.1", port: int = 8001, open: bool = False
-) -> None:
+) -> BackgroundServer | None:
     """Serve the studio until Ctrl-C.
+
+    In an event loop, as in a notebook, it serves in a thread and returns at once, with its `url` and `close()`.
 
     Args:
         out: folder of runs. None: `GROUNDLING_RUNS`, or `runs` in the working directory.
@@ -72,29 +86,41 @@ def serve_studio(
         port: 0 picks a free one.
         open: also open a browser.
 
-    Raises ValueError if `host` is not a loopback address, OSError if the port is taken.
+    Raises ValueError if `host` is not a loopback address or the studio is already running in this process, OSError if
+    the port is taken.
     """
+    global _running
     if not _is_loopback(host):
         raise ValueError(
             f"The studio starts programs and reads files, so it listens on loopback addresses only, not on {host}. "
-            "To reach it from another machine, use `ssh -L 8001:127.0.0.1:8001 THIS-MACHINE`."
+            f"To reach it from another machine, use `ssh -L {port or 8001}:127.0.0.1:{port or 8001} THIS-MACHINE`."
         )
-    studio = Studio(runs_folder(out))
-    torch.set_num_threads(1)  # leave the cores to training; generating one text needs no more
+    if _running is not None and _running.alive:
+        raise ValueError(f"The studio is already running at {_running.url}. Use that one, or close it first.")
+    runs = runs_folder(out).resolve()
+    storage.check_writable(runs, "--out or GROUNDLING_RUNS", lambda sentence: print(f"note: {sentence}"))
+    app, pages = _app(runs)
+    pages.closing.clear()
+    listener = bind(host, port, None)
+    address = url(listener)
+    print(f"The studio is at {address} ({how_to_stop()})", flush=True)
+    if not in_event_loop():
+        torch.set_num_threads(1)  # leave the cores to training; generating one text needs no more
+    if open:
+        webbrowser.open(address)
+    _running = run(uvicorn.Server(uvicorn_config(app, log_level="warning", grace_seconds=2)), listener, address)
+    if _running is None:
+        for folder, pid in pages.processes.all_started().items():
+            print(f"{folder.name} is still training (process {pid}). To pause it, open the studio again.")
+    return _running
+
+
+@cache
+def _app(out: Path) -> tuple[ASGIApp, Studio]:
+    """The app of the studio of one folder, to which a process can return after closing it."""
+    pages = Studio(out)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    guarded = Guard(mount(app, studio), names=frozenset({"localhost"}), loopback=True, key=None, uploads=True)
-    config = uvicorn_config(guarded, log_level="warning", grace_seconds=2)
-    with bind(host, port, None) as listener:
-        listener.listen()
-        print(f"The studio is at {url(listener)} (Ctrl-C stops it)", flush=True)
-        if open:
-            webbrowser.open(url(listener))
-        try:
-            uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn raises the signal again after it has closed everything
-            pass
-    for folder, pid in studio.processes.all_started().items():
-        print(f"{folder.name} is still training (process {pid}). To pause it, open the studio again.")
+    return Guard(mount(app, pages), names=frozenset({"localhost"}), loopback=True, key=None, uploads=True), pages
 
 
 def _is_loopback(host: str) -> bool:

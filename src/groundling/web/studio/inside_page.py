@@ -35,7 +35,7 @@ class Inside:
         self.names: list[str]
         with Text("div", classes="bar"):
             self.run = ui.select(names, value=chosen, label="Run", on_change=self.read).props("dense")
-            self.prompt = ui.input("Prompt", value="To be, or not to be").classes("grow")
+            self.prompt = ui.input("Prompt").classes("grow")
             self.prompt.props(f"dense maxlength={20 * _MAX_TOKENS}").on("keydown.enter", self.read)
             ui.button("Analyze", on_click=self.read)
         self.notes = Text("p", "", "soft").props('role="status"')
@@ -63,6 +63,9 @@ class Inside:
             model = await asyncio.to_thread(opened, self.studio.folder(self.run.value))
             text = self.prompt.value or ""
             tokens = model.tokenizer.encode(text, "skip")
+            if not tokens:  # no prompt yet, or one in a script that the model has never seen
+                text = self.prompt.value = model.example_prompt(_MAX_TOKENS)
+                tokens = model.tokenizer.encode(text)
             kept = tokens[: min(_MAX_TOKENS, model.config.model.block_size)]
             self.model, self.trace = model, await asyncio.to_thread(ModelTrace, model.model, kept)
             self.names = [self.name(token) for token in kept]

@@ -15,7 +15,7 @@ from groundling import storage
 from groundling.config import Config
 from groundling.data.sources import find_source
 from groundling.run import store
-from groundling.run.folder import as_name, is_name
+from groundling.run.folder import as_name, checked_name
 from groundling.run.lock import LOCK
 from groundling.web.guard import MAX_UPLOAD
 from groundling.web.studio.live import Live
@@ -89,13 +89,12 @@ class Studio:
         if address not in NAMED:
             if not address or address == "-":
                 raise ValueError("Choose a text: upload a file, or enter the path of a file or folder.")
-            address = find_source(address).address
+            address = find_source(address).addresses[0]
         if not minutes > 0:  # NaN fails too
             raise ValueError("Enter the training time in minutes, 0.2 or more.")
         Config.build(address, preset, minutes=minutes, tokenizer=tokenizer)
-        name = name.strip() or self._free_name(Path(address).name.removesuffix(".gz").rsplit(".", 1)[0])
-        if not is_name(name) or name.startswith("-"):
-            raise ValueError(f"{name!r} is not a valid run name. Use letters, digits, '.', '_' and, inside, '-'.")
+        stem = Path(address).name.removesuffix(".gz").rsplit(".", 1)[0]
+        name = checked_name(name.strip(), "Run name") if name.strip() else self._free_name(stem)
         if not self._is_free(name):
             raise ValueError(f"Run {name!r} already exists. Choose another name.")
         command = ["train", address, "--minutes", f"{minutes:g}", "--tokenizer", tokenizer, "--name", name]
@@ -141,9 +140,9 @@ class Studio:
         try:
             if arrived.stat().st_size > MAX_UPLOAD:
                 raise ValueError(f"The text is larger than {MAX_UPLOAD // 2**20} MB. Enter its path instead.")
-            safe = as_name(re.split(r"[/\\]", name)[-1], "text")
-            stem, dot, suffix = safe.partition(".")
-            paths = (arrived.with_name(each) for each in _numbered(stem[:60] or "text", dot + suffix[-10:]))
+            stem, _, suffix = re.split(r"[/\\]", name)[-1].partition(".")
+            ending = as_name(suffix[-10:], "")
+            paths = (arrived.with_name(each) for each in _numbered(as_name(stem, "text"), ending and f".{ending}"))
             path = next(p for p in paths if not p.exists() or storage.sha256(p) == storage.sha256(arrived))
             return path if path.exists() else arrived.rename(path)
         finally:

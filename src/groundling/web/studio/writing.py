@@ -45,11 +45,11 @@ def write(run: Run, before: Sequence[int], sampling: Sampling, max_new_tokens: i
     tokenizer = run.tokenizer
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back the first bytes of a character
     engine = Engine(run.model)
-    engine.add(Request(before, max_new_tokens, sampling, tokenizer.end_of_text_id, logprobs=CHOICES))
+    engine.add(Request(before, max_new_tokens, sampling, tokenizer.end_ids, logprobs=CHOICES))
     while engine.free_slots == 0:
         for item in engine.step():
             assert item.logprob is not None
-            ended = item.token == tokenizer.end_of_text_id
+            ended = item.token in tokenizer.end_ids
             text = END_OF_TEXT if ended else decoder.decode(tokenizer.decode_bytes([item.token]))
             choices = tuple(Choice(token, piece(tokenizer, token), exp(logprob)) for token, logprob in item.top)
             yield GeneratedToken(item.token, text, exp(item.logprob), choices)
@@ -57,7 +57,7 @@ def write(run: Run, before: Sequence[int], sampling: Sampling, max_new_tokens: i
 
 def piece(tokenizer: Tokenizer, token: int) -> str:
     """The text of one token. Bytes that are not valid text are shown in hexadecimal."""
-    if token == tokenizer.end_of_text_id:
+    if token in tokenizer.end_ids:
         return END_OF_TEXT
     content = tokenizer.pieces[token]
     try:

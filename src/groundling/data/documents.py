@@ -1,0 +1,217 @@
+"""Read the documents in a file: texts with separators between them, or the entries of JSON, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from groundling.data.files import TextFile, read_bytes, read_text
+from groundling.data.formats import (
+    Reading,
+    check_column,
+    damaged_parquet,
+    is_cut,
+    look_up,
+    parquet_file,
+    refuse_without_field,
+    table_in,
+)
+from groundling.data.progress import Notice
+
+
+@dataclass
+class Document:
+    """A text in chunks, to be read before the next document."""
+
+    name: str
+    chunks: Iterator[str]
+
+
+def read_documents(
+    file: TextFile, format: str, reading: Reading, notice: Notice, progress: Callable[[int], None]
+) -> Iterator[Document]:
+    """The documents of a file. `progress` gets the number of bytes read.
+
+    Raises ValueError or OSError with a sentence that names file and line if something cannot be read.
+    """
+    if format == "parquet":
+        return _with_text(_parquet(file, reading, progress), file, notice)
+    chunks = read_text(file, notice, progress)
+    if format == "text":
+        return _plain(file, chunks, reading.document_separator, notice)
+    reader = {"jsonl": _read_json_lines, "json": _read_json, "csv": _read_table, "tsv": _read_table}[format]
+    return _with_text(reader(file, chunks, reading, format), file, notice)
+
+
+def _with_text(entries: Iterator[tuple[str, Any]], file: TextFile, notice: Notice) -> Iterator[Document]:
+    """A document for each entry, given as its place in the file and its text. Those without text are counted."""
+    without = 0
+    for place, text in entries:
+        if text is None or text == "":
+            without += 1
+            continue
+        if not isinstance(text, str):
+            kinds = {"list": "a list", "dict": "an object", "bytes": "bytes"}
+            kind = kinds.get(type(text).__name__, "a number or truth value")
+            raise ValueError(f"{file.name}, {place}: the field is {kind}, not text. Choose another with --field.")
+        if not text.isascii() and re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"{file.name}, {place}: half of a UTF-16 pair (\\ud800 to \\udfff), not a character.")
+        yield Document(f"{file.name}, {place}", iter((text,)))
+    if without:
+        notice(f"Skipped {without:,} entries of {file.name} without text.")
+
+
+def _plain(file: TextFile, chunks: Iterator[str], separator: str, notice: Notice) -> Iterator[Document]:
+    pieces = _split(chunks, separator) if separator else filter(None, chunks)
+    number = 0
+    for piece in pieces:  # the first one of a document
+        if piece is not None:
+            number += 1
+            if number == 2:
+                notice(f"{separator!r} ends a document (--document-separator '' turns this off).")
+            name = file.name if number == 1 else f"{file.name}, document {number:,}"
+            yield Document(name, itertools.chain([piece], itertools.takewhile(lambda piece: piece is not None, pieces)))  # type: ignore[arg-type]
+
+
+def _split(chunks: Iterator[str], separator: str) -> Iterator[str | None]:
+    """The text in pieces, with None in place of each separator. If a separator has a line of its own, the line goes."""
+    has_lines = separator.startswith("\n") or separator.endswith("\n")
+    kept, after_line = "", True  # whether the text so far ends with a line
+    for chunk in itertools.chain(chunks, [None]):
+        text, at = kept + (chunk or ""), 0
+        while (found := text.find(separator, at)) >= 0:
+            end = found + len(separator)
+            if chunk is not None and end + 2 > len(text):
+                break  # the next chunk tells whether the line ends here
+            if found > at:
+                yield text[at:found]
+            own_line = text[found - 1] == "\n" if found > at else after_line
+            line_end = re.compile(r"\r?\n|\Z").match(text, end) if own_line and not has_lines else None
+            yield None
+            at, after_line = line_end.end() if line_end else end, line_end is not None
+        safe = len(text) if chunk is None else max(at, found if found >= 0 else len(text) - len(separator) + 1)
+        if safe > at:
+            yield text[at:safe]
+            after_line = text[safe - 1] == "\n"
+        kept = text[safe:]
+
+
+def _lines(chunks: Iterator[str]) -> Iterator[str]:
+    parts = list[str]()
+    for chunk in chunks:
+        if "\n" not in chunk:
+            parts.append(chunk)
+            continue
+        lines = ("".join(parts) + chunk).split("\n")
+        parts = [lines.pop()]
+        for line in lines:
+            yield line + "\n"
+    yield "".join(parts)
+
+
+def _text_of(value: Any, field: str, file: TextFile, place: str) -> Any:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"{file.name}, {place}: neither a JSON object nor a string.")
+    if field.split(".")[0] not in value and field not in value:
+        raise ValueError(f"{file.name}, {place} has no field {field!r}; it has: {', '.join(value):.300}.")
+    return look_up(value, field)
+
+
+def _read_json_lines(file: TextFile, chunks: Iterator[str], reading: Reading, format: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(_lines(chunks), 1):
+        if line and not line.isspace():
+            place = f"line {number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{file.name}, line {number:,} is not valid JSON: {_fault(error)}.") from None
+            yield place, _text_of(value, reading.wanted, file, place)
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')} at column {error.colno:,}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+_FIRST, _NEXT, _NONE = (
+    re.compile(p) for p in (r"\s*\[\s*(\])?", r"\s*(?:,\s*|(\]))", r"(?!)")
+)  # what precedes an entry
+
+
+def _read_json(file: TextFile, chunks: Iterator[str], reading: Reading, format: str) -> Iterator[tuple[str, Any]]:
+    decode, text, at, number, before = json.JSONDecoder().raw_decode, "", 0, 0, _FIRST
+    for chunk in itertools.chain(chunks, [None]):
+        text, at = text[at:] + (chunk or ""), 0
+        while gap := before.match(text, at):
+            if gap[1]:
+                at, before = gap.end(), _NONE
+                continue
+            try:
+                value, at = decode(text, gap.end())
+            except (ValueError, RecursionError) as error:
+                if chunk is not None and is_cut(error, text):
+                    break
+                fault = re.sub(" at column .*", "", _fault(error))
+                raise ValueError(f"{file.name} is not valid JSON in entry {number + 1:,}: {fault}.") from None
+            number, before = number + 1, _NEXT
+            place = f"entry {number}"
+            yield place, _text_of(value, reading.wanted, file, place)
+        if not gap and (text[at:].strip() or (chunk is None and before is not _NONE)):
+            what = "after the list" if before is _NONE else f"after entry {number:,}" if number else "as it is no list"
+            raise ValueError(f"{file.name} is not valid JSON {what}.")
+
+
+def _read_table(file: TextFile, chunks: Iterator[str], reading: Reading, format: str) -> Iterator[tuple[str, Any]]:
+    head = ""
+    for chunk in chunks:
+        head += chunk
+        if len(head) > 2**16:
+            break
+    table = table_in(head, reading.wanted, format)
+    lines = _lines(itertools.chain([head], chunks))
+    rows = csv.reader(lines, delimiter=table.delimiter, quoting=table.quoting, strict=True)
+    try:
+        columns = [name.strip() for name in next(filter(None, rows), [])]
+        if reading.wanted not in columns:
+            refuse_without_field(file, columns, reading, format.upper())
+        if columns.count(reading.wanted) > 1:
+            raise ValueError(f"{file.name} has several columns {reading.wanted!r}. Rename all but one.")
+        column, n_columns = columns.index(reading.wanted), len(columns)
+        for row in rows:
+            if len(row) != n_columns and row and (len(row) <= column or any(row[n_columns:])):
+                raise ValueError(
+                    f"{file.name}, line {rows.line_num:,} has {len(row)} columns instead of {n_columns}. Put quotes "
+                    f"around texts with {table.delimiter!r} in them, or use --format text."
+                )
+            if row:
+                yield f"line {rows.line_num}", row[column]
+    except csv.Error as error:
+        raise ValueError(
+            f"{file.name}, line {rows.line_num:,} is not valid {format.upper()}: {error}. Correct the quotes, or use "
+            "--format text."
+        ) from None
+
+
+def _parquet(file: TextFile, reading: Reading, progress: Callable[[int], None]) -> Iterator[tuple[str, Any]]:
+    table = parquet_file(file)
+    check_column(file, table, reading)
+    rows, number = max(1, table.metadata.num_rows), 0
+    is_column = reading.wanted in table.schema_arrow.names  # or inside of one
+    with damaged_parquet(file):
+        for batch in table.iter_batches(batch_size=1000, columns=[reading.wanted]):
+            values = batch.column(0) if is_column else batch
+            for value in values.to_pylist():
+                number += 1
+                yield f"row {number}", value if is_column else look_up(value, reading.wanted)
+            progress(file.size * batch.num_rows // rows)
+    if file.on_read:
+        for _ in read_bytes(file):
+            pass
