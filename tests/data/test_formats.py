@@ -122,6 +122,7 @@ def test_a_zip_file_is_a_folder(write: Callable[..., Path]) -> None:
     left_out = "1 hidden (my.zip/__MACOSX/._b), 1 empty (my.zip/empty.txt), 1 binary (my.zip/p.png)."
     assert re.fullmatch(rf"Reading 2 files \(\d+ bytes\)\. Left out 3: {re.escape(left_out)}", notices[0])
     assert find_source(path).name == "my"
+    assert texts(path, glob="*.jsonl") == TEXTS[:1]
     write("folder/c.txt", TEXTS[2])
     write("folder/b.zip", path.read_bytes())
     assert texts("folder") == TEXTS

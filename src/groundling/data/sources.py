@@ -20,6 +20,7 @@ from wcmatch import glob as wcglob
 
 from groundling import storage
 from groundling.config import CorpusSettings, did_you_mean, slip
+from groundling.data.compression import members
 from groundling.data.documents import Document, read_documents
 from groundling.data.files import TextFile, file_at, shown
 from groundling.data.folders import GLOB, Found, model_in
@@ -170,7 +171,9 @@ def _is_pattern(name: str) -> bool:
 
 
 def _may_be_folder(name: str) -> bool:
-    return _is_pattern(name) or os.path.isdir(_path(name))
+    """Whether `--glob` can choose from an input: a folder, a zip file, or a pattern."""
+    path = _path(name)
+    return _is_pattern(name) or os.path.isdir(path) or (os.path.isfile(path) and members(path, shown(name)) is not None)
 
 
 def _path(name: str) -> Path:
