@@ -141,6 +141,7 @@ ELSEWHERE = {
     "Size, steps and loss here": "a report's words; --tokenizer is an option of train",
     "--prompt-file {}": "begins sentences",
     "use --format text": "tests/data/test_formats.py reads each such file so",
+    "then a text and --init-from": "tests/data/test_sources.py; imported runs are trained in tests/interchange",
     "not matching --glob": "counts what was left out", "Add --debug": "the help",
     "were dropped (--unknown skip)": "tells what was done", "jupyter nbconvert": "another program",
     "ends a document (--document-separator '' turns this off)": "tests/data",

@@ -603,8 +603,8 @@ def test_links_are_followed_once(library: Path, write: Callable[..., Path]) -> N
 def test_what_programs_wrote_is_no_text(library: Path, write: Callable[..., Path]) -> None:
     for name in (
         "node_modules/left/pad.js", "pkg/__pycache__/x.txt", "env/pyvenv.cfg", "env/lib/x.py", "c/CACHEDIR.TAG",
-        "c/x.txt", "runs/my/config.json", "runs/my/metrics.jsonl", "gpt2/config.json", "gpt2/model.safetensors",
-        "gpt2/merges.txt",
+        "c/x.txt", "runs/it/metrics.jsonl", "runs/my/config.json", "runs/my/metrics.jsonl", "gpt2/config.json",
+        "gpt2/model.safetensors", "gpt2/merges.txt",
     ):  # fmt: skip
         write(f"library/{name}", "not for the model")
     with storage.new_folder(library / "export") as folder:
@@ -613,10 +613,14 @@ def test_what_programs_wrote_is_no_text(library: Path, write: Callable[..., Path
     assert text_of(source) == ["Z", "A", "B", "C", "N"]
     told = source.notices[0]
     for reason in ("1 node_modules", "1 __pycache__ (pkg/__pycache__)", "1 virtual environment (env)", "1 cache (c)",
-                   "1 run (runs/my)", "1 model (gpt2)", "1 export, checkpoint or cache of groundling (e"):  # fmt: skip
+                   "2 runs (runs/it, runs/my)", "1 model (gpt2)", "1 export,"):  # fmt: skip
         assert reason in told, reason
-    for name, what in (("runs/my", "run"), ("gpt2", "model"), ("export", "export, checkpoint or cache of ground")):
-        with pytest.raises(ValueError, match=rf"is a {what}.*, not a text\. To train from its weights, .* --init-from"):
+    for name, sentence in (
+        ("runs/my", r"a run, not a text\. To train from its weights, .* --init-from \S*runs/my\.$"),
+        ("gpt2", r"a model, not a text\. To train it further: `groundling import \S*gpt2`, then"),
+        ("export", r"an export, not a text\. To train it further: `groundling import \S*export`, then"),
+    ):
+        with pytest.raises(ValueError, match=f"is {sentence}"):
             find_source(library / name)
 
 

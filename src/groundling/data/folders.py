@@ -17,19 +17,32 @@ from groundling.data.formats import Reading, detect
 
 GLOB = wcglob.GLOBSTAR | wcglob.BRACE  # as in bash and zsh: ** is any number of folders, {txt,md} either
 _NAMED = 3  # files to name for each reason
+_NOUNS = (
+    "run",
+    "export",
+    "checkpoint",
+    "model",
+    "cache",
+    "link",
+    "environment",
+    "object",
+    "pointer",
+    "notebook",
+    "archive",
+    "zip",
+)
 _TOOLS = ("node_modules", "__pycache__")  # what other programs write into a user's folder
 
 
 def model_in(folder: Path) -> str | None:
-    """What a folder is if a program of ours or of others wrote a model or tokens there: `a run`, `a model` or such."""
+    """What a folder is if a program of ours or of others wrote a model or tokens there: `run`, `model` or such."""
     if not os.access(folder, os.R_OK | os.X_OK):
         return None  # listing it tells
     if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
         return "run"
-    if (folder / storage.MANIFEST).is_file() and any(
-        (folder / name).exists() for name in ("tokens.bin", "model.safetensors", "README.md", "state.json")
-    ):
-        return "export, checkpoint or cache of groundling"
+    kinds = {"tokens.bin": "cache", "state.json": "checkpoint", "README.md": "export"}
+    if (folder / storage.MANIFEST).is_file():
+        return next((kind for name, kind in kinds.items() if (folder / name).exists()), None)
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         return "model"
     return None
@@ -153,7 +166,10 @@ class Found:
     @property
     def without(self) -> str:
         """What is left out, as a sentence after another. Empty if nothing is."""
-        reasons = [f"{len(names):,} {why}{_some(names, why)}" for why, names in self.left_out.items()]
+        reasons = [
+            f"{len(names):,} {why}{'s' * (len(names) > 1 and why.endswith(_NOUNS))}{_some(names, why)}"
+            for why, names in self.left_out.items()
+        ]
         return f" Left out {sum(map(len, self.left_out.values())):,}: {', '.join(reasons)}." if reasons else ""
 
 

@@ -26,7 +26,7 @@ from groundling.data.files import TextFile, file_at, shown
 from groundling.data.folders import GLOB, Found, model_in
 from groundling.data.formats import Reading
 from groundling.data.progress import Notice, silent
-from groundling.escape import quoted
+from groundling.escape import command, quoted
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -127,10 +127,7 @@ def _add(name: str, found: Found, stored: bool) -> list[_Part]:
     if os.path.isdir(path):
         path = path.resolve()
         if what := model_in(path):
-            raise ValueError(
-                f"{shown(name)} is a {what}, not a text. To train from its weights, give a text and --init-from "
-                f"{quoted(name)}."
-            )
+            raise ValueError(f"{shown(name)} is {_written(what, name)}")
         found.add_folder(path)
         return [_Part(shown(path.name) or "folder", _address(path))]
     if path.is_file():
@@ -174,6 +171,18 @@ def _may_be_folder(name: str) -> bool:
     """Whether `--glob` can choose from an input: a folder, a zip file, or a pattern."""
     path = _path(name)
     return _is_pattern(name) or os.path.isdir(path) or (os.path.isfile(path) and members(path, shown(name)) is not None)
+
+
+def _written(what: str, name: str) -> str:
+    """The end of a sentence on a folder that a program wrote, with what helps."""
+    if what == "cache":
+        return "a cache, not a text. Give the text itself."
+    if what in ("run", "checkpoint"):
+        return f"a {what}, not a text. To train from its weights, give a text and --init-from {quoted(name)}."
+    article = "an" if what == "export" else "a"
+    return (
+        f"{article} {what}, not a text. To train it further: `{command('import', name)}`, then a text and --init-from."
+    )
 
 
 def _path(name: str) -> Path:
