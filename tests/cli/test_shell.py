@@ -185,6 +185,17 @@ def test_a_prompt_may_begin_with_hyphens(prompt: str, first: groundling.Run, cli
         assert done.out == prompt + expected + "\n", done.err
 
 
+def test_a_separator_may_be_hyphens(cli: Any) -> None:
+    Path("a.txt").write_text("one line of words\n---\ntwo\n" * 20)
+    done = cli("inspect", "a.txt", "--json", "--document-separator", "---")
+    assert json.loads(done.out)["documents"] == 21
+
+
+def test_an_option_of_another_command_is_not_suggested_for_itself(cli: Any) -> None:
+    done = cli("tokenizer", "compare", "shakespeare", "--tokenizer", "byte")
+    assert done.status and done.err == "groundling: Unknown option: --tokenizer.\n"
+
+
 def test_a_printed_command_means_the_same_text() -> None:
     for text in ("\\n", "a\\\\", "\n\n", "\\"):
         words = flags(CorpusSettings(document_separator=text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 import unicodedata
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from groundling.data import characters
 from groundling.data.characters import OddCharacters, clean, clean_command, odd_kind, odd_notice
+from groundling.data.sources import find_source
 
 
 def counted(*chunks: str) -> dict[str, int]:
@@ -68,7 +70,7 @@ def test_a_clean_text_has_no_accidents_that_can_be_removed(text: str) -> None:
 def test_the_notice_counts_what_harms_and_its_commands_work(write: Callable[..., Path]) -> None:
     text = "Caf\u00e9, e\u0301\r\n\ufeffa\x1b\ufffd\nb\n"
     path = write("my book.txt", text)
-    notice = odd_notice(counted(text), [str(path)])
+    notice = odd_notice(counted(text), [str(path)], str(path))
     assert notice.startswith(
         "The model will learn some probable accidents: 1 U+FFFD in place of damaged bytes, 1 byte-order mark(s) inside "
         "(U+FEFF, from joined files), 1 control character(s), 1 letter(s) in another Unicode form than the rest (NFC "
@@ -80,9 +82,18 @@ def test_the_notice_counts_what_harms_and_its_commands_work(write: Callable[...,
         command.replace("python", sys.executable, 1), shell=True, capture_output=True, encoding="utf-8", check=True
     )
     assert Path(run.stdout.strip()).read_bytes().decode() == "Café, é\na\ufffd\nb\n"
-    assert odd_notice(counted("a\u00ad"), [str(path)]) == odd_notice({}, []) == ""
-    assert "clean copy" not in odd_notice({"replacement character": 1}, [str(path)])
-    assert "clean copy" not in odd_notice({"control character": 2}, [str(path), "b"])
+    assert odd_notice(counted("a\u00ad"), [str(path)], str(path)) == odd_notice({}, []) == ""
+    assert "clean copy" not in odd_notice({"replacement character": 1}, [str(path)], str(path))
+    with_field = odd_notice({"control character": 2}, ["a.jsonl", "--field", "body"])
+    assert with_field.endswith("`groundling inspect a.jsonl --field body` shows where.")
+
+
+def test_only_a_plain_file_can_be_cleaned(write: Callable[..., Path]) -> None:
+    write("b.jsonl", '{"text": "x"}\n')
+    write("c.txt.gz", gzip.compress(b"x"))
+    assert find_source(write("a.txt", "x")).plain_path == str(Path("a.txt").resolve())
+    for inputs in (["a.txt", "b.jsonl"], "b.jsonl", "c.txt.gz", ".", "python-docs"):
+        assert find_source(inputs).plain_path is None
 
 
 def test_joiners_that_languages_need_are_not_odd() -> None:

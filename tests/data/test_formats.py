@@ -225,6 +225,19 @@ def test_the_field_may_be_another_or_inside(write: Callable[..., Path]) -> None:
     assert texts("a.json") == TEXTS
 
 
+def test_what_programs_write_besides_the_standards_is_read(write: Callable[..., Path]) -> None:
+    pretty = "\n".join(json.dumps({"text": text}, indent=2) for text in TEXTS)  # as `jq .` does
+    for name in ("a.jsonl", "b.json", "c.txt"):
+        assert texts(write(name, pretty)) == TEXTS
+        assert texts(write(name, pretty.replace("\n", ""))) == TEXTS
+    long = "".join(json.dumps({"text": text * 2**17}, indent=2) for text in TEXTS)  # more than a chunk
+    assert texts(write("d.json", long), format="json") == [text * 2**17 for text in TEXTS]
+    assert texts(write("e.jsonl", json_lines([{"text": "x"}])[:-2] + ', "n": ' + 5000 * "9" + "}\n")) == ["x"]
+    for mark in ";,":  # the first line that Excel reads
+        table = csv_of([["text", "n"], ["x", "1"], ["sep=x", "2"]], mark)
+        assert texts(write("f.csv", f"sep={mark}\r\n{table}")) == ["x", "sep=x"]
+
+
 def test_columns_may_have_spaces_long_texts_and_quotes(write: Callable[..., Path]) -> None:
     assert texts(write("a.csv", f"\nid, text\n1,{2**18 * 'x'}\n")) == [2**18 * "x"]
     assert texts(write("a.tsv", 'id\ttext\n1\t"Hi," she said\n2\t"x\n')) == ['"Hi," she said', '"x']
@@ -250,8 +263,17 @@ def test_entries_without_text_are_counted(write: Callable[..., Path]) -> None:
         ("a.jsonl", '{"text": "x"}\n{"text": "y\n', "a.jsonl, line 2 is not valid JSON"),
         ("a.jsonl", '{"text": ' + 10**5 * "[", "a.jsonl, line 1 is not valid JSON: nested too deeply."),
         ("a.jsonl", "7\n8\n", "a.jsonl, line 1: neither a JSON object nor a string."),
-        ("a.jsonl", '{"text": "x"}\n{"body": "y"}\n', "a.jsonl, line 2 has no field 'text'; it has: body."),
-        ("a.jsonl", '{"text": "x"}\n{"text": ["y"]}\n', "a.jsonl, line 2: the field is a list, not text."),
+        (
+            "a.jsonl",
+            '{"text": "x"}\n{"body": "y"}\n',
+            "line 2 has no field 'text'; it has: body. Give every entry this field, or use --format text to read",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "x"}\n{"text": ["y"]}\n',
+            "line 2: the field is a list, not text. Choose another with --field, or use --format text to read",
+        ),
+        ("a.json", '{"text": "x"} {"text": "y"} 7', "a.json is not valid JSON after entry 2."),
         ("a.jsonl", '{"text": "x"}\n{"text": 3}\n', "a.jsonl, line 2: the field is a number"),
         ("a.jsonl", '{"text": "x"}\n\n{"text": "\\ud83d"}\n', "a.jsonl, line 3: half of a UTF-16 pair"),
         ("a.jsonl", '{"text": "x"}\n7\n', "a.jsonl, line 2: neither a JSON object nor a string."),
@@ -333,3 +355,19 @@ def test_separated_documents_end_and_that_is_said_once(write: Callable[..., Path
     assert alone.n_documents == 1 and alone.tokenizer.end_of_text_id is None
     other = Corpus.open("stories/2.txt", CorpusSettings(document_separator="---"))
     assert other.n_documents == 2 and other.fingerprint == alone.fingerprint  # kept apart in the cache
+
+
+def test_a_separator_that_separates_nothing_is_said(write: Callable[..., Path]) -> None:
+    def notices(separator: str) -> list[str]:
+        said: list[str] = []
+        settings = CorpusSettings(document_separator=separator)
+        groundling.data.corpus.prepare(find_source("a.txt", settings), settings, notice=said.append)
+        return said
+
+    write("a.txt", "one\r\n\r\ntwo---three")
+    nothing = "separates nothing: each file is one document."
+    for _ in range(2):  # also when the tokens come from the cache
+        assert notices("</s>") == [f"--document-separator '</s>' {nothing}"]
+    windows = r" If lines end in CR LF, use '\r\n\r\n'."
+    assert notices("\n\n") == [f"--document-separator {chr(39)}\\n\\n{chr(39)} {nothing}{windows}"]
+    assert not any("nothing" in sentence for each in ("---", "\r\n\r\n", SEPARATOR, "") for sentence in notices(each))

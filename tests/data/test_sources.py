@@ -637,6 +637,8 @@ def test_a_named_pipe_is_read_like_standard_input(tmp_path: Path) -> None:
 
 def test_a_file_url_is_a_path(write: Callable[..., Path]) -> None:
     assert text_of(find_source(write("a b#1?.txt", TEXT).as_uri())) == [TEXT]
+    with pytest.raises(FileNotFoundError, match=r"There is no corpus 'file:///nope/a\.txt': no such file or folder"):
+        find_source("file:///nope/a.txt")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")

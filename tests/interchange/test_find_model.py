@@ -141,3 +141,13 @@ def test_shards_without_their_index_are_read(tmp_path: Path) -> None:
     tokens = torch.arange(32)[None]
     with torch.no_grad():
         torch.testing.assert_close(logits_of(run, tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
+
+
+def test_an_imported_run_is_neither_imported_again_nor_averaged(tmp_path: Path) -> None:
+    saved(tmp_path / "theirs", ByteTokenizer(), "GPT2", **TINY_GPT2)
+    run = groundling.import_model(tmp_path / "theirs", name="mine", out=tmp_path / "runs")
+    with pytest.raises(ValueError, match="An imported run has one checkpoint, so there is nothing to average"):
+        groundling.export(run.folder, to="huggingface", average=3)
+    for given in (run.folder, run.checkpoint, run.folder / "tokenizer.json", "mine"):
+        with pytest.raises(ValueError, match=r"is a groundling run already\. Use it without .*: `groundling sample"):
+            groundling.import_model(given, out=tmp_path / "runs")

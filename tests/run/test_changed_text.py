@@ -164,3 +164,31 @@ def test_a_run_whose_time_is_over_is_evaluated_on_the_changed_text(text_file: Pa
     last = [line for line in run.metrics() if line["event"] == "evaluation"][-1]
     assert run.result is not None
     assert run.result["best_validation_loss"] == last["validation_loss"]
+
+
+def test_the_printed_command_continues_with_the_text_that_was_given(text_file: Path, settings: dict[str, Any]) -> None:
+    old, new = text_file.read_text("utf-8"), text_file.with_name("new.txt")
+    stopped(text_file, settings)
+    new.write_text(old[:20000], encoding="utf-8", newline="")
+    told = re.escape(f"`groundling resume first --corpus {new} --accept-changed-text`")
+    with pytest.raises(ValueError, match=told):
+        groundling.resume("first", corpus=new, on_event=silent)
+    run = groundling.resume("first", corpus=new, accept_changed_text=True, on_event=silent)
+    assert run.finished and run.record.corpus.characters == len(run_text := new.read_text("utf-8")) < len(old)
+    # Of a finished run, the record changes, so that it can be evaluated.
+    run = groundling.resume("first", corpus=text_file, accept_changed_text=True, on_event=silent)
+    assert run.step == 4 and run.record.corpus.characters == len(old) > len(run_text)
+    assert groundling.load("first").evaluate()["tokens"] > 0
+
+
+def test_a_text_that_cannot_be_accepted_is_not_recorded(text_file: Path, settings: dict[str, Any]) -> None:
+    stopped(text_file, settings)
+    before = Path("runs/first/config.json").read_bytes()
+    Path("snow.txt").write_text(1000 * "\u2603", encoding="utf-8")
+    Path("other.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(ValueError, match="first cannot continue with the changed text"):
+        groundling.resume("first", corpus="snow.txt", accept_changed_text=True, on_event=silent)
+    changed = r"The text at other\.jsonl is not the one that the run first was trained on: it has changed \(JSON Lines "
+    with pytest.raises(ValueError, match=changed + r"without the field 'text'\)\. Restore the old text, or start"):
+        groundling.resume("first", corpus="other.jsonl", accept_changed_text=True, on_event=silent)
+    assert Path("runs/first/config.json").read_bytes() == before

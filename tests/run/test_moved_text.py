@@ -59,7 +59,7 @@ def test_resume_is_told_where_the_text_is(
     (tmp_path / "else").mkdir()
     moved = text_file.rename(tmp_path / "else" / "book.txt")
     monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "another"))  # as on another machine
-    gone = rf"first is gone: {text_file} does not exist\. If .*`groundling resume first --corpus PATH`"
+    gone = rf"first is gone: {text_file} no longer exists\. If .*`groundling resume first --corpus PATH`"
     with pytest.raises(ValueError, match=gone):
         groundling.resume("first", on_event=silent)
     with pytest.raises(ValueError, match=gone):
@@ -117,3 +117,15 @@ def test_a_file_whose_name_is_not_utf8_is_trained_on(prose: str, settings: dict[
     assert run.config.corpus == Path(path).absolute().as_uri()
     run = groundling.train(path, name="first", on_event=silent, **settings)
     assert run.finished and run.evaluate()["tokens"] > 0 and "caf\ufffd \ufffd" in run.report().read_text("utf-8")
+
+
+def test_only_what_is_gone_is_called_gone(prose: str, settings: dict[str, Any]) -> None:
+    for name in ("a.txt", "b.txt"):
+        Path(name).write_text(prose[:3000] + name)
+    stopped(["a.txt", "b.txt"], settings)
+    gone = Path("a.txt").resolve()
+    gone.unlink()
+    events: list[Event] = []
+    assert groundling.resume("first", on_event=events.append).finished
+    assert f"{gone} no longer exists. Using the text's tokens from the cache." in said(events)
+    assert "b.txt" not in said(events)

@@ -28,7 +28,7 @@ def guarded(models: list[LoadedModel]) -> Iterator[Server]:
 
 
 def test_only_names_of_this_machine_are_answered(server: Server) -> None:
-    for host in ("127.0.0.1", "localhost", "LOCALHOST:1", "[::1]:8000", "127.3.2.1:80"):
+    for host in ("127.0.0.1", "localhost", "LOCALHOST:1", "[::1]:8000", "127.3.2.1:80", "localhost.", "[0::1]"):
         assert server.ask("GET", "/v1/models", headers={"Host": host}).status == 200, host
     for host in (
         "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "192.168.0.7", "[::2]",
@@ -36,6 +36,13 @@ def test_only_names_of_this_machine_are_answered(server: Server) -> None:
     ):  # fmt: skip
         answer = server.ask("GET", "/v1/models", headers={"Host": host})
         assert (answer.status, answer.error["code"]) == (403, "host_not_allowed"), host
+
+
+def test_an_allowed_host_is_compared_in_its_usual_form() -> None:
+    allowed = guard.allowed_hosts(["My.Example.", "*.ngrok.app", "[FD00:0::1]"], "k")
+    mine = Guard(lambda *_: None, names=frozenset(), loopback=True, key="k", allowed=allowed)  # type: ignore[arg-type, return-value]
+    assert all(map(mine.is_own_host, ("my.example:80", "my.example.", "a.ngrok.app.", "[fd00::1]", "[fd00:0:0::1]:80")))
+    assert not any(map(mine.is_own_host, ("ngrok.app", "a.my.example", "[fd00::2]")))
 
 
 def test_a_server_of_the_network_answers_to_its_addresses_and_names() -> None:
@@ -121,6 +128,15 @@ def test_errors_of_every_kind_have_one_shape(server: Server) -> None:
     assert (answer := server.ask("POST", "/v1/completions", b"{")).status == 400 and "not valid JSON" in answer.error[
         "message"
     ]
+    for body, said in (
+        ([], "The body must be a JSON object."),
+        (None, "The body must be a JSON object."),
+        ({}, "messages is missing."),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
+         "messages.1.content is missing."),
+    ):  # fmt: skip
+        answer = server.post("/v1/chat/completions", json.dumps(body).encode())
+        assert (answer.status, answer.error["message"]) == (400, said)
     for body in ([], 7, None, "x", {"prompt": 7}, {"prompt": "a", "nonsense": 1}, {"prompt": "a", "temperature": "1"}):
         assert (answer := server.post("/v1/completions", json.dumps(body).encode())).status == 400 and answer.error
 

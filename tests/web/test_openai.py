@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import openai as openai_package
 import pytest
@@ -11,11 +12,14 @@ from asked import Server, serving
 from openai import OpenAI
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import groundling
+from foreign_tokenizers import like_llama2, written
 from groundling.config import Sampling
 from groundling.inference.engine import window_start
 from groundling.run.run import Run
-from groundling.web.loaded_model import NOT_FOR_CHAT, LoadedModel
+from groundling.web.loaded_model import NOT_FOR_CHAT, LoadedModel, open_runs
 
 
 def test_models_tell_what_they_are(openai: OpenAI) -> None:
@@ -216,3 +220,24 @@ def test_the_default_length_of_a_chat_is_within_the_limit(openai: OpenAI, monkey
     assert openai.chat.completions.create(**ask).usage.completion_tokens == 40
     with pytest.raises(openai_package.BadRequestError, match="lower max_tokens"):
         openai.chat.completions.create(**ask, max_tokens=30)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_offsets_do_not_count_the_space_that_a_tokenizer_puts_before_a_text(
+    tmp_path: Path, prose: str, stream: bool
+) -> None:
+    folder = written(tmp_path / "theirs", like_llama2(prose))
+    kind = LlamaConfig(
+        vocab_size=700, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )  # fmt: skip
+    LlamaForCausalLM(kind).save_pretrained(folder)
+    run = groundling.import_model(folder, block_size=32, out=tmp_path / "runs")
+    with serving(open_runs([run])) as server:
+        made = server.client().completions.create(
+            model=run.name, prompt="The one", max_tokens=1, echo=True, logprobs=0, stream=stream
+        )
+    told = [chunk.choices[0].logprobs for chunk in (made if stream else [made])]
+    tokens, offsets = ([value for each in told for value in getattr(each, key)] for key in ("tokens", "text_offset"))
+    ids = [*run.tokenizer.start_ids, *run.tokenizer.encode("The one")]
+    ends = [len(run.tokenizer.decode(ids[:i])) for i in range(len(ids) + 1)]
+    assert len(tokens) == len(ids) + 1 and offsets == ends and ends[-1] == 7

@@ -55,6 +55,7 @@ def test_names_of_this_machine_are_loopback() -> None:
         (["lettres", "--port", "0"], "No run 'lettres' in {out}, and no run at that path (did you mean 'letters'?)."),
         (["letters", "--allow-host", "https://my.example"], "--allow-host 'https://my.example' is not a host. Give"),
         (["letters", "--api-key", "k", "--allow-host", "fee.de:80"], "--allow-host 'fee.de:80' is not a host."),
+        (["letters", "--api-key", "k\nl"], "The API key contains a line break or control character, which no HTTP"),
         (["letters", "--allow-host", "my.example"], "--allow-host needs --api-key or GROUNDLING_API_KEY. Without"),
         ([], "Name a run to serve."),
     ],

@@ -71,7 +71,8 @@ def _no_option(_: Any, values: Any) -> None:
     """Refuse mistyped options, which would be files: only `-` and names of files may begin with a hyphen."""
     for word in values if isinstance(values, tuple) else [values]:
         if word.startswith("-") and word != "-" and not Path(word).exists():
-            near = get_close_matches(word, map(flag, setting_fields()), n=1)
+            options = [flag(name) for name in setting_fields()]
+            near = [] if word in options else get_close_matches(word, options, n=1)  # else it is one of `train` only
             raise ValueError(f"Unknown option: {word}." + "".join(f" Did you mean {option}?" for option in near))
 
 

@@ -39,7 +39,8 @@ def _flags(name: str, sort_key: int) -> list[inspect.Parameter]:
             continue
         parameter = Parameter(
             help=f"{field.metadata['help']} {_default(name, field)}".rstrip(), group=group, show_default=False,
-            negative_bool="no-", allow_leading_hyphen=name == "sampling", alias=_ALIASES.get(field.name),
+            negative_bool="no-", allow_leading_hyphen=name == "sampling" or field.name in WITH_ESCAPES,
+            alias=_ALIASES.get(field.name),
             converter=with_escapes if field.name in WITH_ESCAPES else converted,
         )  # fmt: skip
         parameters.append(

@@ -105,19 +105,20 @@ _HARMFUL = {
 }
 
 
-def odd_notice(counts: Mapping[str, int], addresses: Sequence[str]) -> str:
+def odd_notice(counts: Mapping[str, int], arguments: Sequence[str], plain: str | None = None) -> str:
     """A sentence about what surely harms a model, with commands that help. Empty if there is nothing.
 
-    `counts` are those of `OddCharacters`, and `addresses` the inputs of the text.
+    `counts` are those of `OddCharacters`, `arguments` name the text on a command line, and `plain` is its path if it is
+    one plain text file.
     """
     found = [f"{counts[kind]:,} {what}" for kind, what in _HARMFUL.items() if counts.get(kind)]
     if not found:
         return ""
     sentence = f"The model will learn some probable accidents: {', '.join(found)}. "
-    sentence += f"`{command('inspect', *addresses)}` shows where."
+    sentence += f"`{command('inspect', *arguments)}` shows where."
     can_be_cleaned = counts.keys() & _HARMFUL.keys() - {"replacement character"}
-    if can_be_cleaned and len(addresses) == 1 and Path(addresses[0]).is_file():
-        sentence += f" `{clean_command(addresses[0])}` writes a clean copy."
+    if can_be_cleaned and plain is not None:
+        sentence += f" `{clean_command(plain)}` writes a clean copy."
     return sentence
 
 

@@ -145,7 +145,10 @@ def prepare(
                 storage.remove_folder(folder)
                 storage.remove_temporary(folder.parent, folder.name)
                 _tokenize(source, fingerprint, tokenizer, unknown, folder, notice, progress)
-    return _open(folder, source.name, settings)
+    corpus = _open(folder, source.name, settings)
+    if sentence := source.idle_separator(corpus.n_documents):
+        notice(sentence)
+    return corpus
 
 
 def reopen(

@@ -12,10 +12,12 @@ from typing import Any
 
 from groundling.data.files import TextFile, read_bytes, read_text
 from groundling.data.formats import (
+    JSON,
     Reading,
     check_column,
     damaged_parquet,
     is_cut,
+    is_row,
     look_up,
     parquet_file,
     refuse_without_field,
@@ -48,6 +50,9 @@ def read_documents(
     return _with_text(reader(file, chunks, reading, format), file, notice)
 
 
+_OR_TEXT = ", or use --format text to read the file as it is."
+
+
 def _with_text(entries: Iterator[tuple[str, Any]], file: TextFile, notice: Notice) -> Iterator[Document]:
     """A document for each entry, given as its place in the file and its text. Those without text are counted."""
     without = 0
@@ -58,7 +63,9 @@ def _with_text(entries: Iterator[tuple[str, Any]], file: TextFile, notice: Notic
         if not isinstance(text, str):
             kinds = {"list": "a list", "dict": "an object", "bytes": "bytes"}
             kind = kinds.get(type(text).__name__, "a number or truth value")
-            raise ValueError(f"{file.name}, {place}: the field is {kind}, not text. Choose another with --field.")
+            raise ValueError(
+                f"{file.name}, {place}: the field is {kind}, not text. Choose another with --field{_OR_TEXT}"
+            )
         if not text.isascii() and re.search("[\ud800-\udfff]", text):
             raise ValueError(f"{file.name}, {place}: half of a UTF-16 pair (\\ud800 to \\udfff), not a character.")
         yield Document(f"{file.name}, {place}", iter((text,)))
@@ -120,7 +127,10 @@ def _text_of(value: Any, field: str, file: TextFile, place: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{file.name}, {place}: neither a JSON object nor a string.")
     if field.split(".")[0] not in value and field not in value:
-        raise ValueError(f"{file.name}, {place} has no field {field!r}; it has: {', '.join(value):.300}.")
+        raise ValueError(
+            f"{file.name}, {place} has no field {field!r}; it has: {', '.join(value):.300}. "
+            f"Give every entry this field{_OR_TEXT}"
+        )
     return look_up(value, field)
 
 
@@ -129,7 +139,7 @@ def _read_json_lines(file: TextFile, chunks: Iterator[str], reading: Reading, fo
         if line and not line.isspace():
             place = f"line {number}"
             try:
-                value = json.loads(line)
+                value = JSON.decode(line)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{file.name}, line {number:,} is not valid JSON: {_fault(error)}.") from None
             yield place, _text_of(value, reading.wanted, file, place)
@@ -141,30 +151,31 @@ def _fault(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-_FIRST, _NEXT, _NONE = (
-    re.compile(p) for p in (r"\s*\[\s*(\])?", r"\s*(?:,\s*|(\]))", r"(?!)")
-)  # what precedes an entry
+# What precedes an entry of a list, and an object without a list around it.
+_FIRST, _NEXT, _NONE, _OBJECT = map(re.compile, (r"\s*\[\s*(\])?", r"\s*(?:,\s*|(\]))", r"(?!)", r"\s*(?={)(\])?"))
 
 
 def _read_json(file: TextFile, chunks: Iterator[str], reading: Reading, format: str) -> Iterator[tuple[str, Any]]:
-    decode, text, at, number, before = json.JSONDecoder().raw_decode, "", 0, 0, _FIRST
+    text, at, number, before = "", 0, 0, _FIRST
     for chunk in itertools.chain(chunks, [None]):
         text, at = text[at:] + (chunk or ""), 0
+        if before is _FIRST and _OBJECT.match(text):
+            before = _OBJECT
         while gap := before.match(text, at):
             if gap[1]:
                 at, before = gap.end(), _NONE
                 continue
             try:
-                value, at = decode(text, gap.end())
+                value, at = JSON.raw_decode(text, gap.end())
             except (ValueError, RecursionError) as error:
                 if chunk is not None and is_cut(error, text):
                     break
                 fault = re.sub(" at column .*", "", _fault(error))
                 raise ValueError(f"{file.name} is not valid JSON in entry {number + 1:,}: {fault}.") from None
-            number, before = number + 1, _NEXT
+            number, before = number + 1, before if before is _OBJECT else _NEXT
             place = f"entry {number}"
             yield place, _text_of(value, reading.wanted, file, place)
-        if not gap and (text[at:].strip() or (chunk is None and before is not _NONE)):
+        if not gap and (text[at:].strip() or (chunk is None and before not in (_NONE, _OBJECT))):
             what = "after the list" if before is _NONE else f"after entry {number:,}" if number else "as it is no list"
             raise ValueError(f"{file.name} is not valid JSON {what}.")
 
@@ -179,7 +190,7 @@ def _read_table(file: TextFile, chunks: Iterator[str], reading: Reading, format:
     lines = _lines(itertools.chain([head], chunks))
     rows = csv.reader(lines, delimiter=table.delimiter, quoting=table.quoting, strict=True)
     try:
-        columns = [name.strip() for name in next(filter(None, rows), [])]
+        columns = [name.strip() for name in next(filter(is_row, rows), [])]
         if reading.wanted not in columns:
             refuse_without_field(file, columns, reading, format.upper())
         if columns.count(reading.wanted) > 1:

@@ -24,6 +24,7 @@ _LONGEST_FIRST_LINE = 2**26
 _SAMPLE = 50  # lines that decide how a table is written
 _DELIMITERS = {"csv": ",;|\t", "tsv": "\t"}
 _OBJECT = re.compile(r'\{\s*"[^"\n]*"\s*:')
+JSON = json.JSONDecoder(parse_int=float)  # Python refuses integers of more than 4,300 digits
 _PART = re.compile(r"[\\\w.+-]*\s*")  # of a JSON number, name or escape
 _HTML = re.compile(r"(<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 
@@ -124,12 +125,13 @@ def _refuse(file: TextFile, what: str) -> NoReturn:
     verb = "To unpack it" if "archive" in what or "compressed" in what else "To take its text out"
     command = _ADVICE[what].format(file=quoted(file.name), text=quoted(f"{file.name}.txt"))
     as_it_is = " To train on it as it is, use --format text." if what in ("HTML", "RTF", "notebook") else ""
-    if _is_packed(file) and what != "tar archive":
+    if is_packed(file) and what != "tar archive":
         raise NotText(f"{file.name} is {article}{what} inside a compressed file. Unpack it first.{as_it_is}", what)
     raise NotText(f"{file.name} is {article}{what}, not plain text. {verb}: `{command}`.{as_it_is}", what)
 
 
-def _is_packed(file: TextFile) -> bool:
+def is_packed(file: TextFile) -> bool:
+    """Whether a file is compressed or in an archive."""
     with file.open() as opened:
         return not isinstance(opened, io.BufferedReader)
 
@@ -139,8 +141,10 @@ def _json_object(file: TextFile, text: str, reading: Reading) -> str:
     line, _, more = decoded_start(file, _head(file, _LONGEST_FIRST_LINE, line=True)).lstrip().partition("\n")
     by_name = file.name.lower().endswith(_JSON_LINES)
     try:
-        value = json.loads(line)
+        value = JSON.decode(line)
     except (ValueError, RecursionError):
+        if (first := _first_of_several(text)) is not None:
+            return _checked_field(file, first, reading, "json", "JSON")
         if by_name:
             return "jsonl"  # reading it tells the line
         if not file.name.lower().endswith(".json") and not _is_json(text):
@@ -156,10 +160,19 @@ def _json_object(file: TextFile, text: str, reading: Reading) -> str:
     )
 
 
+def _first_of_several(text: str) -> Any:
+    """The first of several JSON objects without a list around them, as `jq` prints them. None if there are not."""
+    with suppress(ValueError, RecursionError):
+        value, end = JSON.raw_decode(text)
+        if text[end:].lstrip()[:1] == "{":
+            return value
+    return None
+
+
 def _is_json(text: str) -> bool:
     """Whether text is JSON values, perhaps cut off, and not code that begins like one."""
     try:
-        _, end = json.JSONDecoder().raw_decode(text)
+        _, end = JSON.raw_decode(text)
     except ValueError as error:
         return is_cut(error, text)
     except RecursionError:
@@ -181,7 +194,7 @@ def _json_list(file: TextFile, text: str, reading: Reading) -> str:
     if not is_json and not _OBJECT.match(text, start):
         return "text"
     try:
-        first = json.JSONDecoder().raw_decode(text, start)[0]
+        first = JSON.raw_decode(text, start)[0]
     except (ValueError, RecursionError):
         return "json" if is_json or len(text) >= _CUT else "text"  # a long entry, or no JSON at all
     if not isinstance(first, dict | str):
@@ -213,6 +226,12 @@ def table_in(text: str, wanted: str, format: str) -> Table:
     return max(tables, key=lambda table: (wanted in table.columns, len(table.columns)))
 
 
+def is_row(row: list[str]) -> bool:
+    """Whether a row is neither empty nor the line `sep=;` that Excel reads before the first one."""
+    line = "".join(row)
+    return bool(row) and not (line.startswith("sep=") and len(line) <= 5)
+
+
 def _table_with(lines: list[str], delimiter: str, is_cut: bool) -> Table:
     rows, quoting = list[list[str]](), csv.QUOTE_MINIMAL
     try:
@@ -221,6 +240,7 @@ def _table_with(lines: list[str], delimiter: str, is_cut: bool) -> Table:
         fields = [line.count("\t") for line in lines if line.strip()]
         if delimiter == "\t" and min(fields) == max(fields) > 0:
             rows, quoting = [line.rstrip("\r\n").split("\t") for line in lines if line.strip()], csv.QUOTE_NONE
+    rows = rows[not is_row(rows[0]) :] if rows else []
     columns = [name.strip() for name in rows[0]] if rows else []
     is_regular = (
         len(columns) > 1
@@ -276,7 +296,7 @@ def parquet_file(file: TextFile) -> Any:
         raise NotText(
             f'{file.name} is Parquet. To read it: pip install "groundling[parquet]".', "Parquet, which needs pyarrow"
         ) from None
-    if _is_packed(file):
+    if is_packed(file):
         raise NotText(f"{file.name} is Parquet inside a compressed file. Unpack it first.", "compressed Parquet")
     with damaged_parquet(file):
         return parquet.ParquetFile(file.open())

@@ -24,7 +24,7 @@ from groundling.data.compression import members
 from groundling.data.documents import Document, read_documents
 from groundling.data.files import TextFile, file_at, shown
 from groundling.data.folders import GLOB, Found, model_in
-from groundling.data.formats import Reading
+from groundling.data.formats import Reading, is_packed
 from groundling.data.progress import Notice, silent
 from groundling.escape import command, quoted
 
@@ -56,6 +56,23 @@ class Source:
     def corpus(self) -> str | tuple[str, ...]:
         """The address, or the addresses of several inputs, as a run's settings hold them."""
         return self.addresses[0] if len(self.addresses) == 1 else self.addresses
+
+    @property
+    def plain_path(self) -> str | None:
+        """The path of the text if it is one plain file, neither compressed nor with entries."""
+        only = self.files[0] if len(self.files) == len(self.addresses) == 1 else None
+        path = self.addresses[0]
+        return path if only and only.format == "text" and os.path.isfile(path) and not is_packed(only) else None
+
+    def idle_separator(self, n_documents: int) -> str:
+        """A sentence for the user if they named a separator, but the text has only so many documents without it."""
+        separator = self.reading.document_separator
+        has_others = n_documents > len(self.files) or any(file.format != "text" for file in self.files)
+        if has_others or separator in ("", CorpusSettings.document_separator):
+            return ""
+        windows = separator.replace("\n", "\r\n")
+        hint = f" If lines end in CR LF, use {windows!r}." if "\n" in separator and "\r" not in separator else ""
+        return f"--document-separator {separator!r} separates nothing: each file is one document.{hint}"
 
     def documents(
         self, file: TextFile, notice: Notice = silent, progress: Callable[[int], None] = silent
@@ -152,6 +169,11 @@ def _readable_errors() -> Iterator[None]:
         raise type(error)(f"{what} cannot be read: {error.strerror.lower()}.") from None
 
 
+def is_there(address: str) -> bool:
+    """Whether there is a file or folder at an address of a `Source`. Built-in names are none."""
+    return _exists(_path(address))
+
+
 def _exists(path: Path) -> bool:
     """Raises PermissionError where a folder does not let us look."""
     try:
@@ -217,7 +239,7 @@ def _stem(name: str) -> str:
 def _missing(name: str) -> str:
     if len(name) > 500 or "\n" in name:
         return f"The corpus is the path of a file, not a text: there is no file {shown(name[:50])!r}... Save it first."
-    if explanation := slip(name):
+    if not name.startswith("file://") and (explanation := slip(name)):
         return f"There is no corpus {shown(name)!r}: {explanation}"
     siblings = os.listdir(Path(name).parent) if Path(name).parent.is_dir() else []
     hint = did_you_mean(Path(name).name, [*_NAMED, *siblings]) or f"; built-in corpora: {', '.join(_NAMED)}"

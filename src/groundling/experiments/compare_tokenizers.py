@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from groundling.analysis.ngrams import bigrams
@@ -53,6 +54,7 @@ def compare_tokenizers(
         limits.VOCAB_SIZE.check("--vocab-sizes", size)
     if minutes is not None:
         limits.MINUTES.check("--minutes", minutes)
+    notice = cache(notice)  # the text is read once for each tokenizer
     source = find_source(corpus if corpus is not None else "shakespeare", CorpusSettings(**reading))
     wanted = [("char", CorpusSettings.vocab_size), ("byte", CorpusSettings.vocab_size)]
     wanted += [("bpe", size) for size in sorted(set(vocab_sizes))]

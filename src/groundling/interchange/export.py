@@ -103,6 +103,10 @@ def _model(run: Run, average: int, validation: Tokens | None) -> tuple[GPT, dict
     """The model on the CPU. For an average also its steps and validation losses."""
     paths = [run.checkpoint]
     if average > 1:
+        if run.record.imported:
+            raise ValueError(
+                f"An imported run has one checkpoint, so there is nothing to average. Omit --average {average}."
+            )
         paths = [run.checkpoints.path(step) for step in run.checkpoints.steps()[-average:]]
         if len(paths) < average:
             raise ValueError(

@@ -19,6 +19,7 @@ from groundling.data.progress import Notice, silent
 from groundling.data.tokenizers.base import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
 from groundling.data.tokenizers.huggingface import USUAL_ENDS, HuggingFaceTokenizer
+from groundling.escape import command
 from groundling.interchange.find_model import explain, find_model
 from groundling.interchange.huggingface import ARCHITECTURES, NAMES, transposed
 from groundling.interchange.read_config import read_settings
@@ -59,8 +60,15 @@ def import_model(
     if block_size is not None:
         limits.BLOCK_SIZE.check("--block-size", block_size)
     runs = runs_folder(out).resolve()
-    source, title = find_model(folder)
+    try:
+        source, title = find_model(folder)
+    except FileNotFoundError:
+        if (runs / folder / "config.json").is_file():
+            raise _own(Run(runs / folder).reference) from None
+        raise
     theirs = storage.read_json(source / "config.json")
+    if isinstance(theirs, dict) and {"requested", "settings"} <= theirs.keys():
+        raise _own(source)
     try:
         family, model, rows = read_settings(theirs, source, block_size, notice)
     except KeyError as error:
@@ -108,6 +116,10 @@ def _tokenizer(source: Path, theirs: dict[str, Any], rows: int, notice: Notice) 
     found = [names[id] for id in (ends if isinstance(ends, list) else [ends]) if type(id) is int and id in names]
     found.sort(key=lambda name: name not in USUAL_ENDS)  # documents end with the first, and chats with others
     return HuggingFaceTokenizer(definition, list(dict.fromkeys([*found, *tokenizer.ends])))
+
+
+def _own(run: str | os.PathLike[str]) -> ValueError:
+    return ValueError(f"{run} is a groundling run already. Use it without an import: `{command('sample', run)}`.")
 
 
 def _too_many_tokens(source: Path, tokenizer: Tokenizer, rows: int) -> ValueError:

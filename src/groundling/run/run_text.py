@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from groundling.config import READING, Config, flag
+from groundling.config import READING, Config, CorpusSettings, flag
+from groundling.data.compression import NotText
 from groundling.data.corpus import Corpus, prepare, reopen
 from groundling.data.files import read_text
 from groundling.data.fingerprint import TextFingerprint, difference, fingerprint_of, first_difference_at
 from groundling.data.progress import Notice, Progress, silent
-from groundling.data.sources import Source, find_source
+from groundling.data.sources import CorpusPath, Source, find_source, is_there
 from groundling.data.tokenizers.base import Tokenizer
 from groundling.escape import command
 from groundling.run.record import CorpusFacts
@@ -38,7 +40,7 @@ class RunText:
         """Raises ValueError if the text is gone, and TextChanged, with the difference, if it has changed."""
         fingerprint, settings = self.was.fingerprint, self.config.text
         try:
-            source = find_source(self.config.corpus, settings, stored=True)
+            source = self.find(self.config.corpus, settings, stored=True)
         except (FileNotFoundError, ConnectionError) as error:
             moved = self._moved(progress)
             if moved is None:
@@ -58,17 +60,32 @@ class RunText:
             )
         return text
 
+    def find(self, corpus: CorpusPath | Sequence[CorpusPath], settings: CorpusSettings, stored: bool = False) -> Source:
+        """As `find_source`, but raises TextChanged if there is another kind of file now."""
+        try:
+            return find_source(corpus, settings, stored)
+        except NotText as error:
+            if "pip install" in str(error):
+                raise  # the text is the same, but what reads it is gone
+            places = corpus if isinstance(corpus, str | os.PathLike) else ", ".join(map(str, corpus))
+            raise TextChanged(
+                f"The text at {places} is not the one that the run {self.run} was trained on: it has changed "
+                f"({error.what}). "
+                "Restore the old text, or start a new run on the new one with another --name."
+            ) from None
+
     def _kept(self, error: OSError, notice: Notice) -> Corpus:
         """The tokens from the cache, if they are still there."""
         kept = reopen(self.was.fingerprint, self.was.name, self.tokenizer, self.config.text, notice)
-        missing = ", ".join(self.config.inputs)
+        gone = [address for address in self.config.inputs if not is_there(address)]
+        missing, exist = ", ".join(gone), "exists" if len(gone) == 1 else "exist"
         if kept is None:
-            why = str(error) if isinstance(error, ConnectionError) else f"{missing} does not exist."
+            why = str(error) if isinstance(error, ConnectionError) else f"{missing} no longer {exist}."
             raise ValueError(
                 f"The text of the run {self.run} is gone: {why} If it was moved, say where it is now: "
                 f"`{command('resume', self.run, '--corpus', 'PATH')}`."
             ) from None
-        notice(f"{missing} no longer exists. Using its tokens from the cache.")
+        notice(f"{missing} no longer {exist}. Using the text's tokens from the cache.")
         return kept
 
     def _moved(self, progress: Progress) -> Source | None:
@@ -100,10 +117,11 @@ class RunText:
         elif was.contents:
             before = [document.model_dump() for document in was.contents]
             what = difference(before, contents.files) or "its files are in another order"
+        moved = [] if source.addresses == self.config.inputs else ["--corpus", *source.addresses]
         raise TextChanged(
             f"The text at {_places(source)} is not the one that the run {self.run} was trained on: {what}. Restore the "
             "old text, start a new run on the new one with another --name, or continue with the new one: "
-            f"`{command('resume', self.run, '--accept-changed-text')}`."
+            f"`{command('resume', self.run, *moved, '--accept-changed-text')}`."
         )
 
 

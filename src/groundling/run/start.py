@@ -18,7 +18,7 @@ from groundling.config import GROUPS, READING, Config, CorpusSettings, flag
 from groundling.data.corpus import Corpus, prepare
 from groundling.data.fingerprint import TextFingerprint, fingerprint_of
 from groundling.data.progress import silent
-from groundling.data.sources import CorpusPath, Source, find_source
+from groundling.data.sources import CorpusPath, Source
 from groundling.data.tokenizers.base import UnknownText
 from groundling.escape import command
 from groundling.machine import Machine, bits, versions
@@ -171,11 +171,14 @@ def move_text(run: Run, source: Source, text: CorpusSettings, notice: Callable[[
 
 
 def find_text(run: Run, corpus: CorpusPath | Sequence[CorpusPath], notice: Callable[[str], None], accept: bool) -> None:
-    """Record that the text of a run is now at `corpus`. Raises TextChanged if it differs, unless you `accept` it."""
+    """Record that the text of a run is now at `corpus`. Raises TextChanged if it differs, unless you `accept` it, and
+    ValueError if the run cannot continue with it."""
     has_folder = any(os.path.isdir(path) for path in ([corpus] if isinstance(corpus, str | os.PathLike) else corpus))
     text = run.config.text if has_folder else dataclasses.replace(run.config.text, glob=None)
-    source = find_source(corpus, text)
-    if not accept:
+    source = run.text.find(corpus, text)
+    if accept:
+        _acceptable(run, source, text, fingerprint_of(source))
+    else:
         run.text.refuse_change(source, fingerprint_of(source))
     move_text(run, source, text, notice)
 
@@ -226,15 +229,9 @@ def accept_text(run: Run, notice: Callable[[str], None], progress: Callable[...,
 
     Raises ValueError if the run's tokenizer cannot encode it, or if it is too short.
     """
-    source = find_source(run.config.corpus, run.config.text, stored=True)
+    source = run.text.find(run.config.corpus, run.config.text, stored=True)
     contents = fingerprint_of(source, progress)
-    try:
-        text = prepare(source, run.config.text, tokenizer=run.tokenizer, fingerprint=contents.fingerprint,
-                       notice=notice, progress=progress)  # fmt: skip
-    except UnknownText as error:
-        raise ValueError(f"The run {run.name} cannot continue with the changed text. {error}") from None
-    if run.config.task == "pretraining":
-        check_length(text, run.config, is_new=False)
+    text = _acceptable(run, source, run.config.text, contents, notice, progress)
     was = run.record.corpus
     if text.fingerprint != was.fingerprint:
         step = _newest_state(run).step
@@ -244,6 +241,21 @@ def accept_text(run: Run, notice: Callable[[str], None], progress: Callable[...,
             f"The training text changed at step {step:,} (--accept-changed-text): {text.n_characters:,} characters "
             f"instead of {was.characters:,}. Validation losses before and after are not comparable."
         )
+    return text
+
+
+def _acceptable(
+    run: Run, source: Source, settings: CorpusSettings, contents: TextFingerprint,
+    notice: Callable[[str], None] = silent, progress: Callable[..., None] = silent,
+) -> Corpus:  # fmt: skip
+    """The tokens of a changed text. Raises ValueError if the run cannot continue with it."""
+    try:
+        text = prepare(source, settings, tokenizer=run.tokenizer, fingerprint=contents.fingerprint,
+                       notice=notice, progress=progress)  # fmt: skip
+    except UnknownText as error:
+        raise ValueError(f"The run {run.name} cannot continue with the changed text. {error}") from None
+    if run.config.task == "pretraining":
+        check_length(text, run.config, is_new=False)
     return text
 
 

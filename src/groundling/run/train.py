@@ -85,7 +85,7 @@ def train(
         config = dataclasses.replace(config, corpus=source.corpus)
         contents = fingerprint_of(source, progress)
         text = prepare(source, config.text, fingerprint=contents.fingerprint, notice=notice, progress=progress)
-        if sentence := odd_notice(text.odd, source.addresses):
+        if sentence := odd_notice(text.odd, config.text_arguments, source.plain_path):
             notice(sentence)
         new_task(text, config, initial_model(config, text))  # raises if the text is too short
         new = NewRun(config, text, source, contents)
@@ -153,9 +153,12 @@ def resume(
         notice, progress = reporters(tell)
         if corpus is not None:
             find_text(run, corpus, notice, accept_changed_text)
-            if steps is None and minutes is None and run.finished:
-                return run
+        is_over = steps is None and minutes is None and run.finished  # then only the record of its text changes
+        if is_over and not accept_changed_text:
+            return run
         text = accept_text(run, notice, progress) if accept_changed_text else run.text.open(notice, progress)
+        if is_over:
+            return run
         if steps is not None or minutes is not None:  # last, since the checks above may raise
             extend(run, steps, minutes)
         return train_run(run, text, tell, track, began)

@@ -90,6 +90,10 @@ def _invalid_request(errors: Sequence[Any]) -> ApiError:
     if unsupported:
         where = "" if len(path) == 1 else f"{param}: "
         return ApiError(400, f"{where}{path[-1]} {UNSUPPORTED[path[-1]][1]}.", param=param)
+    if not path:
+        return ApiError(400, "The body must be a JSON object.")
+    if errors[0]["type"] == "missing":
+        return ApiError(400, f"{'.'.join(path)[:100]} is missing.", param=param)
     if errors[0]["type"] == "extra_forbidden":
         return ApiError(400, f"Unrecognized request argument supplied: {'.'.join(path)[:100]}", param=param)
     # A field with several possible types, such as `prompt`, has an error for each.

@@ -51,7 +51,7 @@ _ALLOWED_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-][a-z0-9._-]*")
 
 def allowed_hosts(given: Sequence[str], key: str | None) -> tuple[str, ...]:
     """The values of `--allow-host` in lower case. Raises ValueError if one is not a host, or there is no API key."""
-    hosts = tuple(host.lower().strip("[]") for host in given)
+    hosts = tuple(_plain(host.lower().strip("[]")) for host in given)
     for host, original in zip(hosts, given, strict=True):
         if not _ALLOWED_NAME.fullmatch(host) and _address(host) is None:
             raise ValueError(
@@ -135,7 +135,7 @@ class Guard:
         match = _HOST.fullmatch(host)
         if match is None:
             return False
-        name = match[1] or match[2]
+        name = _plain(match[1] or match[2])
         if name in self.names or any(_matches(name, pattern) for pattern in self.allowed or ()):
             return True
         address = _address(name)
@@ -147,7 +147,7 @@ class Guard:
         if match is None or self.allowed is None:
             return "The Host header does not name this server. Use its address as it was printed at the start."
         need = "" if self.key else "--api-key KEY "
-        name = (match[1] or match[2])[:253]
+        name = _plain(match[1] or match[2])[:253]
         return f"The Host header names {name!r}, not this server. To allow it, add {need}--allow-host {name}"
 
 
@@ -155,6 +155,11 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host)
     return None
+
+
+def _plain(host: str) -> str:
+    """A host in its usual form: an IP address in its shortest, a name without the dot of its root."""
+    return str(_address(host) or host.removesuffix("."))
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -63,10 +63,15 @@ class ResponseFormat:
         """How many characters begin in these tokens."""
         return int(sum(self.tokenizer.sizes[1][token.token] for token in tokens))
 
+    def offset(self, index: int) -> int:
+        """The character of a text at which its tokens begin: -1 if the tokenizer puts a space before the prompt."""
+        tokens = self.echo_tokens[index] if self.echo_tokens else ()
+        return len(self.echo[index]) - self.characters(tokens)
+
     def _completion_tokens(self, tokens: Sequence[GeneratedToken], offset: int) -> dict[str, Any]:
         offsets = []
         for token in tokens:
-            offsets.append(offset)
+            offsets.append(max(0, offset))
             offset += self.characters([token])
         return {
             "tokens": [self._name(token.token) for token in tokens],
@@ -110,9 +115,9 @@ async def complete_response(form: ResponseFormat, steps: AsyncIterator[Chunks]) 
             texts[index].append(chunk.text)
             tokens[index] += chunk.tokens
             last[index] = chunk
-    offsets = [0] * len(form.echo) if form.echo_tokens else list(map(len, form.echo))
     choices = [
-        form.choice(i, Chunk("".join(texts[i]), tokens[i], last[i].finish), offsets[i]) for i in range(len(form.echo))
+        form.choice(i, Chunk("".join(texts[i]), tokens[i], last[i].finish), form.offset(i))
+        for i in range(len(form.echo))
     ]
     return form.response(choices) | {"usage": form.usage(sum(map(len, tokens)) - sum(map(len, form.echo_tokens)))}
 
@@ -129,7 +134,7 @@ async def stream_response(
 
     for index, start in enumerate(form.echo):
         tokens = form.echo_tokens[index] if form.echo_tokens else []
-        first = form.choice(index, Chunk(start, tokens), 0, stream=True)
+        first = form.choice(index, Chunk(start, tokens), form.offset(index), stream=True)
         if form.chat:
             first["delta"]["role"] = "assistant"
         if form.chat or start:

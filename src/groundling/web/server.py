@@ -71,6 +71,10 @@ def serve(
     key = api_key if api_key is not None else os.environ.get("GROUNDLING_API_KEY")
     if key is not None and not key.strip():
         raise ValueError("The API key is empty. Set --api-key or GROUNDLING_API_KEY to a key, or leave both out.")
+    if key is not None:
+        key = key.strip()  # as of the keys that clients send
+        if not key.isprintable():
+            raise ValueError("The API key contains a line break or control character, which no HTTP header can hold.")
     hosts = allowed_hosts(allow_host, key)
     if slots is not None:
         Limits(1, MAX_SLOTS).check("--slots", slots)
