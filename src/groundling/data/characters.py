@@ -67,7 +67,7 @@ class OddCharacters:
 
     def counts(self) -> dict[str, int]:
         """The number of characters of each kind in `ODD`, of letters in the rarer of two Unicode forms (`letters in two
-        forms`), and of lines that end otherwise than most (`mixed line ends`). Kinds without any are left out."""
+        forms`), and of lines that end otherwise than most (`mixed line ends`). Only kinds that occur."""
         self._count()
         found, composed = Counter[str](), 0
         for code in np.flatnonzero(self._counts).tolist():

@@ -277,6 +277,7 @@ class _TokenFile:
             self.flush()
 
     def flush(self) -> None:
+        """Write the collected pieces, if there are any."""
         if not self._pieces:
             return
         ids, ends = np.concatenate(self._pieces), np.array(self._ends)

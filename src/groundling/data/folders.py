@@ -1,4 +1,4 @@
-"""Find the text files below a folder or in a zip archive, and count what is left out, and why."""
+"""Find the text files below a folder or in a zip archive, and count the other files by reason."""
 
 from __future__ import annotations
 
@@ -159,13 +159,13 @@ class Found:
 
     @property
     def summary(self) -> str:
-        """One line: how much is read, and what is left out, and why."""
+        """One line: how many files are read, how many are not, and why."""
         size = storage.in_bytes(sum(file.size for file in self.files))
         return f"Reading {len(self.files):,} file{'s' * (len(self.files) != 1)} ({size}).{self.without}"
 
     @property
     def without(self) -> str:
-        """What is left out, as a sentence after another. Empty if nothing is."""
+        """The files that are not read, as a sentence after another. Empty if there are none."""
         reasons = [
             f"{len(names):,} {why}{'s' * (len(names) > 1 and why.endswith(_NOUNS))}{_some(names, why)}"
             for why, names in self.left_out.items()
