@@ -27,6 +27,10 @@ class NotText(ValueError):
         """What it is, in a word or two."""
 
 
+class NeedsExtra(NotText):
+    """A file that a package which is not installed could read."""
+
+
 def damage() -> tuple[type[Exception], ...]:
     """What reading a damaged compressed file raises."""
     zstd = [module.ZstdError for name in _ZSTD if (module := sys.modules.get(name))]
@@ -92,7 +96,7 @@ def _open_zstd(name: str, file: Any) -> Any:
         return zstd.open(file)
     except ImportError:
         pass
-    raise NotText(
+    raise NeedsExtra(
         f"{name} is compressed with zstd. To read it: pip install \"groundling[zstd]\", or unpack it first: "
         f"`zstd -d {quoted(name)}`.",
         "compressed with zstd",

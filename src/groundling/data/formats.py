@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from groundling.data.compression import NotText
+from groundling.data.compression import NeedsExtra, NotText
 from groundling.data.files import TextFile, decoded_start, read_bytes
 from groundling.escape import quoted
 
@@ -293,7 +293,7 @@ def parquet_file(file: TextFile) -> Any:
     try:
         from pyarrow import parquet
     except ModuleNotFoundError:
-        raise NotText(
+        raise NeedsExtra(
             f'{file.name} is Parquet. To read it: pip install "groundling[parquet]".', "Parquet, which needs pyarrow"
         ) from None
     if is_packed(file):

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from groundling.config import READING, Config, CorpusSettings, flag
-from groundling.data.compression import NotText
+from groundling.data.compression import NeedsExtra, NotText
 from groundling.data.corpus import Corpus, prepare, reopen
 from groundling.data.files import read_text
 from groundling.data.fingerprint import TextFingerprint, difference, fingerprint_of, first_difference_at
@@ -47,8 +47,8 @@ class RunText:
                 return self._kept(error, notice)
             source = moved
             notice(f"The text was moved. Using {_places(source)}, which has the same content.")
-        contents = fingerprint_of(source, progress)
-        self.refuse_change(source, contents)
+        else:
+            self.refuse_change(source, fingerprint_of(source, progress))
         text = prepare(
             source, settings, tokenizer=self.tokenizer, fingerprint=fingerprint, notice=notice, progress=progress
         )
@@ -64,14 +64,13 @@ class RunText:
         """As `find_source`, but raises TextChanged if there is another kind of file now."""
         try:
             return find_source(corpus, settings, stored)
+        except NeedsExtra:
+            raise  # the text is the same, but what reads it is gone
         except NotText as error:
-            if "pip install" in str(error):
-                raise  # the text is the same, but what reads it is gone
             places = corpus if isinstance(corpus, str | os.PathLike) else ", ".join(map(str, corpus))
             raise TextChanged(
                 f"The text at {places} is not the one that the run {self.run} was trained on: it has changed "
-                f"({error.what}). "
-                "Restore the old text, or start a new run on the new one with another --name."
+                f"({error.what}). Restore the old text, or start a new run on the new one with another --name."
             ) from None
 
     def _kept(self, error: OSError, notice: Notice) -> Corpus:
