@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from groundling.data.batches import Batch
+from groundling.model.gpt import GPT
 from groundling.training.task import Score, Task
 
 
 class IdleTask(Task):
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, model: GPT) -> Batch:
         raise AssertionError("It has no examples.")
 
     def evaluate(self, *_: object) -> Score:

@@ -51,6 +51,17 @@ def test_choices_never_see_what_claims_are_about(tmp_path: Path, prose: str) -> 
     ).read_text(encoding="utf-8")
 
 
+def test_rollouts_and_engine_are_measured() -> None:
+    script = SCRIPT.with_name("rollouts.py")
+    command = [sys.executable, str(script), "--shapes", "nano-qwen3", "--rows", "3", "--tokens", "5", "--rounds", "1"]
+    done = subprocess.run([*command, "--dtype", "bfloat16"], check=True, capture_output=True, text=True)
+    rows = [row.split(" | ") for row in done.stdout.splitlines()[3:]]
+    assert [row[3] for row in rows] == ["rollouts", "engine"]
+    assert all(float(row[4].replace(",", "")) > 0 for row in rows)
+    mean, largest = map(float, " | ".join(rows[0][6:]).strip(" |").split(" | "))
+    assert 0 < mean < 0.01 and mean <= largest < 0.1
+
+
 @pytest.mark.parametrize("name", ["nano", "workshop"])
 def test_operations_are_counted_as_pytorch_counts_them(name: str) -> None:
     """PyTorch counts all of attention; causal attention needs half of that."""

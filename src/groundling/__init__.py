@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from groundling.run.run import Run
     from groundling.run.store import load, runs
     from groundling.run.train import resume, train
+    from groundling.run.tune import distill, dpo, grpo, reward, sft
     from groundling.web.server import serve
     from groundling.web.studio.app import studio
 
 __all__ = [
-    "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "compare_tokenizers", "export",
-    "import_model", "inspect", "load", "resume", "runs", "selftest", "serve", "studio", "train", "train_tokenizer",
+    "GPT", "Corpus", "Run", "Tokenizer", "TrainingText", "__version__", "compare_tokenizers", "distill", "dpo",
+    "export", "grpo", "import_model", "inspect", "load", "resume", "reward", "runs", "selftest", "serve", "sft",
+    "studio", "train", "train_tokenizer",
 ]  # fmt: skip
 
 _HOMES = {
@@ -44,14 +46,19 @@ _HOMES = {
     "Tokenizer": "groundling.data.tokenizers.base",
     "TrainingText": "groundling.analysis.memorization",
     "compare_tokenizers": "groundling.experiments.compare_tokenizers",
+    "distill": "groundling.run.tune",
+    "dpo": "groundling.run.tune",
     "export": "groundling.interchange.export",
+    "grpo": "groundling.run.tune",
     "import_model": "groundling.interchange.import_model",
     "inspect": "groundling.checkup.inspect",
     "load": "groundling.run.store",
     "resume": "groundling.run.train",
+    "reward": "groundling.run.tune",
     "runs": "groundling.run.store",
     "selftest": "groundling.experiments.selftest",
     "serve": "groundling.web.server",
+    "sft": "groundling.run.tune",
     "studio": "groundling.web.studio.app",
     "train": "groundling.run.train",
     "train_tokenizer": "groundling.data.tokenizers.train",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from groundling.analysis.ngrams import bits_per_byte, ngram_losses, spread
-from groundling.data.corpus import Tokens
+from groundling.data.tokens import Tokens
 
 Store = Callable[[list[int]], Tokens]
 

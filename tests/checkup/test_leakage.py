@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from groundling.analysis.leakage import shared
-from groundling.data.corpus import Tokens
+from groundling.data.tokens import Tokens
 
 
 def stored(path: Path, ids: np.ndarray) -> Tokens:

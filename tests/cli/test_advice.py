@@ -39,6 +39,15 @@ WALKED = [
     ("train prose.txt --init-from first --n-layer 1 --tokenizer byte --steps 1",
      "You cannot set --n-layer and --tokenizer with",
      "train prose.txt --init-from first TUNE", ""),
+    ("tasks --write x.jsonl", "--write needs a task, as in `", "tasks sums --write x.jsonl --n 2", ""),
+    ("tasks reverse --write x.jsonl --n 2 --style tool", "Use --style working.",
+     "tasks reverse --write x.jsonl --n 2 --style working", ""),
+    ("grpo first --steps 1", "Give either a --task, or a --reward model and --prompts.",
+     "grpo first --task sums TUNE", "The task sums at level 2 needs up to"),
+    ("grpo first --reward first --steps 1", "A --reward model needs --prompts",
+     "grpo first --reward first --prompts nowhere.jsonl", "nowhere.jsonl"),
+    ("distill first first prose.txt --on-policy 0.5 TUNE", "--on-policy needs the prompts of a --task.",
+     "distill first first prose.txt TUNE", ""),
     ("train prose.txt --minutes 1 --steps 2", "Use --minutes or --steps, not both.",
      "train prose.txt TINY --name first", "The run first exists with other settings"),
     ("train prose.txt TINY --n-embd 100 --n-head 3", "Choose a multiple of 3",
@@ -89,6 +98,12 @@ WALKED = [
      "sample first --prompt ☃ --unknown skip", ""),
     ("eval first --text snowy.txt", "--unknown skip (sample, chat, eval, serve)",
      "eval first --text snowy.txt --unknown skip", ""),
+    ("eval first --level 2", "need a --task.", "eval first --level 2 --task sums", "has no chat template"),
+    ("eval first --task sums --sliding", "--sliding and --html are for a loss.", "eval first --sliding", ""),
+    ("inspect rows.jsonl --examples 2", "--out need --with,", "inspect rows.jsonl --examples 2 --with first",
+     "expected messages"),
+    ("inspect rows.jsonl --with first --tokenizer byte", "You cannot set --tokenizer with --with:",
+     "inspect rows.jsonl --with first", "expected messages"),
     ("sample first --prompt a --prompt-file prose.txt", "Use --prompt or --prompt-file, not both.",
      "sample first --prompt-file prose.txt --max-new-tokens 1", ""),
     ("sample first -prompt a", "two hyphens: --prompt", "sample first --prompt a --max-new-tokens 1", ""),
@@ -117,6 +132,17 @@ WALKED = [
 # Sentences that name an option and are not tried here.
 ELSEWHERE = {
     "Unexpected ": "--debug only shows more",
+    "does not work with --to peft": "tests/interchange/test_adapters.py",
+    "Use --to huggingface.": "tests/interchange/test_adapters.py",
+    "was trained on as --base": "tests/parity/test_peft.py", "the context is that of the base": "the same",
+    "give that run's name as --base": "tests/interchange/test_find_model.py",
+    "not on a text. Give one with --text.": "tests/run/test_tune.py",
+    "--style must be one of": "Python alone: the command line offers the choices itself",
+    "has no working. Use --style answer.": "tests/environments/test_reasoning_gym.py",
+    "or name the one with the messages with --field": "tests/data/test_conversations.py",
+    "Use a harder --level.": "tests/run/test_tune.py", "or use an easier --level.": "tests/run/test_tune.py",
+    "or a model with a larger --block-size.": "tests/run/test_tune.py",
+    "or with --tokenizer byte.": "tests/run/test_tune.py",
     "choose one of ": "Python alone: the command line offers the choices itself",
     "is unknown. Use one of": "Python alone: the command line offers the choices itself",
     "works only on CPUs": "needs a GPU", "CUDA device(s)": "needs a GPU",
@@ -130,6 +156,8 @@ ELSEWHERE = {
     "Use --to huggingface or --to onnx.": "tests/interchange/test_architectures.py",
     "is too large: this model's": "tests/interchange/test_import_model.py",
     "are from different generations": "tests/interchange/test_export.py",
+    "More --items make it narrower": "tests/cli/test_task_score.py",
+    "call the calculator, and nobody answers": "tests/cli/test_task_score.py",
     "--average needs the run's text": "tests/interchange/test_export.py",
     "This tokenizer changes the text": "tests/data/test_tokenizer.py",
     "The text at": "tests/run/test_changed_text.py",
@@ -151,7 +179,8 @@ ELSEWHERE = {
     "--api-key KEY": "part of the sentence on the Host header",
 }  # fmt: skip
 NARROW = {"n_embd": 24, "mlp_size": 20, "steps": 1}  # no size is a multiple of 32
-NO_REFUSALS = {"diagnosis.py", "interchange.py", "model_card.py", "record.py"}  # advice in reports, docs, examples
+# Advice in reports, docs, examples.
+NO_REFUSALS = {"diagnosis.py", "tuning_diagnosis.py", "interchange.py", "model_card.py", "record.py"}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,11 @@ import pytest
 
 import groundling
 from groundling.__main__ import main
+from groundling.data.conversations import Message, ToolCall
+from groundling.data.tokenizers.chat import ChatTokenizer
+from groundling.inference.chat import TurnDecoder
+from groundling.inference.stream import PromptTruncated
+from tuned import GREETING, TOOLS, WEATHER, tuned
 
 READY = "\x1b[?2004h"  # the line editor asks the terminal to mark what is pasted, as it begins
 
@@ -153,3 +158,81 @@ def test_a_terminal_obeys_nothing_that_a_model_writes(
     assert (evil in out) != is_terminal
     if is_terminal:
         assert not set("\x1b\x07\x9b") & set(out) and "␛]52;c;ZXZpbA==␇" in out
+
+
+@pytest.fixture(scope="module")
+def tuned_run(tmp_path_factory: pytest.TempPathFactory) -> groundling.Run:
+    folder = tmp_path_factory.mktemp("tuned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GROUNDLING_CACHE", str(folder / "cache"))
+        return tuned(folder)
+
+
+@pytest.fixture
+def talk(tuned_run: groundling.Run, chat: Chat, run: groundling.Run, monkeypatch: pytest.MonkeyPatch) -> Chat:
+    """The same with a model that was tuned on conversations."""
+    monkeypatch.setattr(run, "folder", tuned_run.folder)
+    return lambda *lines: chat("/max-new-tokens 80", "/temperature 0", *lines)
+
+
+def test_a_tuned_model_replies_and_calls_the_calculator(talk: Chat) -> None:
+    out, err = talk("Hi", "/reset", "38+47=", "/again", "/reset", "Hi", "/again")
+    assert out == "Hello, you.\n" + "[38+47 = 85] It is 85.\n" * 2 + "Hello, you.\n" * 2
+    assert "not a chat model" not in err
+
+
+def test_a_system_message_begins_the_chat(talk: Chat, tuned_run: groundling.Run) -> None:
+    out, _ = talk("/system The fox", "Hi", "/system", "Hi")
+    messages = [{"role": "system", "content": "The fox"}, *GREETING[:1]]
+    assert out == tuned_run.chat(messages, temperature=0, max_new_tokens=80) + "\nHello, you.\n"
+
+
+def test_old_turns_are_dropped_as_a_whole(talk: Chat) -> None:
+    out, err = talk(*["Hi"] * 40)
+    assert len(out.splitlines()) == 40
+    assert err.count("its oldest turns are dropped") == 1
+
+
+def test_what_a_tuned_model_cannot_read_is_told_and_forgotten(talk: Chat) -> None:
+    out, err = talk("/again", "Hi" * 100, "Ü", "/help", "Hi")
+    assert "There is no reply to replace yet." in err
+    assert "The chat has 204 tokens without its older turns, and the context of this model is 192. Shorten" in err
+    assert "'Ü'" in err and "/system TEXT" in out
+    assert out.endswith("Hello, you.\n")
+
+
+def test_run_chat_replies_to_messages(tuned_run: groundling.Run, run: groundling.Run) -> None:
+    say = [Message("user", "38+47=")]
+    assert tuned_run.chat(say, temperature=0) == "It is 85."
+    weather = tuned_run.chat(WEATHER[:1], tools=TOOLS, temperature=0)
+    assert weather == '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
+    assert tuned_run.chat(WEATHER[:3], tools=TOOLS, temperature=0) == "It is sunny."
+    assert tuned_run.chat(GREETING[:1], temperature=0, stop=",") == "Hello"
+    with pytest.warns(PromptTruncated, match="its oldest turns are dropped"):
+        tuned_run.chat([*GREETING * 20, *GREETING[:1]], temperature=0)
+    with pytest.raises(ValueError, match=r"messages\[0\]\.role to be system"):
+        tuned_run.chat([{"role": "narrator", "content": "x"}])
+    with pytest.raises(ValueError, match="messages is empty"):
+        tuned_run.chat([])
+    with pytest.raises(ValueError, match=r"first has no chat template.*`groundling sft .*first chats\.jsonl`"):
+        run.chat(say)
+    assert tuned_run.generate("Hi", temperature=0, max_new_tokens=3)  # a text, not a chat
+
+
+def test_turns_are_decoded_token_by_token(tuned_run: groundling.Run) -> None:
+    tokenizer = tuned_run.tokenizer
+    assert isinstance(tokenizer, ChatTokenizer)
+    call = ToolCall("calculator", '{"expression": "38+47"}')
+
+    def pieces(message: Message, *stop: str) -> tuple[list[str], TurnDecoder]:
+        start = len(tokenizer.render([], add_generation_prompt=True).ids)
+        decoder = TurnDecoder(tokenizer, stop)
+        return [decoder.push(id) for id in tokenizer.render([message]).ids[start:]] + [decoder.finish()], decoder
+
+    told, turn = pieces(Message("assistant", "It is", (call, call)))
+    assert "".join(told) == turn.content == "It is" and turn.calls == (call, call)
+    assert told[:5] == list("It is") and not any(told[5:])  # nothing of the calls
+    told, turn = pieces(Message("assistant", "It is", (call,)), "s")
+    assert ("".join(told), turn.calls, turn.stopped) == ("It i", (), True)
+    told, turn = pieces(Message("assistant", "It", (call,)), "its")
+    assert ("".join(told), turn.calls) == ("It", (call,))  # what may begin a stop text is released

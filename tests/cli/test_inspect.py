@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import groundling
 from groundling.__main__ import main
 from groundling.training.events import Event, Preparing
+from tiny import TINY
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -113,3 +115,71 @@ def test_what_is_wrong_is_one_sentence(arguments: list[str], words: str, call: C
     assert err.startswith("groundling: ")
     assert len(err.splitlines()) == 1
     assert not Path("nowhere").exists()
+
+
+BYTES = TINY | {"tokenizer": "byte", "steps": 1, "warmup_steps": 0}
+
+
+@pytest.fixture
+def chats() -> Path:
+    """30 conversations, of which 3 do not fit into 32 tokens."""
+    replies = ["no" if i % 2 else "yes" + "." * 40 * (i % 10 == 0) for i in range(30)]
+    lines = [json.dumps({"prompt": f"is it {i}", "completion": reply}) for i, reply in enumerate(replies)]
+    Path("chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return Path("chats.jsonl")
+
+
+@pytest.mark.usefixtures("first", "chats")
+def test_conversations_are_painted_as_a_run_reads_them(call: Call) -> None:
+    status, out, err = call("chats.jsonl", "--with", "first", "--html", "page.html", "--examples", "2")
+    assert (status, err) == (0, "")
+    assert "data      chats: 30 conversations\n" in out
+    assert "  ! 10% of the conversations are cut at 32 tokens, the model's context: their end of turn is never" in out
+    assert out.count("\n  cut      ") == 1
+    second = """
+chats.jsonl, line 2
+  read     <|im_start|>user⏎
+           is it 1<|im_end|>⏎
+           <|im_start|>assistant⏎
+  learned  no<|im_end|>
+  read     ⏎
+"""
+    assert second in out
+    html = Path("page.html").read_text(encoding="utf-8")
+    assert html.count('class="painted"') == 2 and ">&lt;|im_end|&gt;</b>" in html
+
+    value = json.loads(call("chats.jsonl", "--with", "first", "--json", "--val-fraction", "0.2")[1])
+    assert value["kind"] == "conversations" and value["lengths"]["cut"] == 3
+    assert [len(example["sides"]) for example in value["painted"]] == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("first", "chats")
+def test_tokens_are_colored_on_a_terminal_and_text_is_safe(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = call("chats.jsonl", "--with", "first")[1]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    colored = call("chats.jsonl", "--with", "first")[1]
+    assert "\x1b[" in colored and re.sub(r"\x1b\[[0-9;]*m", "", colored) == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in call("chats.jsonl", "--with", "first")[1]
+    pair = {"prompt": "[red]a", "chosen": "b\x1b[2J", "rejected": "c"}
+    Path("pairs.jsonl").write_text("\n".join(json.dumps(pair | {"prompt": f"[red]a {i}"}) for i in range(3)))
+    monkeypatch.delenv("FORCE_COLOR")
+    Path("byte.txt").write_text("any text" * 50)
+    groundling.train("byte.txt", name="byte", on_event=lambda event: None, **BYTES)
+    status, out, _ = call("pairs.jsonl", "--with", "byte")
+    assert status == 0 and "[red]a 0" in out and "\x1b" not in out
+    assert re.search("chosen +rejected *\n", out) and re.search(
+        r"learned  b␛\[2J<\|im_end\|> +learned  c<\|im_end\|>", out
+    )
+
+
+@pytest.mark.usefixtures("first", "chats")
+def test_conversations_without_a_run_are_named(call: Call) -> None:
+    said = "note: chats.jsonl has conversations, pairs or prompts. To see what a run would learn of them: "
+    status, _, err = call("chats.jsonl")
+    assert status == 1 and err.startswith(said + "`groundling inspect chats.jsonl --with RUN`.\n")
+    Path("chats.jsonl").write_text("\n".join(Path("chats.jsonl").read_text().split("\n")[1:7]))
+    status, out, err = call("chats.jsonl", "--format", "text", "--val-fraction", "0.3")
+    assert status == 0 and err.startswith(said) and "6 lines" in out
+    Path("texts.jsonl").write_text('{"text": "some text, and more of it"}\n' * 20)
+    assert call("texts.jsonl", "--val-fraction", "0.3")[2] == ""

@@ -56,6 +56,7 @@ def refuse_work(*arguments: Any, **options: Any) -> None:
         ("groundling.interchange.export._model", ["export", "RUN", "--to", "onnx", "--out", "guarded/x"], "--out"),
         ("groundling.data.tokenizers.train.train_tokenizer", ["tokenizer", "train", "TEXT", "--out", "guarded/t"],
          "--out"),
+        ("groundling.environments.find_environment", ["tasks", "sums", "--write", "guarded/x.jsonl"], "--write"),
         ("groundling.cli.tokenizers._find", ["tokenizer", "export", "RUN", "--out", "guarded/t.json"], "--out"),
     ],
 )  # fmt: skip

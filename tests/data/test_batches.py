@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundling.data.batches import Batch, WindowSampler, permute
-from groundling.data.corpus import Corpus, Tokens
+from groundling.data.corpus import Corpus
+from groundling.data.tokens import Tokens
 
 KEYS = np.array([1, 2, 3, 4], dtype=np.uint64)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from groundling.data.corpus import Tokens
 from groundling.data.tokenizers.base import Tokenizer
+from groundling.data.tokens import Tokens
 
 
 @pytest.fixture

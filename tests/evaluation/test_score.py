@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from groundling.config import CorpusSettings, MachineSettings, ModelSettings
-from groundling.data.corpus import Corpus, Tokens
+from groundling.data.corpus import Corpus
 from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
 from groundling.data.tokenizers.byte_level import BYTE_LETTERS
+from groundling.data.tokens import Tokens
 from groundling.evaluation.score import Interrupted, score, windows_at_once, windows_of
 from groundling.machine import choose
 from groundling.model.gpt import GPT

@@ -16,8 +16,9 @@ import torch
 
 import groundling
 from groundling.config import MachineSettings, ModelSettings
-from groundling.data.corpus import Corpus, Tokens
+from groundling.data.corpus import Corpus
 from groundling.data.tokenizers.base import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
+from groundling.data.tokens import Tokens
 from groundling.evaluation.score import Score, score
 from groundling.evaluation.token_losses import TokenLoss, token_losses
 from groundling.machine import choose

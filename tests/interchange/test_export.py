@@ -21,7 +21,7 @@ from groundling.run.run import Run
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"to": "pytorch"}, "--to pytorch is unknown. Use one of huggingface, gguf, onnx."),
+        ({"to": "pytorch"}, "--to pytorch is unknown. Use one of huggingface, gguf, onnx, peft."),
         ({"to": "onnx", "quantize": "q8_0"}, "--quantize q8_0 does not work with --to onnx. Use int8."),
         ({"to": "gguf", "average": 0}, "--average must be at least 1, not 0."),
         ({"to": "gguf", "average": 9}, "--average 9: run tiny has only 2 checkpoint"),

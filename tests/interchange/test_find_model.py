@@ -92,7 +92,10 @@ def test_a_cache_of_several_models_lists_them(cached: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (["adapter_config.json", "adapter_model.safetensors"], "It is an adapter .* Merge it into its model"),
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            r"It is an adapter \(PEFT\)\. Import its model first, .*groundling import .*theirs --base RUN",
+        ),
         (["model.Q8_0.gguf"], "groundling does not import GGUF"),
         (["model.onnx", "config.json"], "groundling does not import ONNX"),
         (["config.json", "tf_model.h5"], "groundling does not import TensorFlow"),

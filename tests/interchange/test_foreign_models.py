@@ -12,7 +12,9 @@ from small import TINY_QWEN3, saved
 
 import groundling
 from foreign_tokenizers import like_llama2, like_llama3, like_smollm, written
-from groundling.data.tokenizers.base import ByteTokenizer, Tokenizer
+from groundling.data.conversations import Message
+from groundling.data.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer
+from groundling.data.tokenizers.chat import ChatTokenizer, with_chat
 from groundling.run.run import Run
 
 NAMES = {
@@ -108,3 +110,37 @@ def test_added_tokens_without_a_row_are_dropped(prose: str, tmp_path: Path) -> N
     notices.clear()
     assert groundling.import_model(folder, name="all", notice=notices.append).tokenizer.vocab_size == 702
     assert notices == []
+
+
+def test_a_chat_template_comes_with_the_model(prose: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model_of(tmp_path / "theirs", "llama3", prose)
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content | trim + '<|eot_id|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    (tmp_path / "theirs" / "chat_template.jinja").write_text(template)
+    run = groundling.import_model(tmp_path / "theirs", name="mine")
+    tokenizer = run.tokenizer
+    assert isinstance(tokenizer, ChatTokenizer) and tokenizer.template == template and not tokenizer.markup
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    ids = theirs.apply_chat_template([{"role": "user", "content": " The statement "}], return_dict=True)["input_ids"]
+    assert tokenizer.render([Message("user", " The statement ")]).ids == ids
+    assert tokenizer.end_of_turn_id == theirs.convert_tokens_to_ids("<|eot_id|>")
+
+
+def test_a_template_without_tokens_for_its_markup_is_left_out(prose: str, tmp_path: Path) -> None:
+    model_of(tmp_path / "theirs", "llama2", prose)
+    (tmp_path / "theirs" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    said = list[str]()
+    run = groundling.import_model(tmp_path / "theirs", name="mine", notice=said.append)
+    assert not isinstance(run.tokenizer, ChatTokenizer)
+    assert any("own chat template is not used: its chat template ends the assistant's turn with no" in s for s in said)
+
+
+@pytest.mark.parametrize("base", [CharTokenizer(sorted("\n abc")), ByteTokenizer()], ids=["char", "byte"])
+def test_our_own_chat_tokenizer_comes_back_as_it_was(base: Tokenizer, tmp_path: Path) -> None:
+    tokenizer = with_chat(base)
+    saved(tmp_path / "theirs", tokenizer, "Llama", **TINY_QWEN3)
+    assert groundling.import_model(tmp_path / "theirs", name="mine").tokenizer == tokenizer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from html.parser import HTMLParser
 from typing import Any
 
+from groundling.analysis.memorization import TrainingText
 from groundling.config import Config
 from groundling.reporting.run_facts import Facts
 
@@ -23,13 +25,34 @@ class Written:
 
     def __init__(self, **settings: Any) -> None:
         self.config = Config.build("a text", "nano", **settings)
-        self.record = RECORD | {"settings": self.config.to_dict()}
+        self.record = copy.deepcopy(RECORD) | {"settings": self.config.to_dict()}
         self.result: dict[str, Any] | None = None
         corpus = RECORD["corpus"] | {"training_tokens": 81_000, "validation_tokens": 9_000}
         self.lines: list[dict[str, Any]] = [
             {"event": "started", "step": 0, "corpus": corpus, "parameters": [["MLP", 700], ["attention", 300]]}
         ]
         self.samples: list[dict[str, Any]] = []
+        self.replies: list[dict[str, Any]] = []
+
+    @classmethod
+    def tuned(cls, task: str, /, **settings: Any) -> Written:
+        """A run that was trained further, with nothing logged yet."""
+        run = cls()
+        run.config = Config.tuning(task, "pairs.jsonl", run.config, "", **settings)
+        run.record |= {"settings": run.config.to_dict()}
+        run.lines[0] |= {"steps": 100, "epochs": 2.0, "task": task}
+        return run
+
+    def scored(self, step: int, metric: str, score: float, best: bool = False, **figures: float) -> Written:
+        self.evaluation(step, score)
+        self.lines[-1] |= {"metric": metric, "figures": figures, "bits_per_byte": None, "best": best}
+        return self
+
+    def replied(self, step: int, *groups: tuple[str, dict[str, float]]) -> Written:
+        """Each group is a prompt and the reward of each reply."""
+        made = [{"prompt": p, "replies": list(r), "rewards": list(r.values())} for p, r in groups]
+        self.replies.append({"event": "replies", "step": step, "groups": made})
+        return self
 
     def checked(self) -> Written:
         self.lines.append(
@@ -54,8 +77,9 @@ class Written:
         self.samples.append({"event": "sample", "step": step, "prompt": prompt, "text": text} | more)
         return self
 
-    def facts(self, *more: Any) -> Facts:
-        return Facts("my-run", self.record, self.config, self.lines, self.samples, self.result, *more)
+    def facts(self, text: TrainingText | None = None) -> Facts:
+        files = (self.record, self.config, self.lines, self.samples, self.result)
+        return Facts("my-run", *files, text, self.replies)
 
 
 class Page(HTMLParser):

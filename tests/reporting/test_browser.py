@@ -101,3 +101,22 @@ def test_the_page_of_losses_works_too(open_page: Open, text_file: Path, tiny: di
     page = open_page(tmp_path / "losses.html", 390)
     page.hover("#text b:nth-of-type(7)")
     assert page.inner_text("#tip").startswith("loss ")
+
+
+def test_rewarded_replies_have_a_slider(open_page: Open, tmp_path: Path) -> None:
+    run = Written.tuned("grpo", steps=2)
+    for step, accuracy in ((0, 0.25), (2, 0.5)):
+        run.step(step + 1, 0.1, figures={"reward": accuracy, "signal": 0.5})
+        run.scored(step, "accuracy", accuracy, best=step == 2)
+        run.replied(step, (f"prompt {step}", {"good": 1.0, EVIL: 0.0}))
+    path = tmp_path / "report.html"
+    path.write_text(run_page(run.facts()), encoding="utf-8")
+    page = open_page(path)
+    assert page.inner_text("#groups .prompt") == "prompt 2"
+    page.focus("#when")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#groups .prompt") == "prompt 0"
+    assert page.locator("#groups .reply").all_inner_texts() == ["1\ngood", f"0\n{EVIL}"]
+    assert page.inner_text("#told") == page.get_attribute("#when", "aria-valuetext")
+    assert "25%" in page.inner_text("#score figcaption")  # the curves follow
+    assert page.evaluate("window.evil === undefined")

@@ -18,7 +18,7 @@ from groundling.training.task import Score, Task
 class Answers(Task):
     """Each line is an example, such as `12+30=42`. The prompt ends with `=` and is read but not learned."""
 
-    def __init__(self, corpus: Corpus, config: Config, initial: Any) -> None:
+    def __init__(self, corpus: Corpus, config: Config, initial: Any, others: Any) -> None:
         lines = corpus.tokenizer.decode(corpus.train.read(0, len(corpus.train))).splitlines()
         examples = [self._example(line, corpus, config.model.block_size) for line in lines if "=" in line]
         batches = (Batch(*map(torch.stack, zip(*part, strict=True))) for part in (examples[:8], examples[8:]))
@@ -31,7 +31,7 @@ class Answers(Task):
         learned = (torch.arange(1, len(ids)) > line.index("=")).float()
         return tuple(F.pad(part, (0, width - len(learned))) for part in (ids[:-1], ids[1:], learned))
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, model: GPT) -> Batch:
         rows = torch.from_numpy(np.random.default_rng([self.seed, step]).choice(len(self.examples), self.size))
         examples = self.examples
         return Batch(examples.tokens[rows], examples.targets[rows], torch.as_tensor(examples.weights)[rows])

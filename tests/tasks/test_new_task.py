@@ -63,7 +63,7 @@ def test_prompts_are_read_and_not_learned(sums: Path) -> None:
     config = Config.build(str(sums), **SETTINGS)
     text = groundling.Corpus.open(sums)
     task = new_task(text, config, None)  # type: ignore[arg-type]
-    batch = task.batch(0)
+    batch = task.batch(0, None)  # type: ignore[arg-type]
     V = text.tokenizer.vocab_size
     logits = torch.randn(len(batch), 12, V, generator=torch.Generator().manual_seed(0))
     spoiled = torch.where(batch.weights[:, :, None] > 0, logits, torch.randn(len(batch), 12, V))  # type: ignore[index]
@@ -76,13 +76,13 @@ def test_a_token_counts_the_same_in_any_micro_batch(accumulate: int, sums: Path)
     from groundling.training.step import micro_batches
 
     task = new_task(groundling.Corpus.open(sums), Config.build(str(sums), **SETTINGS), None)  # type: ignore[arg-type]
-    batch = task.batch(3)
+    batch = task.batch(3, None)  # type: ignore[arg-type]
     table = torch.zeros(64, 64, requires_grad=True)  # the logits of each token's successor
 
     def forward(tokens: torch.Tensor) -> torch.Tensor:
         return table[tokens]
 
-    for part, share in micro_batches(batch, accumulate, seed=1, step=0, stopped=lambda: False):
+    for part, share in micro_batches(batch, accumulate, task.weight, seed=1, step=0, stopped=lambda: False):
         (task.loss(forward, part).value * (share / accumulate)).backward()
     whole = torch.zeros(64, 64, requires_grad=True)
     logits = whole[batch.tokens].flatten(0, 1)

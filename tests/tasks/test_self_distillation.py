@@ -133,7 +133,7 @@ def test_the_page_shows_all_of_them_also_when_one_has_just_begun(run: Run) -> No
         facts = Facts("three", run.record.to_dict(), run.config, some, [], None)
         assert "Generation 2 starts after step 7: a new model" in str(facts.charts["loss"])
         assert facts.findings == diagnose(History.read(some, run.config))
-        assert facts.verdict
+        assert facts.outcome
         assert facts.whole.n_steps == (20 if some is not lines else 40)
 
 

@@ -5,28 +5,30 @@ known of a model, an optimizer or a text but what the run's files say; some are 
 
     python resumptions.py FOLDER < jobs.json
 
-`jobs.json` maps the name of a run to its `settings`, its `text`, the `steps` to resume it from, and `mutations`: names
-of faults to plant, each in a resume from step 24. Prints what differs first from the run that was left alone, or null,
-for each `name/step/mutation`.
+`jobs.json` maps the name of a run to its `verb`, the function to call, with `arguments` and `settings`; the `steps` to
+resume it from; and `mutations`: names of faults to plant (planted_faults.py), each in a resume from step 24. Prints
+what differs first from the run that was left alone, or null, for each `name/step/mutation`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from planted_faults import MUTATIONS
 
 from groundling import storage
 from groundling.experiments.compare_runs import first_difference
 from groundling.experiments.session import import_all
 
-STEPS = 64
+STEPS = 64  # of a pretraining
 MUTATED_STEP = 24  # in the midst of a generation
 FRESH_STEP = 29
 AT_ONCE = 2
@@ -35,11 +37,10 @@ AT_ONCE = 2
 def train_whole(folder: Path, name: str, job: dict[str, Any]) -> None:
     """A run that is not interrupted, with a checkpoint after each step that a resume begins from."""
     import groundling
-    from groundling.run import session
     from groundling.training.events import Event, Step
     from groundling.training.trainer import Trainer
 
-    batches, emit = listen_to_batches(), Trainer.emit
+    batches, emit = quickly(), Trainer.emit
 
     def emit_and_save(self: Trainer, event: Event) -> None:
         emit(self, event)
@@ -47,160 +48,68 @@ def train_whole(folder: Path, name: str, job: dict[str, Any]) -> None:
             self.checkpoints.save(self.learner.snapshot(self.state), 0)  # as a stop after this step would
 
     Trainer.emit = emit_and_save  # type: ignore[method-assign]
-    session._finish = lambda *_: None  # its pictures and pages take longer than all the steps
-    groundling.train(
-        job["text"], name=name, out=folder, on_event=lambda event: None, checkpoint_every=STEPS, keep_checkpoints=0,
-        **job["settings"],
+    settings = job["settings"]
+    getattr(groundling, job["verb"])(
+        *job["arguments"], name=name, out=folder, on_event=lambda event: None, keep_checkpoints=0,
+        **settings | {"checkpoint_every": settings["steps"]},
     )  # fmt: skip
     bits = storage.read_json(folder / name / "config.json")["bits"]
-    assert (bits["compile"], bits["dtype"]) == (job["settings"]["compile"], job["settings"]["dtype"])
+    assert bits["dtype"] == settings["dtype"] and bits["compile"] == settings.get("compile", "off")
     storage.write_json(folder / name / "batches.json", batches)
 
 
-def resume(folder: Path, name: str, step: int, mutation: str) -> str | None:
+def resume(folder: Path, name: str, step: int, mutation: str, job: dict[str, Any]) -> str | None:
     """Resume a copy of the run that stands where it stood after `step` steps; what differs first at the end."""
     import groundling
-    from groundling.run import session
 
     whole, copy = folder / name, folder / f"{name}-{step}-{mutation}"
     shutil.copytree(whole, copy, ignore=shutil.ignore_patterns("checkpoints", "batches.json"))
     (copy / "checkpoints").mkdir()
     if step:
         shutil.copytree(whole / "checkpoints" / f"step-{step:06d}", copy / "checkpoints" / f"step-{step:06d}")
+    if job["settings"].get("compile", "off") == "off":
+        os.environ["GROUNDLING_CACHE"] = str(copy / "cache")  # nothing is known from before
     if mutation:
         MUTATIONS[mutation]()
-    batches = listen_to_batches()
-    session._finish = lambda *_: None
+    batches = quickly()
     groundling.resume(copy, on_event=lambda event: None)
-    expected: dict[str, Any] = storage.read_json(whole / "batches.json")
-    if batches != {key: places for key, places in expected.items() if int(key) >= step}:
+    expected: dict[str, str] = storage.read_json(whole / "batches.json")
+    if batches != {key: digest for key, digest in expected.items() if int(key) >= step}:
         return "The batches differ."
     difference = first_difference(copy, whole)
     shutil.rmtree(copy)
     return difference
 
 
-def listen_to_batches() -> dict[str, list[int]]:
-    """Fills itself with the places of each batch's windows, by step."""
-    from groundling.data.batches import WindowSampler
+def quickly() -> dict[str, str]:
+    """Leave out what takes longer than all the steps. Returns a mapping that fills itself with a hash of each step's
+    batch."""
+    from groundling.run import session
+    from groundling.tasks.prompts import TaskPrompts
+    from groundling.training.trainer import Trainer
 
-    told, offsets = dict[str, list[int]](), WindowSampler.offsets
+    session._finish = lambda *_: None  # pictures and pages
+    TaskPrompts.n_validation = 8
+    digests, make_step = dict[str, str](), Trainer._step
 
-    def listening(self: WindowSampler, step: int) -> Any:
-        places = offsets(self, step)
-        told[str(step)] = places.tolist()
-        return places
+    def listening(self: Trainer, batch: Any, interruptible: bool) -> Any:
+        tensors = [batch.tokens, batch.targets, batch.weights, *batch.extras.values()]
+        content = b"".join(tensor.numpy().tobytes() for tensor in tensors if tensor is not None)
+        digests[str(self.state.step)] = hashlib.sha256(content + repr(batch.figures).encode()).hexdigest()
+        return make_step(self, batch, interruptible)
 
-    WindowSampler.offsets = listening  # type: ignore[method-assign]
-    return told
-
-
-def after_load(change: Callable[[Any, Any], None]) -> None:
-    """Something is not brought back as it was saved: `change` gets the learner and the state."""
-    from groundling.training.learner import Learner
-
-    load = Learner.load
-
-    def changing(self: Learner, checkpoint: Path) -> Any:
-        state = load(self, checkpoint)
-        change(self, state)
-        return state
-
-    Learner.load = changing  # type: ignore[method-assign]
-
-
-def forget(quantity: str) -> None:
-    """One quantity of the optimizer's state is not brought back, of one parameter."""
-
-    def change(learner: Any, state: Any) -> None:
-        states = [learner.optimizer.state_of(parameter) for parameter in learner.model.parameters()]
-        next(state for state in states if quantity in state)[quantity].zero_()
-
-    after_load(change)
-
-
-def keep_average(learner: Any, state: Any) -> None:
-    """Training continues with the average, in place of the weights that it is of."""
-    for name, parameter in learner.model.named_parameters():
-        parameter.data.copy_(learner.average._averages[name])
-
-
-def lose_average(learner: Any, state: Any) -> None:
-    """The average begins anew."""
-    learner.average.forget()
-
-
-def spoil_teacher(learner: Any, state: Any) -> None:
-    """The model that teaches is another one."""
-    for parameter in learner.task._teacher.parameters():
-        parameter.mul_(1.01)
-
-
-def shift_schedule() -> None:
-    """The learning rate is that of the next step."""
-    from groundling.training.clock import Clock
-
-    progress = Clock.progress
-    Clock.progress = lambda self, step: progress(self, step + 1)  # type: ignore[method-assign]
-
-
-def shift_dropout() -> None:
-    """Dropout is drawn with the seed of the next step."""
-    from groundling.training import step
-
-    seed = step._dropout_seed
-    step._dropout_seed = lambda s, n, micro_step: seed(s, n + 1, micro_step)
-
-
-def shift_data() -> None:
-    """Each window of the text begins one token later."""
-    from groundling.data.corpus import Tokens
-
-    windows = Tokens.windows
-    Tokens.windows = lambda self, starts, length: windows(  # type: ignore[method-assign]
-        self, starts + (starts.max() + length < len(self)), length
-    )
-
-
-def shift_order() -> None:
-    """The batches are those of the next step."""
-    from groundling.data.batches import WindowSampler
-
-    offsets = WindowSampler.offsets
-    WindowSampler.offsets = lambda self, step: offsets(self, step + 1)  # type: ignore[method-assign]
-
-
-def next_weight(learner: Any, state: Any) -> None:
-    """One weight is the next larger number."""
-    import torch
-
-    weight = learner.model.wte.weight.data.view(-1)
-    weight[0] = torch.nextafter(weight[0], torch.tensor(torch.inf))
-
-
-MUTATIONS: dict[str, Callable[[], None]] = {
-    "first moment of AdamW": lambda: forget("exp_avg"),
-    "second moment of AdamW": lambda: forget("exp_avg_sq"),
-    "step count of AdamW": lambda: forget("step"),
-    "momentum of Muon": lambda: forget("momentum"),
-    "weights that the model is the average of": lambda: after_load(keep_average),
-    "average of the weights": lambda: after_load(lose_average),
-    "weights of the teacher": lambda: after_load(spoil_teacher),
-    "step at which the generation began": lambda: after_load(lambda learner, state: setattr(state, "stage_step", 0)),
-    "step of the schedule": shift_schedule,
-    "seed of dropout": shift_dropout,
-    "data by one token": shift_data,
-    "data by one batch": shift_order,
-    "last bit of one weight": lambda: after_load(next_weight),
-    "mean of the losses": lambda: after_load(lambda learner, state: setattr(state, "loss_sum", 0.0)),
-}
+    Trainer._step = listening  # type: ignore[method-assign]
+    return digests
 
 
 def work(folder: Path, task: str, job: dict[str, Any]) -> None:
     """`task` is the name of a run to train, or `name/step/mutation`; leaves a file with what differs."""
     name, *place = task.split("/")
-    result = train_whole(folder, name, job) if not place else resume(folder, name, int(place[0]), place[1])
-    storage.write_json(folder / f"{task.replace('/', '-')}.result", result)
+    if not place:
+        train_whole(folder, name, job)
+        return
+    difference = resume(folder, name, int(place[0]), place[1], job)
+    storage.write_json(folder / f"{task.replace('/', '-')}.result", difference)
 
 
 def work_all(folder: Path, tasks: list[tuple[str, dict[str, Any]]]) -> None:
@@ -218,6 +127,16 @@ def work_all(folder: Path, tasks: list[tuple[str, dict[str, Any]]]) -> None:
 
 def work_fresh(folder: Path, task: str, job: dict[str, Any]) -> None:
     subprocess.run([sys.executable, __file__, str(folder), task], input=json.dumps(job), text=True, check=True)
+
+
+def run_all(jobs: dict[str, Any], folder: Path) -> dict[str, str | None]:
+    """What differs first after each resume, from an interpreter of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)], input=json.dumps(jobs), stdout=subprocess.PIPE, text=True, check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GROUNDLING_CACHE": str(folder / "cache")},
+    )  # fmt: skip
+    found: dict[str, str | None] = json.loads(done.stdout)
+    return found
 
 
 def main(folder: Path, task: str = "") -> None:

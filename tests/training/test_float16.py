@@ -42,7 +42,7 @@ def step(trainer: Trainer, scale: float) -> tuple[float, float]:
 
 
 def again(trainer: Trainer) -> tuple[float, float]:
-    figures, cause = trainer._step(trainer.task.batch(0), interruptible=False)
+    figures, cause = trainer._step(trainer.task.batch(0, trainer.learner.model), interruptible=False)
     assert cause == ""
     return float(figures["loss"]), float(figures["grad_norm"])
 
@@ -87,7 +87,7 @@ def test_what_is_wrong_beyond_the_scale_is_no_matter_of_scaling(trainer: Trainer
     trainer.state.scaler = LossScaler(loss_scale=4.0)
     with torch.no_grad():
         trainer.learner.model.wte.weight.fill_(float("nan"))
-    _, cause = trainer._step(trainer.task.batch(0), interruptible=False)
+    _, cause = trainer._step(trainer.task.batch(0, trainer.learner.model), interruptible=False)
     assert cause == "loss is NaN"
     assert trainer.state.scaler.loss_scale == 4.0
 

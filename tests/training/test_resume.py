@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -16,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from resumptions import FRESH_STEP, MUTATED_STEP, MUTATIONS, STEPS
+from planted_faults import PRETRAINING_MUTATIONS
+from resumptions import FRESH_STEP, MUTATED_STEP, STEPS, run_all
 
 import groundling
 from groundling.experiments.compare_runs import first_difference, history, tensors
@@ -89,20 +89,18 @@ def resumptions(folder: Path, prose: str, rows: dict[str, tuple[Row, Any, Any]])
     for name, (row, steps, mutations) in rows.items():
         settings = settings_of(row)
         text = str(folder / settings.pop("text"))
-        jobs[name] = {"settings": settings, "text": text, "steps": list(steps), "mutations": list(mutations)}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("resumptions.py")), str(folder)], input=json.dumps(jobs),
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GROUNDLING_CACHE": str(folder / "cache")},
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    return json.loads(done.stdout)
+        jobs[name] = {
+            "verb": "train", "arguments": [text], "settings": settings, "steps": list(steps),
+            "mutations": list(mutations),
+        }  # fmt: skip
+    return run_all(jobs, folder)
 
 
 @pytest.fixture(scope="module")
 def results(prose: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     if not hasattr(os, "fork") or sys.platform == "darwin":
         pytest.skip("a new interpreter for each of a hundred resumes takes minutes where processes cannot be forked")
-    rows: dict[str, tuple[Row, Any, Any]] = {"whole": (EVERY_STEP, range(STEPS), MUTATIONS)}
+    rows: dict[str, tuple[Row, Any, Any]] = {"whole": (EVERY_STEP, range(STEPS), PRETRAINING_MUTATIONS)}
     rows |= {f"row{i}": (row, SOME_STEPS, ()) for i, row in enumerate(covering())}
     return resumptions(tmp_path_factory.mktemp("resumptions"), prose, rows)
 
@@ -131,7 +129,7 @@ def test_any_two_values_of_two_factors_meet(compiled: bool) -> None:
     assert len(covering(compiled)) <= 14
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("mutation", PRETRAINING_MUTATIONS)
 def test_a_resume_that_is_not_exact_is_found(mutation: str, results: dict[str, str | None]) -> None:
     difference = results[f"whole/{MUTATED_STEP}/{mutation}"]
     assert difference is not None

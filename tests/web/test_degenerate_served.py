@@ -73,6 +73,9 @@ def test_the_studio_shows_them(name: str, folder: Path) -> None:
     for measure in MEASURES:
         for axis in ("step", "second"):
             chart, last, missing = comparison(studio, list(TEXTS), measure, axis)
+            if measure not in ("bits per byte", "validation loss", "training loss"):  # of post-training
+                assert chart is None and missing == list(TEXTS)
+                continue
             assert chart is not None and not missing
             json.dumps(drawn(chart, last), allow_nan=False)
     json.dumps(facts.charts, allow_nan=False)

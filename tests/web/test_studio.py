@@ -6,16 +6,14 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import EVIL, Open, Server, address_of, opened_pages, started
 
 import groundling
 from groundling import storage
@@ -23,33 +21,6 @@ from groundling.__main__ import main
 from tiny import TINY
 
 pytest.importorskip("nicegui", reason="needs the extra studio")
-
-EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 1'>{{ evil = 1 }}"
-
-Open = Callable[..., Any]
-
-
-@dataclass
-class Server:
-    address: str
-    runs: Path
-    process: subprocess.Popen[str]
-
-
-def started(folder: Path, verb: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "groundling", verb, *arguments, "--port", "0", "--out", str(folder / "runs")],
-        stdout=subprocess.PIPE, text=True, cwd=folder,
-    )  # fmt: skip
-
-
-def address_of(process: subprocess.Popen[str]) -> str:
-    """What the first line with an address says."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if found := re.search(r"http://\S+", line):
-            return found[0]
-    raise AssertionError("it ended")
 
 
 @pytest.fixture(scope="module")
@@ -86,24 +57,7 @@ def hostile(runs: Path) -> None:
 
 @pytest.fixture
 def open_page(browser: Any, server: Server) -> Iterator[Open]:
-    """Opens a page; fails at the end if anything went wrong in it, or if it wanted anything from elsewhere."""
-    context = browser.new_context()
-    context.set_default_timeout(60_000)
-    trouble: list[str] = []
-
-    def open_page(path: str, width: int = 1200, at: str = server.address) -> Any:
-        page = context.new_page()
-        page.set_viewport_size({"width": width, "height": 900})
-        page.on("console", lambda message: trouble.append(message.text))
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        root = at.removesuffix("/studio")
-        page.on("request", lambda request: request.url.startswith(root) or trouble.append(request.url))
-        page.goto(at + path)
-        return page
-
-    yield open_page
-    context.close()
-    assert trouble == []
+    yield from opened_pages(browser, server)
 
 
 def test_a_run_is_started_watched_and_paused(open_page: Open, server: Server, text_file: Path) -> None:
@@ -244,7 +198,7 @@ def test_what_a_text_says_stays_text(open_page: Open, server: Server) -> None:
     assert page.evaluate("window.evil === undefined")
 
 
-@pytest.mark.parametrize("path", ["/", "/new", "/runs/first", "/playground", "/inside"])
+@pytest.mark.parametrize("path", ["/", "/new", "/runs/first", "/chat", "/playground", "/inside"])
 def test_it_fits_a_phone(open_page: Open, path: str) -> None:
     page = open_page(path, 390)
     page.locator("main h1").wait_for()

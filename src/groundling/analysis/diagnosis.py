@@ -7,20 +7,14 @@ each fault in a small run, and check that healthy runs have no findings. Thresho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
-from typing import Literal
 
 import numpy as np
 
+from groundling.analysis import tuning_diagnosis
+from groundling.analysis.findings import Finding, Kind
 from groundling.analysis.history import History
-
-Kind = Literal[
-    "diverged", "seeing the future", "leaking validation",
-    "too good to be true", "unlike validation", "small validation", "not learning",
-    "rate too high", "rate too low", "decayed too early", "overfitting", "exhausted text", "too large for its time",
-]  # fmt: skip
 
 _CLEAR = 0.01  # nats: a smaller rise of the validation loss counts as noise
 _SLOPE = 0.005  # a fall by less than this share of the loss counts as level
@@ -32,28 +26,25 @@ _LEAKED = 0.2  # share of the validation part that is also in the training part;
 _TOKEN_SPREAD = 1.8  # nats: about the standard deviation of a token's loss
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One problem. `evidence` quotes the figures, and `advice` says what to do."""
-
-    kind: Kind
-    evidence: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.kind.capitalize()}: {self.evidence} {self.advice}"
-
-
 def diagnose(history: History) -> list[Finding]:
     """All problems of a run, the worst first. Empty if the run is healthy or too young to tell."""
-    return [finding for rule in _RULES for finding in rule(history)]
+    return [finding for rule in _rules(history) for finding in rule(history)]
 
 
 def verdict(history: History) -> str:
-    """How a run went, in a few sentences: its problems, or else whether more steps would help."""
-    if findings := diagnose(history):
-        return " ".join(map(str, findings))
+    """How a run went, in a few sentences: its problems, or else whether more steps would help. For a post-training
+    task, also what it reached."""
+    found = " ".join(map(str, diagnose(history)))
+    if history.task == "pretraining":
+        return found or outcome(history)
+    return f"{outcome(history)} {found}".strip()
+
+
+def outcome(history: History) -> str:
+    """What a run reached, and whether more steps would help, whatever its problems."""
     losses, evaluated = history.validation, history.evaluated
+    if words := tuning_diagnosis.outcome(history):
+        return words
     if len(losses) < 2:
         return "Too few evaluations to say how it went."
     # A run that ends by the clock may have two evaluations a few steps apart, with no change between them.
@@ -146,7 +137,7 @@ def _unlike_validation(h: History) -> Iterator[Finding]:
 
 def _small_validation(h: History) -> Iterator[Finding]:
     noise = _TOKEN_SPREAD / math.sqrt(max(h.validation_tokens, 1))
-    if noise > 0.04:
+    if noise > 0.04 and not h.metric:
         yield Finding(
             "small validation",
             f"the validation part has {h.validation_tokens:,} tokens: its loss is uncertain by about ±{noise:.2f}.",
@@ -269,8 +260,12 @@ def _overfitting(h: History) -> Iterator[Finding]:
             "overfitting",
             f"since step {h.evaluated[best]:,} ({h.epochs(h.evaluated[best]):.1f} epochs) the validation loss rose by "
             f"{rise:.3f}, while the training loss is down at {training:.3f}.",
-            f"Step {h.evaluated[best]:,} is kept as the best checkpoint. More text, more --dropout or a smaller model "
-            "would help.",
+            f"Step {h.evaluated[best]:,} is kept as the best checkpoint. "
+            + (
+                "More text, more --dropout or a smaller model would help."
+                if h.task == "pretraining"
+                else "More examples or fewer --epochs would help."
+            ),
         )
 
 
@@ -311,3 +306,13 @@ _RULES = (
     _too_good, _unlike_validation, _small_validation, _not_learning, _rate_too_high,
     _rate_too_low, _decayed_too_early, _overfitting, _exhausted, _too_large,
 )  # fmt: skip
+_TUNED = {
+    "sft": (_small_validation, _rate_too_high, _overfitting),
+    "distill": (_small_validation,),  # its training loss compares with a teacher, and so with nothing else
+}
+
+
+def _rules(history: History) -> Iterable[Callable[[History], Iterator[Finding]]]:
+    if history.task == "pretraining":
+        return _RULES
+    return (_diverged, _seeing_the_future, *_TUNED.get(history.task, ()), *tuning_diagnosis.RULES)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,38 @@ from groundling.escape import command
 
 _F64 = npt.NDArray[np.float64]
 _I64 = npt.NDArray[np.int64]
+_OF_LEARNED = ("entropy", "clipped", "kl", "sampling_gap", "largest_sampling_gap")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A figure over steps."""
+
+    steps: _I64
+    values: _F64
+
+    @property
+    def first(self) -> float:
+        return float(self.values[0])
+
+    @property
+    def last(self) -> float:
+        return float(self.values[-1])
+
+    @property
+    def start(self) -> float:
+        """The mean of the first tenth, at least five values."""
+        return float(self.values[: max(5, len(self.values) // 10)].mean())
+
+    @property
+    def end(self) -> float:
+        """The mean of the last tenth, at least five values."""
+        return float(self.values[-max(5, len(self.values) // 10) :].mean())
+
+    @property
+    def noise(self) -> float:
+        """The standard deviation of a value, from the differences of neighbours."""
+        return float(np.diff(self.values).std() / np.sqrt(2)) if len(self.values) > 2 else 0.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +75,12 @@ class History:
     rolled_back: Sequence[Mapping[str, Any]] = ()  # the `RolledBack` events
     inspect_command: str = ""  # a check-up of the same tokens
     train_command: str = ""  # a new run on the same tokens, planned to take as long as this one
+    task: str = "pretraining"  # or a post-training task
+    metric: str = ""  # what the evaluations measure, if not a loss in nats per token
+    figures: Mapping[str, Series] = field(default_factory=dict)  # of the steps, by name
+    scored: Mapping[str, Series] = field(default_factory=dict)  # of the evaluations, with the metric itself
+    judged_by_model: bool = False  # rewards come from a reward model, not from a check of the answer
+    epochs_per_step: float | None = None  # None: as tokens say
 
     @staticmethod
     def read(
@@ -57,8 +96,10 @@ class History:
         born = -1 if whole else last.get("generation", {}).get("step", -1)
         curves = [line for line in lines if line["event"] in ("step", "evaluation") and line["step"] > born]
         steps = [line for line in curves if line["event"] == "step"]
-        # Other metrics are not losses.
-        points = [line for line in curves if line["event"] == "evaluation" and "metric" not in line]
+        evaluations = [line for line in curves if line["event"] == "evaluation"]
+        points = [line for line in evaluations if "metric" not in line]  # other metrics are not losses
+        metric = evaluations[-1].get("metric", "") if evaluations else ""
+        tuned = config.method and started.get("steps")
         minutes = max(0.2, steps[-1]["elapsed"] / 60 if steps else 0.0)
         return History(
             steps=np.array([line["step"] for line in steps], dtype=np.int64),
@@ -81,7 +122,24 @@ class History:
             rolled_back=[line for line in lines if line["event"] == "rolledback"],
             inspect_command=command("inspect", *config.text_arguments),
             train_command=command("train", *config.text_arguments, "--minutes", f"{minutes:.2g}"),
+            task=config.task if config.method else "pretraining",
+            metric=metric,
+            figures=_series((line["step"], measured(line.get("figures", {}))) for line in steps),
+            scored=_series(
+                (line["step"], line.get("figures", {}) | ({metric: line["validation_loss"]} if metric else {}))
+                for line in evaluations
+            ),
+            judged_by_model=bool(getattr(config.method, "reward", "")),
+            epochs_per_step=started["epochs"] / started["steps"] if tuned else None,
         )
+
+    @property
+    def best_score(self) -> float | None:
+        """The best value of the evaluations. Losses should be low, all else high."""
+        values = self.scored[self.metric].values if self.metric else self.validation
+        if not len(values):
+            return None
+        return float(values.max() if self.metric and not self.metric.endswith("loss") else values.min())
 
     @property
     def n_steps(self) -> int:
@@ -123,6 +181,8 @@ class History:
 
     def epochs(self, step: int) -> float:
         """How often the training part has been read at `step`."""
+        if self.epochs_per_step is not None:
+            return step * self.epochs_per_step
         return step * self.tokens_per_step / max(self.training_tokens, 1)
 
     def mean_loss(self, start: int, stop: int) -> float:
@@ -158,3 +218,22 @@ class History:
                 spikes.append((int(self.steps[20 + i]), float(mean[i]), float(self.losses[20 + i])))
                 next_possible = i + 20
         return spikes
+
+
+def measured(figures: Mapping[str, float]) -> Mapping[str, float]:
+    """Without those that a step did not measure: where no group had a signal, no token was learned."""
+    if figures.get("signal", 1.0):
+        return figures
+    return {name: value for name, value in figures.items() if name not in _OF_LEARNED}
+
+
+def _series(figures: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, Series]:
+    """By name, from the figures of each step."""
+    points = defaultdict[str, list[tuple[int, float]]](list)
+    for step, values in figures:
+        for name, value in values.items():
+            points[name].append((step, value))
+    return {
+        name: Series(np.array([x for x, _ in pairs], np.int64), np.array([y for _, y in pairs], np.float64))
+        for name, pairs in points.items()
+    }

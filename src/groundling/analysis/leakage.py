@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from groundling.analysis.ngrams import spread
-from groundling.data.corpus import Tokens
 from groundling.data.hashing import U64, window_hashes
+from groundling.data.tokens import Tokens
 
 WINDOW = 50  # characters
 _VALIDATION_TOKENS, _TRAINING_TOKENS = 1_000_000, 8_000_000  # longer parts are sampled

@@ -15,9 +15,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from groundling.data.corpus import Tokens
 from groundling.data.hashing import CACHED, U64, mix
 from groundling.data.progress import Progress, silent
+from groundling.data.tokens import Tokens
 
 TRAINING_TOKENS = 16_000_000  # more are sampled evenly: memory stays below 1 GB, and time at some ten seconds
 VALIDATION_TOKENS = 1_000_000  # the same for the validation part

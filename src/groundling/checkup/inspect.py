@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from groundling import storage
+from groundling.checkup.first_entry import holds_conversations
 from groundling.checkup.page import page
 from groundling.checkup.report import Recommendation, Report, examine
 from groundling.config import Config, limits
@@ -51,9 +52,16 @@ def inspect(
     page_file = storage.output_file("--html", html) if html is not None else None
     with ExitStack() as stack:
         emit = on_event if on_event is not None else stack.enter_context(Console(sys.stderr))
+        notice, progress = reporters(emit)
+        files = [corpus] if isinstance(corpus, str | os.PathLike) else corpus
+        if holds_conversations(corpus, config.text):
+            notice(
+                f"{os.fspath(files[0])} has conversations, pairs or prompts. To see what a run would learn of them: "
+                f"`{command('inspect', *files, '--with', 'RUN')}`."
+            )
         source = find_source(corpus, config.text)
         config = dataclasses.replace(config, corpus=source.corpus)
-        report, text = examine(source, config.text, *reporters(emit))
+        report, text = examine(source, config.text, notice, progress)
         if len(text.train) > config.model.block_size:
             advice = _recommend(report, config, settings.keys() | {"minutes"}, text)
             report = dataclasses.replace(report, recommendation=advice)

@@ -1,8 +1,22 @@
 """The command line: one thin function per command. None imports torch before it runs."""
 
-from groundling.cli import chat, inspect, interchange, machine, models, runs, serve, studio, tokenizers, train
+from groundling.cli import (
+    chat,
+    inspect,
+    interchange,
+    machine,
+    models,
+    runs,
+    serve,
+    studio,
+    tasks,
+    tokenizers,
+    train,
+    tune,
+)
 from groundling.cli.app import app
 
 __all__ = [
-    "app", "chat", "inspect", "interchange", "machine", "models", "runs", "serve", "studio", "tokenizers", "train",
+    "app", "chat", "inspect", "interchange", "machine", "models", "runs", "serve", "studio", "tasks", "tokenizers",
+    "train", "tune",
 ]  # fmt: skip

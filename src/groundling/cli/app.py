@@ -18,6 +18,7 @@ from groundling.escape import escape_json, printable, unescaped
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.tree import Tree
 
 
 def converted(type_: Any, tokens: Sequence[Any]) -> Any:
@@ -94,8 +95,8 @@ def print_rows(rows: list[tuple[str, Any]]) -> None:
         print(f"{label:{width}}{printable(str(text))}")
 
 
-def print_table(table: Table, width: int = 0) -> None:
-    """Print a table: as wide as the terminal, but at least `width`, or in full where there is none."""
+def print_table(table: Table | Tree, width: int = 0) -> None:
+    """Print a table or a tree: as wide as the terminal, but at least `width`, or in full where there is none."""
     from rich.console import Console
 
     console = Console(highlight=False)

@@ -5,16 +5,43 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
 from groundling.cli.app import converted, with_escapes
-from groundling.config import GROUPS, PRESETS, READING, WITH_ESCAPES, CorpusSettings, Sampling
+from groundling.config import (
+    GROUPS,
+    METHODS,
+    PRESETS,
+    READING,
+    WITH_ESCAPES,
+    CorpusSettings,
+    Sampling,
+    TrainingSettings,
+)
+from groundling.config.methods import training_defaults
 
 _ALIASES = {"accumulate": "--gradient-accumulation-steps"}
-_GROUPS: dict[str, Any] = {**GROUPS, "sampling": Sampling, "reading": CorpusSettings}
+_GROUPS: dict[str, Any] = {
+    **GROUPS, **METHODS, "sampling": Sampling,
+    "reading": CorpusSettings, "data": CorpusSettings, "tuning": TrainingSettings,
+}  # fmt: skip
+_SUBSETS: dict[str, Sequence[str]] = {
+    "reading": READING,
+    "data": ("glob", "format", "field", "val_fraction"),
+    "tuning": (
+        "steps", "minutes", "batch_size", "accumulate", "learning_rate", "schedule", "warmup_steps",
+        "final_lr_fraction", "weight_decay", "beta1", "beta2", "grad_clip", "eval_every", "patience",
+        "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "seed",
+    ),
+}  # fmt: skip
+"""The settings of a group that a command has, where it does not have all of them."""
+_CHOSEN = ("steps", "warmup_steps", "eval_every", "checkpoint_every", *training_defaults("sft", 1, False))
+"""Settings whose default depends on the method."""
+_HIDDEN = {"distill": ("teacher",)}
+"""Settings that are arguments of the command."""
 
 
 def with_settings(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -35,7 +62,8 @@ def _flags(name: str, sort_key: int) -> list[inspect.Parameter]:
     group, types = Group(name.capitalize(), sort_key=sort_key), get_type_hints(_GROUPS[name])
     parameters = []
     for field in dataclasses.fields(_GROUPS[name]):
-        if "help" not in field.metadata or (name == "reading" and field.name not in READING):
+        chosen = _SUBSETS.get(name, (field.name,))
+        if "help" not in field.metadata or field.name not in chosen or field.name in _HIDDEN.get(name, ()):
             continue
         parameter = Parameter(
             help=f"{field.metadata['help']} {_default(name, field)}".rstrip(), group=group, show_default=False,
@@ -54,7 +82,7 @@ def _flags(name: str, sort_key: int) -> list[inspect.Parameter]:
 
 def _default(group: str, field: dataclasses.Field[Any]) -> str:
     """`[0.1]`, or `[nano 4, workshop 6]` where the presets differ."""
-    if field.default is None:
+    if field.default in (None, "") or (group == "tuning" and field.name in _CHOSEN):
         return ""
     if group not in ("model", "training"):
         return f"[{field.default}]"

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from groundling.cli.app import Corpus, Json, app, print_json, print_rows
+from cyclopts import Parameter
+
+from groundling.cli.app import Corpus, Json, Out, app, print_json, print_rows
 from groundling.cli.flags import with_settings
+from groundling.cli.painting import show_painted
+from groundling.config import CorpusSettings, Limits, flag, user_path
+from groundling.escape import printable
 
 if TYPE_CHECKING:
     from groundling.checkup.report import Recommendation, Report
+
+
+With = Parameter(name="--with", help="Check conversations, pairs or prompts as this run would read them.")
+_READING = ("glob", "format", "val_fraction", "field")
 
 
 @app.command(sort_key=5)
@@ -17,18 +27,32 @@ if TYPE_CHECKING:
 def inspect(
     *corpus: Corpus,
     minutes: float = 5.0,
+    with_: Annotated[str | None, With] = None,
+    examples: int | None = None,
     html: Path | None = None,
+    out: Out = None,
     json: Json = False,
     **settings: Any,
 ) -> None:
     """Check a text before training: contents, duplicates, leakage, n-gram baselines, and a recommended model.
 
+    Or check conversations, pairs or prompts, with the run that will be trained on them.
+
     Args:
         minutes: The training time to recommend a model for.
+        examples: With --with: how many examples to show, token by token. Default: 3.
         html: Also write the report to this HTML file.
     """
     from groundling.checkup.inspect import inspect
 
+    if examples is not None:
+        Limits(0, 100).check("--examples", examples)
+    if out is not None:
+        user_path("--out", out)
+    if with_ is not None:
+        return _inspect_examples(corpus, with_, 3 if examples is None else examples, html, out, json, settings)
+    if examples is not None or out is not None:
+        raise ValueError("--examples and --out need --with, the run that will be trained on them.")
     report = inspect(corpus, minutes=minutes, html=html, **settings)
     if json:
         return print_json(report.to_dict())
@@ -74,6 +98,38 @@ def _show(report: Report) -> None:
         print(f"\nToo short to train on: {tokens.training_tokens:,} tokens are fewer than a model's context.")
     else:
         _show_advice(report.recommendation)
+
+
+def _inspect_examples(
+    corpus: Sequence[str], with_: str, examples: int, html: Path | None, out: Path | None, json: bool,
+    settings: dict[str, Any],
+) -> None:  # fmt: skip
+    from groundling import storage
+    from groundling.checkup.examples import check_examples
+    from groundling.checkup.examples_page import page, rows
+    from groundling.cli.copies import indexing
+    from groundling.data.tokenizers.chat import with_chat
+    from groundling.run.store import load
+
+    for name in settings.keys() - {*_READING}:
+        raise ValueError(f"You cannot set {flag(name)} with --with: the run has its own tokenizer.")
+    page_file = storage.output_file("--html", html) if html is not None else None
+    run = load(with_, out=out)
+    text, size = CorpusSettings(**settings), run.config.model.block_size
+    report = check_examples(corpus, text, with_chat(run.tokenizer), size, examples, indexing())
+    if page_file is not None:
+        storage.write_file(page_file, page(report, run.name))
+    if json:
+        return print_json(report.to_dict())
+    print_rows(rows(report))
+    print("\nFindings:")
+    for finding in report.findings:
+        print(f"  {'!' if finding.look else '-'} {printable(finding.sentence)}")
+    for example in report.painted:
+        show_painted(example)
+    if page_file is not None:
+        print(f"\nThe same as an HTML page: {html}")
+    return None
 
 
 def _show_examples(report: Report) -> None:

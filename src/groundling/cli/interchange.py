@@ -16,7 +16,7 @@ def export(
     run: RunReference,
     /,
     *,
-    to: Literal["huggingface", "gguf", "onnx"],
+    to: Literal["huggingface", "gguf", "onnx", "peft"],
     out: Path | None = None,
     quantize: Literal["f16", "bf16", "q8_0", "q5_0", "q4_0", "int8"] | None = None,
     average: int = 1,
@@ -25,7 +25,7 @@ def export(
     """Export a model to transformers, llama.cpp and Ollama, or ONNX Runtime, and check that it computes the same there.
 
     Args:
-        to: The format.
+        to: The format. peft: the adapter of a run that was tuned with --adapter, and the model that it belongs to.
         out: The folder to create. Default: exports/ and the format's name in the run's folder.
         quantize: Weights in fewer bits: f16 or bf16 (huggingface); f16, q8_0, q5_0 or q4_0 (gguf); int8 (onnx).
         average: Average the weights of this many newest checkpoints, and compare its loss with the best checkpoint's.
@@ -53,20 +53,22 @@ def import_(
     *,
     name: str | None = None,
     block_size: int | None = None,
+    base: str | None = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Import a GPT-2, Llama, Mistral, Qwen2 or Qwen3 in Hugging Face format as a run.
+    """Import a GPT-2, Llama, Mistral, Qwen2 or Qwen3 in Hugging Face format as a run, or an adapter (PEFT) of one.
 
     You can sample it, evaluate it (eval --text), export it, and train it further (train TEXT --init-from RUN).
 
     Args:
         name: The run's name. Default: the folder's name.
         block_size: The context length. Default: the model's own, at most 2,048.
+        base: The run of the model that an adapter belongs to. The new run has the weights of both, merged.
     """
     from groundling.interchange.import_model import import_model
 
-    run = import_model(folder, name=name, block_size=block_size, out=out, notice=note)
+    run = import_model(folder, name=name, block_size=block_size, base=base, out=out, notice=note)
     facts = {
         "folder": str(run.folder), "parameters": sum(p.numel() for p in run.model.parameters()),
         "vocab_size": run.tokenizer.vocab_size, **(run.record.imported or {}),

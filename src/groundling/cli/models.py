@@ -16,7 +16,8 @@ from cyclopts import Parameter
 from groundling.cli.app import Json, Out, Precision, RunReference, Text, Unknown, app, note, print_json, print_rows, tee
 from groundling.cli.copies import indexing, show_originality
 from groundling.cli.flags import with_settings
-from groundling.config import Limits, Sampling, user_path
+from groundling.cli.task_score import show_task_score
+from groundling.config import Limits, Sampling, limits, user_path
 
 
 @app.command(sort_key=2)
@@ -105,19 +106,43 @@ def evaluate(
     html: Path | None = None,
     html_tokens: int = 4000,
     unknown: Unknown = "error",
+    task: Annotated[str | None, Parameter(help="Score it on this task instead. `groundling tasks` lists them.")] = None,
+    level: int | None = None,
+    items: int | None = None,
+    attempts: int | None = None,
+    seed: int | None = None,
+    tool: bool = False,
+    against: str | None = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Evaluate a model: loss, perplexity, bits per character and per byte.
+    """Evaluate a model: loss, perplexity, bits per character and per byte. Or with --task: its share of right answers.
 
     Args:
         max_tokens: Read at most this many tokens, evenly spread. 0: all. Default: as during training.
         sliding: Overlap windows by half for more context. Losses are lower, and not comparable with the training log.
         html: Write an HTML page that colors each token by its loss.
         html_tokens: How many tokens that page shows, from the start of the text. 0: all.
+        level: Level of the task. Default: the task's.
+        items: How many questions of the task's test part. Default: 256.
+        attempts: How many replies to sample for each question, for pass@k. 0: none. Default: 8.
+        seed: Seed of the sampled replies. Default: 0.
+        tool: Let the model call the calculator.
+        against: Another run to ask the same questions, such as the parent.
     """
     from groundling.run.store import load
 
+    numbers = {"level": level, "items": items, "attempts": attempts, "seed": seed}
+    given = {name: number for name, number in numbers.items() if number is not None}
+    for name, number in given.items():
+        limits.TASK[name].check(f"--{name}", number)
+    if task is not None:
+        if text or sliding or html is not None or max_tokens is not None:
+            raise ValueError("--task asks questions. --text, --max-tokens, --sliding and --html are for a loss.")
+        other = None if against is None else load(against, out=out)
+        return show_task_score(load(run, out=out), task, other, json, tool=tool, **given)
+    if given or tool or against is not None:
+        raise ValueError("--level, --items, --attempts, --seed, --tool and --against need a --task.")
     result = load(run, out=out).evaluate(
         text or None, max_tokens=max_tokens, sliding=sliding, html=html, html_tokens=html_tokens, unknown=unknown
     )

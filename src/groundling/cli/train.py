@@ -45,7 +45,7 @@ def train(
     Args:
         name: The run's name. Default: made from the corpus.
     """
-    return _train("train", json, corpus or None, preset=preset, name=name, out=out, track=track, **settings)
+    return train_and_show("train", json, corpus or None, preset=preset, name=name, out=out, track=track, **settings)
 
 
 @app.command(sort_key=1)
@@ -74,10 +74,10 @@ def resume(
         accept_changed_text: Continue even though the training text changed. The run records it.
     """
     changes = {"steps": steps, "minutes": minutes, "corpus": corpus or None, "accept_changed_text": accept_changed_text}
-    return _train("resume", json, run, out=out, track=track, **changes)
+    return train_and_show("resume", json, run, out=out, track=track, **changes)
 
 
-def _train(command: Literal["train", "resume"], json: bool, *arguments: Any, **options: Any) -> int:
+def train_and_show(command: str, json: bool, *arguments: Any, **options: Any) -> int:
     """Call the Python function of that name, and show its events."""
     with ended_by_signals():
         import groundling

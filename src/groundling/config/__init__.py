@@ -6,6 +6,16 @@ Nothing here imports torch.
 from groundling.config import limits
 from groundling.config.config import MINUTES_OR_STEPS, Config, did_you_mean
 from groundling.config.limits import Limits
+from groundling.config.methods import (
+    METHODS,
+    DistillSettings,
+    DpoSettings,
+    GrpoSettings,
+    RewardSettings,
+    SftSettings,
+    TuningSettings,
+    method_fields,
+)
 from groundling.config.paths import output_file, slip, user_path
 from groundling.config.presets import DEFAULT_PRESET, PRESETS, Preset
 from groundling.config.sampling import Sampling
@@ -22,7 +32,8 @@ from groundling.config.settings import (
 )
 
 __all__ = [
-    "DEFAULT_PRESET", "GROUPS", "MINUTES_OR_STEPS", "PRESETS", "READING", "WITH_ESCAPES", "Config", "CorpusSettings",
-    "Limits", "MachineSettings", "ModelSettings", "Preset", "Sampling", "TrainingSettings", "did_you_mean", "flag",
-    "limits", "output_file", "setting_fields", "slip", "user_path",
+    "DEFAULT_PRESET", "GROUPS", "METHODS", "MINUTES_OR_STEPS", "PRESETS", "READING", "WITH_ESCAPES", "Config",
+    "CorpusSettings", "DistillSettings", "DpoSettings", "GrpoSettings", "Limits", "MachineSettings", "ModelSettings",
+    "Preset", "RewardSettings", "Sampling", "SftSettings", "TrainingSettings", "TuningSettings", "did_you_mean", "flag",
+    "limits", "method_fields", "output_file", "setting_fields", "slip", "user_path",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from functools import cache
 from numbers import Integral
 from typing import Any
 
+from groundling.config.methods import METHODS, training_defaults
 from groundling.config.presets import DEFAULT_PRESET, PRESETS
 from groundling.config.settings import (
     GROUPS,
@@ -22,6 +23,8 @@ from groundling.config.settings import (
 )
 
 MINUTES_OR_STEPS = "Use --minutes or --steps, not both."
+_PRETRAINING = ("init_from", "generations", "weight_average", "sample_prompt", "matrix_learning_rate")
+"""Training settings that post-training does not have."""
 _MOST_ERRORS = 5  # in one message
 
 
@@ -37,6 +40,8 @@ class Config:
     training: TrainingSettings
     machine: MachineSettings
     task: str = "pretraining"
+    method: Any = None
+    """The settings of a post-training task, one of `METHODS`."""
 
     @staticmethod
     def build(
@@ -56,16 +61,32 @@ class Config:
             raise ValueError(MINUTES_OR_STEPS)
         # A preset has no text and machine settings.
         chosen = {name: getattr(PRESETS[preset], name, group()) for name, group in GROUPS.items()}
-        groups = {name: dataclasses.asdict(group) for name, group in chosen.items()}
-        for name, value in settings.items():
-            group = next((values for values in groups.values() if name in values), None)
-            if group is None:
-                raise ValueError(f"There is no setting {name!r}{did_you_mean(name, list(setting_fields()))}.")
-            group[name] = value
+        groups = _overridden({name: dataclasses.asdict(group) for name, group in chosen.items()}, settings)
         training = groups["training"]
         if "warmup_steps" not in settings and isinstance(training["steps"], Integral):  # NumPy's integers too
             training["warmup_steps"] = min(training["warmup_steps"], max(int(training["steps"]) // 5, 0))
-        return Config.from_dict({"corpus": corpus, "preset": preset, "task": task, **groups})
+        return Config.from_dict({"corpus": corpus, "preset": preset, "task": task, "method": None, **groups})
+
+    @staticmethod
+    def tuning(
+        task: str, corpus: str | tuple[str, ...], parent: Config, init_from: str | None, /, **settings: Any
+    ) -> Config:
+        """The configuration of a post-training task on the model of `parent`, whose weights are in `init_from` (None: a
+        new model): the values that suit the method, overridden by `settings`, as in `build`."""
+        if settings.get("minutes") and "steps" in settings:
+            raise ValueError(MINUTES_OR_STEPS)
+        fixed = {*_names(ModelSettings), "tokenizer", "vocab_size", *_PRETRAINING} & settings.keys()
+        if fixed:
+            raise ValueError(f"{', '.join(map(flag, sorted(fixed)))} cannot be set for {task}: the model is given.")
+        model = dataclasses.replace(parent.model, dropout=0.0)
+        training = training_defaults(task, model.n_embd, bool(settings.get("adapter")))
+        chosen: dict[str, Any] = {name: group() for name, group in GROUPS.items()}
+        chosen |= {"model": model, "method": METHODS[task]()}
+        groups = {name: dataclasses.asdict(group) for name, group in chosen.items()}
+        groups["training"] |= training | {"warmup_steps": 0, "init_from": init_from}
+        groups["machine"]["compile"] = "off"  # the widths of batches differ, and each would be compiled
+        groups = _overridden(groups, settings)
+        return Config.from_dict({"corpus": corpus, "preset": parent.preset, "task": task, **groups})
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Config:
@@ -77,9 +98,14 @@ class Config:
         import pydantic
 
         values = _with_legacy_defaults(values)
+        method = values.pop("method", None) if isinstance(values, dict) else None
         try:
             # Through JSON: in strict mode, pydantic accepts a mapping for a dataclass only there.
-            return _config_adapter().validate_json(json.dumps(values, default=_plain))
+            config: Config = _adapter("").validate_json(json.dumps(values, default=_plain))
+            if config.task not in METHODS:
+                return config
+            chosen = _adapter(config.task).validate_json(json.dumps(method, default=_plain))
+            return dataclasses.replace(config, method=chosen)
         except pydantic.ValidationError as error:
             raise ValueError(" ".join(map(_message, error.errors()[:_MOST_ERRORS]))) from None
 
@@ -95,6 +121,12 @@ class Config:
         if text.tokenizer != "bpe":
             text = dataclasses.replace(text, vocab_size=CorpusSettings.vocab_size)  # unused
         return [*self.inputs, *flags(text)]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All settings by name, without where the text is."""
+        groups = self.to_dict()
+        return {name: value for group in (*GROUPS, "method") for name, value in (groups[group] or {}).items()}
 
     @property
     def tokens_per_step(self) -> int:
@@ -115,9 +147,10 @@ def _with_legacy_defaults(values: Any) -> Any:
     which may differ from what the run used."""
     if not isinstance(values, dict):
         return values  # pydantic rejects it
-    values = {"task": "pretraining"} | values
+    values = {"task": "pretraining", "method": None} | values
     missing = [f.name for f in dataclasses.fields(Config) if f.name not in values]
-    for name, group in GROUPS.items():
+    method = METHODS.get(values["task"]) if isinstance(values["task"], str) else None
+    for name, group in (GROUPS | ({"method": method} if method else {})).items():
         if isinstance(values.get(name), dict):
             legacy = {f.name: f.metadata["legacy_default"] for f in dataclasses.fields(group)}
             complete = legacy | values[name]
@@ -129,14 +162,31 @@ def _with_legacy_defaults(values: Any) -> Any:
 
 
 @cache
-def _config_adapter() -> Any:
-    # pydantic checks types and unknown names. The dataclasses check the limits.
+def _adapter(task: str) -> Any:
+    """Checks the settings of a method, or of all else for `task` "". pydantic checks types and unknown names, and the
+    dataclasses the limits."""
     import pydantic
 
     rules = pydantic.ConfigDict(extra="forbid", strict=True)
-    for kind in (*GROUPS.values(), Config):
-        kind.__pydantic_config__ = rules  # type: ignore[attr-defined]
-    return pydantic.TypeAdapter(Config)
+    kind = METHODS.get(task, Config)
+    for each in (*GROUPS.values(), kind):
+        each.__pydantic_config__ = rules
+    return pydantic.TypeAdapter(kind)
+
+
+def _names(group: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(group)]
+
+
+def _overridden(groups: dict[str, dict[str, Any]], settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The values of each group, with `settings` in place. Raises ValueError for a name that no group has."""
+    for name, value in settings.items():
+        group = next((values for values in groups.values() if name in values), None)
+        if group is None:
+            known = [known for values in groups.values() for known in values]
+            raise ValueError(f"There is no setting {name!r}{did_you_mean(name, known)}.")
+        group[name] = value
+    return groups
 
 
 def _message(problem: Any) -> str:

@@ -43,3 +43,5 @@ VOCAB_SIZE = Limits(257, 2**22)
 WIDTH = Limits(1, 2**20)
 BLOCK_SIZE = Limits(1, 2**24)
 PORT = Limits(0, 2**16 - 1)
+TASK = {"level": Limits(0, 1000), "items": Limits(1, 10_000), "attempts": Limits(0, 256), "seed": SEED}
+"""Of scoring a run on a task."""

@@ -10,17 +10,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from groundling.data.corpus import Tokens
 from groundling.data.hashing import U64, mix
+from groundling.data.tokens import Tokens
 from groundling.machine import Machine
 
 _PIECE = 1 << 24  # tokens copied to a GPU at a time
+_WIDTHS = 32  # micro-batches are shortened to multiples of this, so that they have few shapes
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,14 @@ class Batch:
     """The examples of an optimizer step, or of a micro-batch.
 
     `tokens` and `targets` are (B, T) int64. `weights`, (B, T), weights the loss of each target: 0 for a prompt or
-    padding. Without it, each has weight 1. `extras` are more tensors of B rows.
+    padding. Without it, each has weight 1. `extras` are more tensors of B rows. `figures` are logged with the step.
     """
 
     tokens: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor | None = None
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -44,10 +47,26 @@ class Batch:
         """Sum of the weights. If they are on a GPU, this waits for it."""
         return float(self.targets.numel()) if self.weights is None else float(self.weights.sum())
 
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to learn."""
+        return self.weights is None or self.weight != 0
+
     def split(self, n: int) -> list[Batch]:
-        """`n` micro-batches with the same number of rows."""
-        rows = len(self) // n
-        return [self._map(lambda x, start=i * rows: x[start : start + rows]) for i in range(n)]
+        """`n` micro-batches of as many rows each, or one more, but none without rows. Those with weights end where
+        nothing more is learned."""
+        n = min(n, len(self))
+        ends = [i * len(self) // n for i in range(n + 1)]
+        parts = [self._map(lambda x, here=slice(*pair): x[here]) for pair in pairwise(ends)]
+        return [part._shortened() for part in parts] if n > 1 and self.weights is not None else parts
+
+    def _shortened(self) -> Batch:
+        """Without the last columns, in which every weight is 0. The others do not depend on them."""
+        assert self.weights is not None
+        T = self.tokens.size(1)
+        learned = self.weights.ne(0).any(0).nonzero()
+        width = min(T, -(-(int(learned[-1]) + 1 if len(learned) else 1) // _WIDTHS) * _WIDTHS)
+        return self._map(lambda x: x[:, :width] if x.dim() > 1 and x.size(1) == T else x)
 
     def to(self, device: torch.device) -> Batch:
         return self._map(lambda x: x.to(device, non_blocking=True))
@@ -118,7 +137,7 @@ class WindowSampler:
 
     def near(self, machine: Machine) -> WindowSampler:
         """The same batches, made on the machine's GPU if the whole text fits in an eighth of its memory."""
-        if machine.device.type != "cuda":
+        if machine.device.type != "cuda" or self.on_device is not None:
             return self
         room = torch.cuda.get_device_properties(machine.device).total_memory // 8
         return self.to(machine.device) if 4 * len(self.tokens) <= room else self

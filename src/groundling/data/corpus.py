@@ -35,37 +35,11 @@ from groundling.data.sources import CorpusPath, HashingSource, Source, find_sour
 from groundling.data.split import split_point
 from groundling.data.tokenizers.base import Tokenizer, Unknown, UnknownText
 from groundling.data.tokenizers.train import fit_tokenizer
+from groundling.data.tokens import Tokens
 from groundling.storage.safe_read import LARGEST_TOKENIZER
 
 _PIECE = 4 * 2**20  # tokens searched at a time
 _WRITTEN = 2**20  # tokens written at a time, or more
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A range [start, stop) of a token file.
-
-    Every access maps the file again: the pages that a mapping has touched count as this process's memory while it
-    lives, and a shuffled epoch touches all of them.
-    """
-
-    path: Path
-    dtype: str
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def windows(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
-        """Ids at `starts[i] ... starts[i] + length - 1`, shape (len(starts), length), int64."""
-        assert starts.min() >= 0 and starts.max() + length <= len(self)
-        file = np.memmap(self.path, dtype=self.dtype, mode="r")
-        return file[(self.start + starts)[:, None] + np.arange(length)].astype(np.int64)
-
-    def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Ids [start, stop) of this range, shape (stop - start,)."""
-        return self.windows(np.array([start]), stop - start)[0]
 
 
 @dataclass(frozen=True)
@@ -82,6 +56,16 @@ class Corpus:
     n_characters: int
     odd: Mapping[str, int] = field(default_factory=dict)
     """Characters that are probably accidents: see data/characters.py."""
+
+    @property
+    def token_counts(self) -> tuple[int, int]:
+        """Tokens of the training and of the validation part."""
+        return len(self.train), len(self.validation)
+
+    @property
+    def n_train(self) -> int:
+        """Windows are not counted as examples."""
+        return 0
 
     @property
     def n_eos(self) -> int:

@@ -41,13 +41,19 @@ def read_documents(
 
     Raises ValueError or OSError with a sentence that names file and line if something cannot be read.
     """
-    if format == "parquet":
-        return _with_text(_parquet(file, reading, progress), file, notice)
-    chunks = read_text(file, notice, progress)
     if format == "text":
-        return _plain(file, chunks, reading.document_separator, notice)
+        return _plain(file, read_text(file, notice, progress), reading.document_separator, notice)
+    return _with_text(read_entries(file, format, reading, notice, progress), file, notice)
+
+
+def read_entries(
+    file: TextFile, format: str, reading: Reading, notice: Notice, progress: Callable[[int], None]
+) -> Iterator[tuple[str, Any]]:
+    """Place and value of each entry of JSON, CSV or Parquet: its wanted field, or all of it with `reading.entries`."""
+    if format == "parquet":
+        return _parquet(file, reading, progress)
     reader = {"jsonl": _read_json_lines, "json": _read_json, "csv": _read_table, "tsv": _read_table}[format]
-    return _with_text(reader(file, chunks, reading, format), file, notice)
+    return reader(file, read_text(file, notice, progress), reading, format)
 
 
 _OR_TEXT = ", or use --format text to read the file as it is."
@@ -121,8 +127,9 @@ def _lines(chunks: Iterator[str]) -> Iterator[str]:
     yield "".join(parts)
 
 
-def _text_of(value: Any, field: str, file: TextFile, place: str) -> Any:
-    if isinstance(value, str):
+def _wanted(value: Any, reading: Reading, file: TextFile, place: str) -> Any:
+    field = reading.wanted
+    if reading.entries or isinstance(value, str):
         return value
     if not isinstance(value, dict):
         raise ValueError(f"{file.name}, {place}: neither a JSON object nor a string.")
@@ -142,7 +149,7 @@ def _read_json_lines(file: TextFile, chunks: Iterator[str], reading: Reading, fo
                 value = JSON.decode(line)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{file.name}, line {number:,} is not valid JSON: {_fault(error)}.") from None
-            yield place, _text_of(value, reading.wanted, file, place)
+            yield place, _wanted(value, reading, file, place)
 
 
 def _fault(error: Exception) -> str:
@@ -174,7 +181,7 @@ def _read_json(file: TextFile, chunks: Iterator[str], reading: Reading, format: 
                 raise ValueError(f"{file.name} is not valid JSON in entry {number + 1:,}: {fault}.") from None
             number, before = number + 1, before if before is _OBJECT else _NEXT
             place = f"entry {number}"
-            yield place, _text_of(value, reading.wanted, file, place)
+            yield place, _wanted(value, reading, file, place)
         if not gap and (text[at:].strip() or (chunk is None and before not in (_NONE, _OBJECT))):
             what = "after the list" if before is _NONE else f"after entry {number:,}" if number else "as it is no list"
             raise ValueError(f"{file.name} is not valid JSON {what}.")
@@ -191,11 +198,12 @@ def _read_table(file: TextFile, chunks: Iterator[str], reading: Reading, format:
     rows = csv.reader(lines, delimiter=table.delimiter, quoting=table.quoting, strict=True)
     try:
         columns = [name.strip() for name in next(filter(is_row, rows), [])]
-        if reading.wanted not in columns:
+        wanted = columns if reading.entries else [reading.wanted]
+        if not set(wanted) <= set(columns):
             refuse_without_field(file, columns, reading, format.upper())
-        if columns.count(reading.wanted) > 1:
-            raise ValueError(f"{file.name} has several columns {reading.wanted!r}. Rename all but one.")
-        column, n_columns = columns.index(reading.wanted), len(columns)
+        if twice := next((name for name in wanted if columns.count(name) > 1), None):
+            raise ValueError(f"{file.name} has several columns {twice!r}. Rename all but one.")
+        column, n_columns = max(map(columns.index, wanted), default=0), len(columns)
         for row in rows:
             if len(row) != n_columns and row and (len(row) <= column or any(row[n_columns:])):
                 raise ValueError(
@@ -203,7 +211,8 @@ def _read_table(file: TextFile, chunks: Iterator[str], reading: Reading, format:
                     f"around texts with {table.delimiter!r} in them, or use --format text."
                 )
             if row:
-                yield f"line {rows.line_num}", row[column]
+                value = dict(zip(columns, row, strict=False)) if reading.entries else row[column]
+                yield f"line {rows.line_num}", value
     except csv.Error as error:
         raise ValueError(
             f"{file.name}, line {rows.line_num:,} is not valid {format.upper()}: {error}. Correct the quotes, or use "
@@ -215,13 +224,14 @@ def _parquet(file: TextFile, reading: Reading, progress: Callable[[int], None]) 
     table = parquet_file(file)
     check_column(file, table, reading)
     rows, number = max(1, table.metadata.num_rows), 0
-    is_column = reading.wanted in table.schema_arrow.names  # or inside of one
+    is_column = reading.wanted in table.schema_arrow.names and not reading.entries  # or inside of one
+    columns = None if reading.entries else [reading.wanted]
     with damaged_parquet(file):
-        for batch in table.iter_batches(batch_size=1000, columns=[reading.wanted]):
+        for batch in table.iter_batches(batch_size=1000, columns=columns):
             values = batch.column(0) if is_column else batch
             for value in values.to_pylist():
                 number += 1
-                yield f"row {number}", value if is_column else look_up(value, reading.wanted)
+                yield f"row {number}", value if is_column or reading.entries else look_up(value, reading.wanted)
             progress(file.size * batch.num_rows // rows)
     if file.on_read:
         for _ in read_bytes(file):

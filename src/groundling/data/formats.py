@@ -24,7 +24,8 @@ _LONGEST_FIRST_LINE = 2**26
 _SAMPLE = 50  # lines that decide how a table is written
 _DELIMITERS = {"csv": ",;|\t", "tsv": "\t"}
 _OBJECT = re.compile(r'\{\s*"[^"\n]*"\s*:')
-JSON = json.JSONDecoder(parse_int=float)  # Python refuses integers of more than 4,300 digits
+# Python refuses integers of more than 4,300 digits.
+JSON = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 1000 else float(digits))
 _PART = re.compile(r"[\\\w.+-]*\s*")  # of a JSON number, name or escape
 _HTML = re.compile(r"(<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 
@@ -36,6 +37,8 @@ class Reading:
     format: str = "text"
     field: str | None = None
     document_separator: str = ""
+    entries: bool = False
+    """Read entries with all their fields, such as conversations, instead of the text in one field."""
 
     @property
     def wanted(self) -> str:
@@ -49,8 +52,15 @@ def detect(file: TextFile, reading: Reading) -> str:
     code would be text too, but among articles it would be noise: so it is left out and counted, and `--format text`
     reads everything as it is.
     """
-    if reading.format not in ("auto", "text"):
-        return reading.format
+    format = reading.format if reading.format not in ("auto", "text") else _detected(file, reading)
+    if format == "text" and reading.entries:
+        raise NotText(
+            f"{file.name} is plain text, not conversations in JSON Lines, JSON, CSV or Parquet.", "plain text"
+        )
+    return format
+
+
+def _detected(file: TextFile, reading: Reading) -> str:
     head = _head(file, _HEAD)
     if reading.format == "text":
         decoded_start(file, head)  # raises NotText if it is binary
@@ -150,8 +160,10 @@ def _json_object(file: TextFile, text: str, reading: Reading) -> str:
         if not file.name.lower().endswith(".json") and not _is_json(text):
             return "text"
     else:
-        if by_name or more.strip() or look_up(value, reading.wanted) is not None:
+        if by_name or more.strip() or reading.entries or look_up(value, reading.wanted) is not None:
             return _checked_field(file, value, reading, "jsonl", "JSON Lines")
+    if reading.entries:
+        return "json"
     if '"nbformat":' in text or file.name.endswith(".ipynb"):
         _refuse(file, "notebook")
     raise NotText(
@@ -255,7 +267,8 @@ def _table(file: TextFile, text: str, reading: Reading) -> str:
     """CSV if the first line names the field among several columns and the next have as many, or by its name."""
     named = next((kind for kind in ("csv", "tsv") if file.name.lower().endswith(f".{kind}")), None)
     table = table_in(text, reading.wanted, named or "csv")
-    if reading.wanted in table.columns and (named or table.is_regular):
+    has_columns = bool(table.columns) if reading.entries else reading.wanted in table.columns
+    if has_columns and (named or table.is_regular):
         return "tsv" if table.delimiter == "\t" else "csv"
     if named and text.strip():
         if not table.columns:
@@ -265,7 +278,8 @@ def _table(file: TextFile, text: str, reading: Reading) -> str:
 
 
 def _checked_field(file: TextFile, value: Any, reading: Reading, format: str, called: str) -> str:
-    if isinstance(value, dict) and look_up(value, reading.wanted) is None and reading.wanted not in value:
+    fits = reading.entries or not isinstance(value, dict) or reading.wanted in value
+    if not fits and look_up(value, reading.wanted) is None:
         refuse_without_field(file, list(value), reading, called)
     return format
 
@@ -323,5 +337,5 @@ def _checked_parquet(file: TextFile, reading: Reading) -> str:
 
 def check_column(file: TextFile, table: Any, reading: Reading) -> None:
     columns = table.schema_arrow.names
-    if reading.wanted not in columns and reading.wanted.split(".")[0] not in columns:
+    if not reading.entries and reading.wanted not in columns and reading.wanted.split(".")[0] not in columns:
         refuse_without_field(file, columns, reading, "Parquet")

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -21,7 +22,7 @@ from wcmatch import glob as wcglob
 from groundling import storage
 from groundling.config import CorpusSettings, did_you_mean, slip
 from groundling.data.compression import members
-from groundling.data.documents import Document, read_documents
+from groundling.data.documents import Document, read_documents, read_entries
 from groundling.data.files import TextFile, file_at, shown
 from groundling.data.folders import GLOB, Found, model_in
 from groundling.data.formats import Reading, is_packed
@@ -80,16 +81,24 @@ class Source:
         """The documents of one of the files, as `read_documents` gives them."""
         return read_documents(file, file.format, self.reading, notice, progress)
 
+    def entries(
+        self, file: TextFile, notice: Notice = silent, progress: Callable[[int], None] = silent
+    ) -> Iterator[tuple[str, Any]]:
+        """The entries of one of the files, as `read_entries` gives them."""
+        return read_entries(file, file.format, self.reading, notice, progress)
+
 
 def find_source(
     corpus: CorpusPath | Sequence[CorpusPath],
     settings: CorpusSettings = CorpusSettings(),  # noqa: B008  (frozen)
     stored: bool = False,
+    entries: bool = False,
 ) -> Source:
     """Built-in corpora (`shakespeare`, `python-docs`), files, folders, archives, or `-` for standard input.
 
     A file or folder of that name comes before a built-in corpus, unless the folder is a run. With `stored`, `corpus`
     is the address in a run's record: there a built-in name always means the corpus, whatever the working directory.
+    With `entries`, files hold entries with several fields, such as conversations: see data/conversations.py.
 
     Raises FileNotFoundError, PermissionError, ConnectionError or ValueError, each with a sentence for the user.
     """
@@ -104,7 +113,7 @@ def find_source(
             f"--glob chooses files of a folder, but {shown(names[0])} is not a folder. If the shell replaced the "
             "pattern by file names, put it in quotes: --glob '*.txt'."
         )
-    found = Found(Reading(settings.format, settings.field, settings.document_separator), settings.glob)
+    found = Found(Reading(settings.format, settings.field, settings.document_separator, entries), settings.glob)
     with _readable_errors():
         parts = [part for name in names for part in _add(name, found, stored)]
     if not found.files:
@@ -317,9 +326,14 @@ class HashingSource:
         )
         self.source = dataclasses.replace(source, files=tuple(files))
 
+    @property
+    def fingerprint(self) -> str:
+        """Of what was read, once all of it was."""
+        return combined(self.source.files, self._digests)
+
     def check(self, fingerprint: str) -> None:
         """Raise ValueError if the bytes that were read are not the text with this fingerprint."""
-        if combined(self.source.files, self._digests) != fingerprint:
+        if self.fingerprint != fingerprint:
             raise ValueError(
                 f"The text {self.source.name} was changed while it was read. Run the same command again when no "
                 "program writes to it."

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from groundling.data.corpus import Tokens
 from groundling.data.tokenizers.base import Tokenizer
+from groundling.data.tokens import Tokens
 from groundling.machine import Machine
 from groundling.model.gpt import GPT
 

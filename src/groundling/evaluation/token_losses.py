@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from groundling.data.corpus import Tokens
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from groundling.data.tokens import Tokens
 from groundling.evaluation.score import predictions
 from groundling.machine import Machine
 from groundling.model.gpt import GPT

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from groundling.data.corpus import Tokens
 from groundling.data.tokenizers.base import Tokenizer
+from groundling.data.tokens import Tokens
 
 _TOKENS = 500  # of the text, to look at
 _CHARACTERS = 20  # of the prompt, at most

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from groundling.config import Sampling
+from groundling.data.conversations import ToolCall
 from groundling.data.tokenizers.base import PromptWarning, Tokenizer
 from groundling.inference.engine import Decoder, Engine, Request, window_start
 from groundling.inference.ngram_drafter import NgramDrafter
@@ -30,6 +31,7 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back incomplete characters
         self._held = ""
         self.stopped = False  # whether a stop text was found
+        self.calls: tuple[ToolCall, ...] = ()  # of tools, in a chat; see inference/chat.py
 
     def push(self, token: int) -> str:
         """Add a token. Returns the text that became final, which may be empty."""
@@ -82,10 +84,11 @@ def stream(
         return iter(())
     engine = Engine(model, drafter=drafter, decoder=decoder)
     engine.add(Request(prompt, max_new_tokens, sampling, tokenizer.end_ids))
-    return _pieces(engine, StreamDecoder(tokenizer, [stop] if isinstance(stop, str) else stop))
+    return decoded(engine, StreamDecoder(tokenizer, [stop] if isinstance(stop, str) else stop))
 
 
-def _pieces(engine: Engine, decoder: StreamDecoder) -> Iterator[str]:
+def decoded(engine: Engine, decoder: StreamDecoder) -> Iterator[str]:
+    """The text of an engine that has one slot, and a text in it."""
     while engine.free_slots == 0 and not decoder.stopped:
         for item in engine.step():
             if piece := decoder.push(item.token):

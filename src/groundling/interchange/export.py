@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 
 from groundling import storage
 from groundling.config import Limits, user_path
-from groundling.data.corpus import Tokens
+from groundling.data.corpus import Corpus
 from groundling.data.progress import Notice, silent
+from groundling.data.tokens import Tokens
 from groundling.evaluation.score import score
-from groundling.interchange import gguf, huggingface, onnx
-from groundling.interchange.model_card import card
+from groundling.interchange import gguf, huggingface, onnx, peft
+from groundling.interchange.model_card import UNPROVED, card
 from groundling.interchange.parity import ExternalEngine, check_parity, parity_inputs
 from groundling.interchange.weight_names import family_of
+from groundling.model.adapter import Adapter
 from groundling.model.gpt import GPT
 from groundling.model.weights_file import load_weights
 from groundling.run.run import Run
+from groundling.run.session import adapter_spec
 from groundling.run.store import load
+from groundling.training.learner import ADAPTER
 from groundling.training.state import read_state
 
-Target = Literal["huggingface", "gguf", "onnx"]
-_MODULES = {"huggingface": huggingface, "gguf": gguf, "onnx": onnx}
+Target = Literal["huggingface", "gguf", "onnx", "peft"]
+_MODULES = {"huggingface": huggingface, "gguf": gguf, "onnx": onnx, "peft": peft}
 
 
 def export(
@@ -41,7 +47,8 @@ def export(
 
     Args:
         run: a run (its best checkpoint is used), or a checkpoint.
-        to: `huggingface` (transformers), `gguf` (llama.cpp, Ollama) or `onnx` (ONNX Runtime).
+        to: `huggingface` (transformers), `gguf` (llama.cpp, Ollama), `onnx` (ONNX Runtime), or `peft`: the adapter of a
+            run that was tuned with one, and in the folder `base` the model that it belongs to.
         out: the folder to create. Default: `exports/` and the format's name in the run's folder.
         quantize: weights in fewer bits: f16 or bf16 for huggingface; f16, q8_0, q5_0 or q4_0 for gguf; int8 for onnx.
         average: export the average of the weights of this many newest checkpoints instead of one checkpoint.
@@ -54,8 +61,11 @@ def export(
     if to not in _MODULES:
         raise ValueError(f"--to {to} is unknown. Use one of {', '.join(_MODULES)}.")
     if quantize is not None and quantize not in (allowed := _MODULES[to].QUANTIZATIONS):
-        raise ValueError(f"--quantize {quantize} does not work with --to {to}. Use {' or '.join(allowed)}.")
+        instead = f"Use {' or '.join(allowed)}." if allowed else "Omit it."
+        raise ValueError(f"--quantize {quantize} does not work with --to {to}. {instead}")
     Limits(1).check("--average", average)
+    if to == "peft" and average > 1:
+        raise ValueError(f"--average {average} does not work with --to peft: averaged factors are no average. Omit it.")
     run = run if isinstance(run, Run) else load(run)
     family_of(run.config.model)
     own = run.folder / "exports" / (f"{to}-{quantize}" if quantize else to)
@@ -64,7 +74,8 @@ def export(
         raise FileExistsError(f"{folder} already exists. Choose another folder with --out, or delete this one.")
     storage.check_writable(folder.parent, "--out", notice)
     try:
-        validation = run.text.open().validation
+        data = run.text.open()
+        validation = data.validation if isinstance(data, Corpus) else None  # windows of random tokens, for examples
     except ValueError as error:
         notice(f"{error} Comparing on random tokens instead.")
         validation = None
@@ -77,26 +88,51 @@ def export(
     with storage.new_folder(folder, facts) as temporary:
         notice(f"Exporting to {to}.")
         engine = _write(to, temporary, model, run, quantize)
-        notice(f"Comparing with {engine.name}.")
-        inputs = parity_inputs(model, run.tokenizer, validation)
-        report = check_parity(model, run.tokenizer, engine, inputs, rounded=quantize is not None)
+        report = None
+        if engine is not None:
+            notice(f"Comparing with {engine.name}.")
+            inputs = parity_inputs(model, run.tokenizer, validation)
+            report = check_parity(model, run.tokenizer, engine, inputs, rounded=quantize is not None)
         del engine  # Windows cannot rename a folder with an open file
         storage.write_file(temporary / "README.md", card(run, model, to, quantize, averaged, report))
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     return {
         "folder": str(folder), "to": to, "quantize": quantize, **facts, "files": files,
-        "proof": dataclasses.asdict(report), "sentences": report.sentences,
+        "proof": report and dataclasses.asdict(report), "sentences": report.sentences if report else [UNPROVED],
     }  # fmt: skip
 
 
-def _write(to: Target, folder: Path, model: GPT, run: Run, quantize: str | None) -> ExternalEngine:
-    """Write the export, and open it in its engine."""
+def _write(to: Target, folder: Path, model: GPT, run: Run, quantize: str | None) -> ExternalEngine | None:
+    """Write the export, and open it in its engine. None if that is not installed, and the export works without."""
+    imported = (run.record.imported or {}).get("architecture")
     if to == "huggingface":
-        imported = (run.record.imported or {}).get("architecture")
         huggingface.write(folder, model, run.tokenizer, quantize, imported)
         return huggingface.Transformers(folder)
+    if to == "peft":
+        base, adapter = _adapter(run)
+        with storage.new_folder(folder / peft.BASE) as place:
+            huggingface.write(place, base, run.tokenizer, None, imported)
+        peft.write(folder, adapter, family_of(base.config, imported))
+        return peft.Peft(folder) if find_spec("peft") and find_spec("transformers") else None
     _MODULES[to].write(folder, model, run.tokenizer, quantize)
     return gguf.engine(folder, model, run.tokenizer) if to == "gguf" else onnx.OnnxRuntime(folder)
+
+
+def _adapter(run: Run) -> tuple[GPT, Adapter]:
+    """The initial model of a run that trained an adapter, and that adapter."""
+    spec = adapter_spec(run, run.tokenizer.vocab_size)
+    if spec is None:
+        raise ValueError(f"Run {run.name} has no adapter: all its weights were trained. Use --to huggingface.")
+    storage.verify(run.folder / "initial")
+    base = GPT(run.config.model, run.tokenizer.vocab_size).eval()
+    load_weights(run.folder / "initial", base)
+    adapter = Adapter(base, spec, seed=0)
+    file = run.checkpoint / "optimizer.safetensors"
+    with safe_open(file, "pt") as tensors:
+        names = [name for name in list(tensors.keys()) if name.startswith(ADAPTER)]
+        adapter.load_state_dict({name.removeprefix(ADAPTER): tensors.get_tensor(name) for name in names})
+    return base, adapter
 
 
 def _model(run: Run, average: int, validation: Tokens | None) -> tuple[GPT, dict[str, Any] | None]:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from groundling.config.paths import user_path
-from groundling.escape import quoted
+from groundling.escape import command, quoted
 from groundling.storage.safe_read import check_folder, read_bytes
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # gpt2, or Qwen/Qwen3-0.6B
@@ -23,8 +23,8 @@ _TO_SAFETENSORS = (
 )
 
 
-def find_model(given: str | os.PathLike[str]) -> tuple[Path, str]:
-    """The folder with the files of a model, and the model's name.
+def find_model(given: str | os.PathLike[str], config: str = "config.json") -> tuple[Path, str]:
+    """The folder with the files of a model, and the model's name. `config` is the file that makes it one.
 
     Raises FileNotFoundError or ValueError with a sentence if there is none, or if a link leads out of the folder: in a
     cache, links may lead to its blobs.
@@ -34,13 +34,13 @@ def find_model(given: str | os.PathLike[str]) -> tuple[Path, str]:
         if not path.name.endswith((".json", ".safetensors")):
             raise ValueError(f"{path} cannot be imported. {_explanation(path.parent, [path.name])}")
         path = path.parent
-    if not (path / "config.json").is_file():
+    if not (path / config).is_file():
         path = _snapshot(path)
     real = path.resolve()
     model = real.parents[1] if real.parent.name == "snapshots" else None
     check_folder(path, *([model / "blobs", model.parent / "blobs"] if model else []))  # some versions share the blobs
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} contains no config.json. {explain(path)}")
+    if not (path / config).is_file():
+        raise FileNotFoundError(f"{path} contains no {config}. {explain(path)}")
     return path, real.name if model is None else model.name.removeprefix(_PREFIX).rpartition("--")[2]
 
 
@@ -51,7 +51,8 @@ def explain(folder: Path) -> str:
 
 def _explanation(folder: Path, names: list[str]) -> str:
     if "adapter_config.json" in names:
-        return "It is an adapter (PEFT). Merge it into its model with PEFT's merge_and_unload, and import the result."
+        again = command("import", str(folder), "--base", "RUN")
+        return f"It is an adapter (PEFT). Import its model first, and give that run's name as --base: `{again}`."
     kinds = {name.rpartition(".")[2].lower() for name in names}
     if kinds & {"bin", "pt", "pth", "ckpt"}:
         here = str(folder.absolute())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -20,12 +21,16 @@ import torch
 
 from groundling import storage
 from groundling.config import ModelSettings, Sampling
+from groundling.data.conversations import Message
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from groundling.data.tokenizers.byte_level import BYTE_LETTERS
+from groundling.data.tokenizers.chat import ChatTokenizer
+from groundling.data.tokenizers.chat_template import as_openai
 from groundling.data.tokenizers.foreign import QWEN_WORDS
 from groundling.data.tokenizers.huggingface import steps_of
 from groundling.inference.engine import generate
 from groundling.interchange import gguf_eos
+from groundling.interchange.modelfile import modelfile
 from groundling.interchange.weight_names import Family, Names, family_of, from_external, to_external
 from groundling.model.gpt import GPT, rope_frequencies
 
@@ -56,7 +61,7 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
         raise ValueError('GGUF export needs the package gguf: pip install "groundling[gguf]".') from None
     settings, family = model.config, _architecture(model.config)
     tensors = {name: tensor.numpy() for name, tensor in to_external(model, _NAMES[family]).items()}
-    epsilon, extra_token = settings.epsilon, tokenizer.end_of_text_id is None
+    epsilon, extra_token = settings.epsilon, _end(tokenizer) is None
     if extra_token and family == "gpt2":
         tensors = gguf_eos.with_layer_norm(tensors)
     elif extra_token:
@@ -102,7 +107,7 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    storage.write_file(folder / "Modelfile", _modelfile(settings.block_size))
+    storage.write_file(folder / "Modelfile", modelfile(FILE, settings.block_size, tokenizer))
 
 
 def _architecture(settings: ModelSettings) -> Family:
@@ -132,20 +137,13 @@ def _is_quantized(name: str, array: npt.NDArray[np.float32], quantize: str, extr
     return not (extra_token and name in ("token_embd.weight", "output.weight"))
 
 
-def _modelfile(context: int) -> str:
-    return f'''# ollama create my-model -f Modelfile; ollama run my-model
-FROM ./{FILE}
-TEMPLATE """{{{{ .Prompt }}}}"""
-PARAMETER num_ctx {context}
-PARAMETER temperature 0.7
-PARAMETER top_k 50
-PARAMETER top_p 1
-PARAMETER repeat_penalty 1
-'''
+def _end(tokenizer: Tokenizer) -> int | None:
+    """The token that ends a text, or else a turn of a chat. None: one is added, see gguf_eos."""
+    return next(iter(tokenizer.end_ids), None) if tokenizer.end_of_text_id is None else tokenizer.end_of_text_id
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
-    definition, end, start = tokenizer.to_huggingface(), tokenizer.end_of_text_id, tokenizer.start_of_text_id
+    definition, end, start = tokenizer.to_huggingface(), _end(tokenizer), tokenizer.start_of_text_id
     pre_tokenizer, tokens, merges = _as_bpe(tokenizer, definition)
     types = [_NORMAL] * len(tokens)
     for token in definition["added_tokens"]:
@@ -170,6 +168,10 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
     writer.add_eos_token_id(end)
     writer.add_add_bos_token(start is not None)
     writer.add_add_eos_token(False)
+    if isinstance(tokenizer, ChatTokenizer):
+        writer.add_eot_token_id(tokenizer.end_of_turn_id)
+        # Its template language has no {% generation %}.
+        writer.add_chat_template(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", tokenizer.template))
 
 
 def _add_sentencepiece(writer: Any, tokenizer: Tokenizer, model: Any, tokens: list[str], types: list[int]) -> None:
@@ -178,7 +180,7 @@ def _add_sentencepiece(writer: Any, tokenizer: Tokenizer, model: Any, tokens: li
     ranks: dict[str, int] = {}
     for rank, pair in enumerate(model["merges"]):
         ranks.setdefault("".join(pair.split(" ") if isinstance(pair, str) else pair), rank)
-    scores = [float(-ranks.get(token, len(ranks))) for token in tokens] + [0.0] * (tokenizer.end_of_text_id is None)
+    scores = [float(-ranks.get(token, len(ranks))) for token in tokens] + [0.0] * (_end(tokenizer) is None)
     for i, token in enumerate(tokens):
         if types[i] == _NORMAL and re.fullmatch("<0x[0-9A-F]{2}>", token):
             types[i] = _BYTE
@@ -202,7 +204,8 @@ def _as_bpe(tokenizer: Tokenizer, definition: dict[str, Any]) -> tuple[str | Non
 
     Raises ValueError if llama.cpp's BPE cannot do what the tokenizer does.
     """
-    if tokenizer.kind in ("char", "byte"):
+    base = tokenizer.base if isinstance(tokenizer, ChatTokenizer) else tokenizer
+    if base.kind in ("char", "byte"):
         tokens = ["".join(BYTE_LETTERS[byte] for byte in piece) for piece in tokenizer.pieces]
         # Join bytes from left to right, shorter prefixes first, so that no other merge can interfere.
         pairs = {(token[:i], token[i]): None for token in tokens for i in range(1, len(token))}
@@ -239,7 +242,7 @@ def _pre_tokenizer(steps: list[dict[str, Any]]) -> str | None:
 
 def engine(folder: Path, model: GPT, tokenizer: Tokenizer) -> LlamaCpp | ReadBack:
     """llama.cpp if it is installed, else the tensors read back from the file."""
-    extra_token = tokenizer.end_of_text_id is None
+    extra_token = _end(tokenizer) is None
     try:
         import llama_cpp
     except ImportError:
@@ -254,6 +257,7 @@ class LlamaCpp:
         self.name = f"llama.cpp (llama-cpp-python {package.__version__})"
         # llama.cpp looks GELU up in a table of 16-bit numbers. It computes everything else in float32.
         self.tolerance = 0.05 if model.config.mlp == "gelu" else 2e-3
+        self._formatter = package.llama_chat_format.Jinja2ChatFormatter
         self._extra_token, T = extra_token, model.config.block_size
         package.llama_log_set(_silence(package), None)  # it would warn about contexts shorter than 256
         self._llama = package.Llama(
@@ -279,6 +283,17 @@ class LlamaCpp:
 
     def encode(self, text: str) -> list[int] | None:
         return list(self._llama.tokenize(text.encode(), add_bos=False, special=False))
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        """The token ids of a chat, by the template in the file."""
+        bos, eos = (
+            self._llama.detokenize([token()], special=True).decode()
+            for token in (self._llama.token_bos, self._llama.token_eos)
+        )
+        template = self._llama.metadata["tokenizer.chat_template"]
+        formatter = self._formatter(template, eos, bos, add_generation_prompt)
+        text = formatter(messages=[as_openai(message) for message in messages]).prompt
+        return list(self._llama.tokenize(text.encode(), add_bos=False, special=True))
 
 
 @cache

@@ -6,7 +6,7 @@ The gpt2 family is GPT2LMHeadModel there, and qwen3 is Qwen3ForCausalLM. What im
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from safetensors.torch import save_file
 
 from groundling import storage
 from groundling.config import ModelSettings
+from groundling.data.conversations import Message
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from groundling.data.tokenizers.chat import ChatTokenizer
+from groundling.data.tokenizers.chat_template import as_openai
 from groundling.interchange.weight_names import Family, Names, family_of, to_external
 from groundling.model.gpt import GPT
 
@@ -63,20 +66,22 @@ def write(
     tensors = transposed(to_external(model, NAMES[family]), family)
     # Older versions of transformers require the metadata entry "format".
     save_file({n: t.to(dtype) for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
-    end, ends = tokenizer.end_of_text_id, list(tokenizer.end_ids)
-    start = end if tokenizer.start_of_text_id is None else tokenizer.start_of_text_id
+    ends = list(tokenizer.end_ids)
+    start = tokenizer.end_of_text_id if tokenizer.start_of_text_id is None else tokenizer.start_of_text_id
     config = {"model_type": family} | _config(model.config, family) | {
         "architectures": [ARCHITECTURES[family]], "vocab_size": model.vocab_size,
         "tie_word_embeddings": model.config.tie_head,
-        "bos_token_id": start, "eos_token_id": ends if len(ends) > 1 else end,
+        "bos_token_id": start, "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else None,
         "dtype": str(dtype).removeprefix("torch."), "torch_dtype": str(dtype).removeprefix("torch."),
     }  # fmt: skip
     storage.write_json(folder / "config.json", config)
+    if isinstance(tokenizer, ChatTokenizer):  # generation stops at any of the ends
+        storage.write_json(folder / "generation_config.json", {"bos_token_id": start, "eos_token_id": ends})
     write_tokenizer(folder, tokenizer, model.config.block_size)
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
-    """Write tokenizer.json, and tokenizer_config.json for AutoTokenizer."""
+    """Write tokenizer.json, and tokenizer_config.json for AutoTokenizer, with the chat template if there is one."""
     definition = tokenizer.to_huggingface()
     storage.write_json(folder / "tokenizer.json", definition)
     config: dict[str, Any] = {}
@@ -85,6 +90,9 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None
         config["bos_token"] = config["eos_token"] = added.get(tokenizer.end_of_text_id, END_OF_TEXT)
     if tokenizer.start_of_text_id is not None:
         config["bos_token"] = added[tokenizer.start_of_text_id]
+    if isinstance(tokenizer, ChatTokenizer):
+        config |= {"eos_token": added[tokenizer.end_of_turn_id]} | tokenizer.names
+        config["chat_template"] = tokenizer.template
     config["tokenizer_class"] = "PreTrainedTokenizerFast"  # uses tokenizer.json as it is
     config |= {"model_max_length": block_size, "clean_up_tokenization_spaces": False}
     storage.write_json(folder / "tokenizer_config.json", config)
@@ -151,3 +159,8 @@ class Transformers:
 
     def encode(self, text: str) -> list[int] | None:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        given = [as_openai(message) for message in messages]
+        text = self._tokenizer.apply_chat_template(given, add_generation_prompt=add_generation_prompt, tokenize=False)
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)

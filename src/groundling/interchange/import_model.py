@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -18,12 +20,15 @@ from groundling.config import PRESETS, Config, limits
 from groundling.data.progress import Notice, silent
 from groundling.data.tokenizers.base import END_OF_TEXT, ByteTokenizer, CharTokenizer, Tokenizer
 from groundling.data.tokenizers.bpe import BpeTokenizer
+from groundling.data.tokenizers.chat import MARKUP, ChatTokenizer, with_chat
+from groundling.data.tokenizers.chat_template import read_template
 from groundling.data.tokenizers.huggingface import USUAL_ENDS, HuggingFaceTokenizer
 from groundling.escape import command
+from groundling.interchange import peft
 from groundling.interchange.find_model import explain, find_model
 from groundling.interchange.huggingface import ARCHITECTURES, NAMES, transposed
 from groundling.interchange.read_config import read_settings
-from groundling.interchange.weight_names import Family, from_external
+from groundling.interchange.weight_names import Family, family_of, from_external, to_external
 from groundling.machine import choose, versions
 from groundling.model.gpt import GPT
 from groundling.model.weights_file import check_memory
@@ -31,6 +36,7 @@ from groundling.run.folder import as_name, checked_name, runs_folder
 from groundling.run.lock import lock
 from groundling.run.record import FORMAT, CorpusFacts, MachineFacts, RunRecord
 from groundling.run.run import Run
+from groundling.run.store import load
 from groundling.training.checkpoints import Snapshot
 from groundling.training.state import TrainState
 
@@ -43,6 +49,7 @@ def import_model(
     *,
     name: str | None = None,
     block_size: int | None = None,
+    base: str | os.PathLike[str] | Run | None = None,
     out: str | os.PathLike[str] | None = None,
     notice: Notice = silent,
 ) -> Run:
@@ -53,6 +60,8 @@ def import_model(
         folder: the model's folder, or the id of a model in Hugging Face's cache, such as "Qwen/Qwen3-0.6B".
         name: the run's name. Default: the folder's name.
         block_size: the context length. Default: the model's own, at most 2,048.
+        base: for the folder of an adapter (PEFT), the run of the model that it belongs to. The new run has the weights
+            of both, merged.
         out: folder for runs. Default: `$GROUNDLING_RUNS`, or `./runs`.
 
     Raises ValueError or OSError, with the reason, if the model cannot be imported.
@@ -60,6 +69,10 @@ def import_model(
     if block_size is not None:
         limits.BLOCK_SIZE.check("--block-size", block_size)
     runs = runs_folder(out).resolve()
+    if base is not None:
+        if block_size is not None:
+            raise ValueError("--block-size does not work with --base: the context is that of the base.")
+        return _import_adapter(folder, base if isinstance(base, Run) else load(base, out=out), runs, name)
     try:
         source, title = find_model(folder)
     except FileNotFoundError:
@@ -75,7 +88,7 @@ def import_model(
         raise ValueError(f"{source / 'config.json'} has no entry {error}.") from None
     except (TypeError, AttributeError, ArithmeticError) as error:  # an entry of another type
         raise ValueError(f"{source / 'config.json'} does not describe a model: {error}.") from None
-    tokenizer = _tokenizer(source, theirs, rows, notice)
+    tokenizer = _with_template(_tokenizer(source, theirs, rows, notice), source, notice)
     if tokenizer.vocab_size < rows:
         notice(f"Dropped {rows - tokenizer.vocab_size:,} vocabulary rows that no token uses.")
     name = checked_name(name) if name is not None else as_name(title, "imported")
@@ -90,6 +103,18 @@ def import_model(
         runs / name, model, family, tokenizer, tensors,
         {"name": title, "architecture": ARCHITECTURES[family]},
     )  # fmt: skip
+
+
+def _import_adapter(folder: str | os.PathLike[str], base: Run, runs: Path, name: str | None) -> Run:
+    source, title = find_model(folder, peft.CONFIG)
+    architecture = (base.record.imported or {}).get("architecture")
+    family = family_of(base.config.model, architecture)
+    model = copy.deepcopy(base.model).cpu()
+    peft.read(source, model, family)
+    about = {"name": f"{title}, an adapter of {base.name}", "architecture": ARCHITECTURES[family]}
+    name = checked_name(name) if name is not None else as_name(title, "imported")
+    tensors = to_external(model, NAMES[family])
+    return _new_run(runs / name, dataclasses.asdict(base.config.model), family, base.tokenizer, tensors, about)
 
 
 def _tokenizer(source: Path, theirs: dict[str, Any], rows: int, notice: Notice) -> Tokenizer:
@@ -118,6 +143,13 @@ def _tokenizer(source: Path, theirs: dict[str, Any], rows: int, notice: Notice) 
     return HuggingFaceTokenizer(definition, list(dict.fromkeys([*found, *tokenizer.ends])))
 
 
+def _with_template(tokenizer: Tokenizer, source: Path, notice: Notice) -> Tokenizer:
+    """The tokenizer for chats, if the model has a chat template, and tokens for its markup."""
+    template = None if isinstance(tokenizer, ChatTokenizer) else read_template(source)
+    chat = with_chat(tokenizer, *template, notice) if template else tokenizer
+    return tokenizer if chat.vocab_size > tokenizer.vocab_size else chat
+
+
 def _own(run: str | os.PathLike[str]) -> ValueError:
     return ValueError(f"{run} is a groundling run already. Use it without an import: `{command('sample', run)}`.")
 
@@ -127,9 +159,13 @@ def _too_many_tokens(source: Path, tokenizer: Tokenizer, rows: int) -> ValueErro
 
 
 def _own_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    """Our own character, byte or BPE tokenizer if `tokenizer` is exactly that. All of ours can be exported to GGUF."""
+    """Our own character, byte or BPE tokenizer if `tokenizer` is exactly that, perhaps with our markup for chats. All
+    of ours can be exported to GGUF."""
     definition = tokenizer.to_huggingface()
     vocabulary, merges = (definition["model"].get(key) for key in ("vocab", "merges"))
+    chat = tuple(token["content"] for token in definition["added_tokens"][-len(MARKUP) :]) == MARKUP
+    if chat and isinstance(vocabulary, dict):
+        vocabulary = {token: i for token, i in vocabulary.items() if token not in MARKUP}
     if not isinstance(vocabulary, dict) or merges is None:
         return tokenizer
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
@@ -140,7 +176,7 @@ def _own_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     )
     for make in makers:
         with suppress(ValueError):
-            if (own := make()).to_huggingface() == definition:
+            if (own := make() if not chat else ChatTokenizer(make())).to_huggingface() == definition:
                 return own
     return tokenizer
 

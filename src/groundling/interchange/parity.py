@@ -7,8 +7,10 @@ Quantized weights change the logits, so for them the loss on those windows is co
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,10 @@ import torch
 import torch.nn.functional as F
 
 from groundling.config import Sampling
-from groundling.data.corpus import Tokens
+from groundling.data.conversations import Message, ToolCall
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from groundling.data.tokenizers.chat import ChatTokenizer
+from groundling.data.tokens import Tokens
 from groundling.inference.engine import generate
 from groundling.model.gpt import GPT
 
@@ -49,6 +53,14 @@ class ExternalEngine(Protocol):
         """The token ids of `text`. None if the engine has no tokenizer of its own."""
 
 
+@runtime_checkable
+class ChatEngine(ExternalEngine, Protocol):
+    """One that also renders chats, by the export's chat template."""
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        """The token ids of a chat."""
+
+
 @dataclass(frozen=True)
 class ParityInputs:
     """What both engines compute on."""
@@ -74,6 +86,7 @@ class ParityReport:
     greedy_same: int
     greedy_text: str
     encoded_tokens: int | None  # None if the engine has no tokenizer, or if there is no text
+    chats: int = 0  # whose ids are the same
 
     @property
     def sentences(self) -> list[str]:
@@ -88,6 +101,8 @@ class ParityReport:
         ]
         if self.encoded_tokens is not None:
             sentences.append(f"Its tokenizer gives the same ids for {self.encoded_tokens:,} tokens of text.")
+        if self.chats:
+            sentences.append(f"The chat template gives the same ids for {self.chats} chats.")
         return sentences
 
 
@@ -123,12 +138,15 @@ def check_parity(
     own = list(generate(model, prompt, n, Sampling(temperature=0)))
     same = _count_same(model, prompt, own, engine.greedy(prompt, n), 2 * engine.tolerance)
     ids = engine.encode(about.text) if about.text else None
+    chats = _chats(engine, tokenizer) if isinstance(tokenizer, ChatTokenizer) else []
     report = ParityReport(
         engine.name, about.source, len(about.windows), about.windows[:, :-1].size, difference,
         None if rounded else engine.tolerance, float(losses[0]), float(losses[1]), n, same, tokenizer.decode(own),
-        None if ids is None else len(ids),
+        None if ids is None else len(ids), len(chats),
     )  # fmt: skip
     problem = _problem(report) or _tokenizer_problem(ids, about.text, tokenizer)
+    for their_ids, our_ids in chats:
+        problem = problem or _ids_problem(their_ids, our_ids, tokenizer)
     if problem:
         raise Mismatch(f"{engine.name} does not compute the same: {problem}. Nothing was exported.")
     return report
@@ -151,10 +169,34 @@ def _problem(report: ParityReport) -> str:
 
 
 def _tokenizer_problem(ids: list[int] | None, text: str, tokenizer: Tokenizer) -> str:
-    if ids is None or ids == (own := tokenizer.encode(text, "skip")):
+    return "" if ids is None else _ids_problem(ids, tokenizer.encode(text, "skip"), tokenizer)
+
+
+def _ids_problem(ids: list[int], own: list[int], tokenizer: Tokenizer) -> str:
+    if ids == own:
         return ""
     place = next((i for i, (a, b) in enumerate(zip(ids, own, strict=False)) if a != b), min(len(ids), len(own)))
     return f"its tokenizer gives other ids from token {place:,} on, near {tokenizer.decode(own[place : place + 8])!r}"
+
+
+def _chats(engine: ExternalEngine, tokenizer: ChatTokenizer) -> list[tuple[list[int], list[int]]]:
+    """The ids of some chats, by the engine and by us."""
+    if not isinstance(engine, ChatEngine):
+        return []
+    text = tokenizer.decode(tokenizer.encode(_TEXT, "skip")).strip()
+    user, assistant = Message("user", text), Message("assistant", text)
+    calling = Message("assistant", "", (ToolCall("calculator", '{"expression": "47+38"}'), ToolCall("f", "{}")))
+    chats = [
+        [user], [user, assistant, user], [Message("system", text), user, assistant],
+        [user, calling, Message("tool", text), assistant],
+    ]  # fmt: skip
+    pairs = []
+    for chat in chats:
+        for prompted in (False, True):
+            with suppress(ValueError):  # the template or the vocabulary does not have this
+                own = tokenizer.render(chat, prompted).ids
+                pairs.append((engine.encode_chat(chat, prompted), own))
+    return pairs
 
 
 def _count_same(model: GPT, prompt: list[int], own: list[int], theirs: list[int], tie: float) -> int:

@@ -48,14 +48,19 @@ def to_external(model: GPT, names: Names) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for own, tensor in model.state_dict().items():
         module, _, kind = own.rpartition(".")  # h.3.attn.c_attn, weight
-        prefix, inside = "", module
-        if module.startswith("h."):
-            _, number, inside = module.split(".", 2)
-            prefix = names["h"].format(number) + "."
-        theirs = names.get(inside, inside).split()
+        theirs = external_modules(module, names)
         parts = tensor.split(model.get_submodule(module).sizes) if len(theirs) > 1 else [tensor]
-        tensors |= {f"{prefix}{name}.{kind}": part for name, part in zip(theirs, parts, strict=True)}
+        tensors |= {f"{name}.{kind}": part for name, part in zip(theirs, parts, strict=True)}
     return tensors
+
+
+def external_modules(module: str, names: Names) -> list[str]:
+    """The format's names of our `module`, several if the format stores its parts separately."""
+    prefix, inside = "", module
+    if module.startswith("h."):
+        _, number, inside = module.split(".", 2)
+        prefix = names["h"].format(number) + "."
+    return [prefix + name for name in names.get(inside, inside).split()]
 
 
 def from_external(model: GPT, names: Names, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -25,6 +25,10 @@ from groundling.config import ModelSettings
 from groundling.model.attention import causal_attention
 from groundling.model.dropout import Dropout
 from groundling.model.kv_cache import CachePosition, KVCache
+from groundling.model.packing import PackedRows
+
+Cache = KVCache | PackedRows
+Position = CachePosition | PackedRows
 
 
 def _norm(config: ModelSettings) -> nn.Module:
@@ -82,9 +86,7 @@ class RoPE(nn.Module):
         self.register_buffer("cos", angles.cos().float(), persistent=False)  # (block_size, hd / 2)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, position: CachePosition | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, q: torch.Tensor, k: torch.Tensor, position: Position | None) -> tuple[torch.Tensor, torch.Tensor]:
         """q (B, nh, T, hd) and k (B, nkv, T, hd), rotated. Without a `position` they start at 0."""
         positions = slice(q.size(2)) if position is None else position.positions
         cos, sin = self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # (B or 1, 1, T, hd / 2)
@@ -112,7 +114,7 @@ class SelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=output_bias)
         self.rope = RoPE(config) if config.position == "rope" else None
 
-    def forward(self, x: torch.Tensor, position: CachePosition | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, position: Position | None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C). With a `position`, the tokens in its cache come before."""
         q, k, v = self.qkv(x, position)
         mask = None
@@ -121,9 +123,7 @@ class SelfAttention(nn.Module):
         y = causal_attention(q, k, v, mask)  # (B, nh, T, hd)
         return self.c_proj(y.transpose(1, 2).flatten(2))
 
-    def qkv(
-        self, x: torch.Tensor, position: CachePosition | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def qkv(self, x: torch.Tensor, position: Position | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, T, C) -> queries (B, nh, T, hd), keys and values (B, nkv, T, hd)."""
         B, T, _ = x.shape
         heads = self.c_attn(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, nh + 2 nkv, T, hd)
@@ -167,7 +167,7 @@ class Block(nn.Module):
         self.mlp = SwigluMLP(config) if config.mlp == "swiglu" else GeluMLP(config)
         self.drop = Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, position: CachePosition | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, position: Position | None = None) -> torch.Tensor:
         x = x + self.drop(self.attn(self.ln_1(x), position))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
@@ -204,12 +204,13 @@ class GPT(nn.Module):
                 branches = 2 * self.config.n_layer if name.endswith("c_proj.weight") else 1
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(branches))
 
-    def forward(self, tokens: torch.Tensor, cache: KVCache | None = None, run: PartRunner = _run) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, cache: Cache | None = None, run: PartRunner = _run) -> torch.Tensor:
         """Logits for the token after each position.
 
         Args:
             tokens: (B, T) int64.
-            cache: its rows hold the tokens before those of `tokens`. It is extended by them.
+            cache: its rows hold the tokens before those of `tokens`. It is extended by them. Or `PackedRows`: each row
+                of `tokens` is several documents.
             run: calls each part below with its arguments. A compiled model passes a `run` that compiles the parts, and
                 a trace passes one that records their outputs.
 
@@ -218,7 +219,7 @@ class GPT(nn.Module):
         """
         return run(GPT.unembed, self, self.hidden(tokens, cache, run))
 
-    def hidden(self, tokens: torch.Tensor, cache: KVCache | None = None, run: PartRunner = _run) -> torch.Tensor:
+    def hidden(self, tokens: torch.Tensor, cache: Cache | None = None, run: PartRunner = _run) -> torch.Tensor:
         """`forward` up to the last block: the residual stream, (B, T, C). Prefill needs no more than this."""
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ValueError(
@@ -239,7 +240,7 @@ class GPT(nn.Module):
             cache.advance(T)
         return x
 
-    def add_positions(self, x: torch.Tensor, position: CachePosition | None = None) -> torch.Tensor:
+    def add_positions(self, x: torch.Tensor, position: Position | None = None) -> torch.Tensor:
         """Token embeddings (B, T, C) -> the residual stream that the first block reads, (B, T, C)."""
         if self.wpe is not None:
             if position is None:

@@ -15,11 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from groundling.analysis.diagnosis import standing
+from groundling.config.methods import METHODS
 from groundling.escape import command, printable
+from groundling.reporting.figures import best_of, brief, shown, step_figures, worded
 from groundling.training import events
 from groundling.training.signals import say
 
 _SECONDS_BETWEEN_LINES = 5.0
+_LINE = 100  # characters of a reply
 
 
 class _Rich(RichConsole):
@@ -37,6 +40,8 @@ class Console:
         self._live: Progress | None = None
         self._task = TaskID(0)
         self._validation = ""
+        self._name = "pretraining"  # of the training task
+        self._corpus = ""
         self._sample: events.Sample | None = None
         self._last_line = self._began = 0.0
         self._steps = ""
@@ -109,6 +114,8 @@ class Console:
                         f"    ({event.copied_share:.0%} copied from the training text, longest span "
                         f"{event.longest_copy} characters)"
                     )
+            case events.Replies():
+                self._replies(event)
             case events.Paused():
                 self._end_live()
                 self.out.print(f"Saved at step {event.step:,}. To continue:  ", end="")
@@ -155,18 +162,23 @@ class Console:
             table.add_row(part, f"{count:,}")
         self.out.print(table)
         corpus, machine = event.corpus, event.machine
-        self.out.print(
-            f"corpus  {escape(printable(corpus['name']))}: {corpus['characters']:,} characters, vocabulary of "
-            f"{corpus['vocab_size']:,}; {corpus['training_tokens']:,} training tokens, "
-            f"{corpus['validation_tokens']:,} validation tokens"
-        )
+        self._name, self._corpus = event.task, corpus["name"]
+        if not corpus["training_tokens"]:  # a task makes its own prompts
+            self.out.print(f"task    {escape(printable(corpus['name']))}, vocabulary of {corpus['vocab_size']:,}")
+        else:
+            self.out.print(
+                f"corpus  {escape(printable(corpus['name']))}: {corpus['characters']:,} characters, vocabulary of "
+                f"{corpus['vocab_size']:,}; {corpus['training_tokens']:,} training tokens, "
+                f"{corpus['validation_tokens']:,} validation tokens"
+            )
         self.out.print(
             f"machine {machine['device']}, {machine['dtype']}, {machine['threads']} threads"
             + (f" ({'; '.join(machine['reasons'])})" if machine["reasons"] else "")
         )
         self._steps, self._last_line = f"{'about ' if event.minutes else ''}{event.steps:,}", 0.0
         action = f"resumes at step {event.step:,} of" if event.step else "trains for"
-        self.out.print(f"run     {escape(event.run)} {action} {self._steps} steps, {event.epochs:.1f} epochs\n")
+        epochs = f", {event.epochs:.1f} epochs" if corpus["training_tokens"] else ""
+        self.out.print(f"run     {escape(event.run)} {action} {self._steps} steps{epochs}\n")
         if self.out.is_terminal:
             self._live = Progress(
                 BarColumn(bar_width=24), TextColumn("{task.description}"), console=self.out, transient=True
@@ -175,8 +187,10 @@ class Console:
             self._live.start()
 
     def _step(self, event: events.Step) -> None:
+        loss = "" if self._name == "grpo" else f"loss {event.loss:.3f}"  # not a measure of its progress
+        known = "  ".join(filter(None, (loss, step_figures(self._name, event.figures))))
         line = (
-            f"step {event.step:,}/{self._steps}  loss {event.loss:.3f}{self._validation}  "
+            f"step {event.step:,}/{self._steps}  {known}{self._validation}  "
             f"lr {event.learning_rate:.1e}  {event.tokens_per_second:,.0f} tok/s  {duration(event.seconds_left)} left"
         )
         now = time.perf_counter()
@@ -188,23 +202,42 @@ class Console:
             self.out.print(line)
 
     def _evaluation(self, event: events.Evaluation) -> None:
-        self._validation = f"  val {event.validation_loss:.3f}"
-        training = "" if event.training_loss is None else f"  training loss {event.training_loss:.4f}"
+        loss = event.metric.endswith("loss")
+        score = f"{event.validation_loss:.3f}" if loss else brief(event.metric, event.validation_loss)
+        self._validation = f"  val {'' if loss else event.metric + ' '}{score}"
         bits = "" if event.bits_per_byte is None else f"  {event.bits_per_byte:.3f} bits/byte"
-        others = "".join(f"  {name.replace('_', ' ')} {value:.4g}" for name, value in event.figures.items())
+        training = "" if event.training_loss is None or not loss else f"  training loss {event.training_loss:.4f}"
+        others = "".join(f"  {worded(name)} {shown(name, value)}" for name, value in event.figures.items())
         self.out.print(
-            f"[bold]step {event.step:,}  {escape(event.metric)} {event.validation_loss:.4f}[/]{training}{bits}"
-            f"{escape(others)}  {duration(event.elapsed)}{'  (best so far)' if event.best else ''}"
+            f"[bold]step {event.step:,}  {escape(event.metric)} {shown(event.metric, event.validation_loss)}[/]"
+            f"{training}{bits}{escape(others)}  {duration(event.elapsed)}{'  (best so far)' if event.best else ''}"
         )
+        if event.metric != events.VALIDATION_LOSS:
+            return
         words = standing(event.validation_loss, self._milestones)
         if words and words != self._standing:
             self.out.print(f"    {words}")
             self._standing = words
 
+    def _replies(self, event: events.Replies) -> None:
+        """The best and the worst reply of a group, if possible of one in which they differ."""
+        groups = [group for group in event.groups if group.rewards and len(group.replies) == len(group.rewards)]
+        if not groups:
+            return
+        group = max(groups, key=lambda group: max(group.rewards) > min(group.rewards))
+        mean = sum(group.rewards) / len(group.rewards)
+        ranked = sorted(zip(group.rewards, group.replies, strict=True), key=lambda each: each[0])
+        rows = [ranked[-1], ranked[0]] if ranked[-1][0] > ranked[0][0] else ranked[:1]
+        self.out.print(
+            Text(f"    {_line(group.prompt)}   ({len(ranked)} replies, mean reward {mean:.3g})", style="dim")
+        )
+        for reward, reply in rows:
+            self.out.print(Text(f"      reward {reward:<6.3g} {_line(reply)}", style="dim"))
+
     def _finished(self, event: events.Finished) -> None:
         self.out.print(
             f"\nDone: {event.step:,} steps in {duration(event.elapsed)}, peak memory {event.peak_memory / 1e9:.1f} GB. "
-            f"Best validation loss [bold]{event.best_validation_loss:.4f}[/] at step {event.best_step:,}."
+            f"[bold]{best_of(event.metric, event.best_validation_loss)}[/] at step {event.best_step:,}."
         )
         self.out.print(Text(event.verdict))
         if event.forecast:
@@ -215,12 +248,20 @@ class Console:
         if event.report:
             self.out.print(Text(f"\nReport: {event.report}"))
         self.out.print("\nTry next:")
-        for words in (
-            ("sample", event.run, *(("--prompt", event.prompt.replace("\\", "\\\\")) if event.prompt else ())),
-            ("eval", event.run),
-            ("resume", event.run, "--steps", 2 * event.step),
-        ):
+        for words in self._next(event):
             self.out.print(Text(f"  {command(*words)}", style="bold"))
+
+    def _next(self, event: events.Finished) -> list[tuple[object, ...]]:
+        """Commands that suit the finished run."""
+        resume = ("resume", event.run, "--steps", 2 * event.step)
+        if self._name not in METHODS:
+            prompt = ("--prompt", event.prompt.replace("\\", "\\\\")) if event.prompt else ()
+            return [("sample", event.run, *prompt), ("eval", event.run), resume]
+        if self._name == "reward":
+            return [("explain", event.run), ("grpo", "--help"), resume]
+        if event.metric == "accuracy":  # of a task with verifiable rewards
+            return [("chat", event.run), ("eval", event.run, "--task", self._corpus), resume]
+        return [("chat", event.run), *([("tasks",), ("grpo", "--help")] if self._name == "sft" else []), resume]
 
     def _end_live(self) -> None:
         live, self._live = self._live, None
@@ -241,3 +282,9 @@ def duration(seconds: float) -> str:
 
 def _indent(text: str) -> str:
     return "    " + printable(text).strip("\n").replace("\n", "\n    ")
+
+
+def _line(text: str) -> str:
+    """On one line, and not too long."""
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= _LINE else text[: _LINE - 1] + "…"

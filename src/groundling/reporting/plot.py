@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from groundling.training.events import VALIDATION_LOSS
+
 _TRAINING, _VALIDATION, _MILESTONE = "#9db4c8", "#b5442e", "#7a7a7a"
 
 Lines = Sequence[Mapping[str, Any]]
@@ -41,18 +43,22 @@ def plot_curves(histories: Mapping[str, Lines], path: Path) -> None:
 
     figure = Figure(figsize=(9, 5), dpi=130, layout="constrained")
     axes = figure.subplots()
-    alone = len(histories) == 1
+    alone, metrics = len(histories) == 1, list[str]()
     for name, lines in histories.items():
         steps = [(line["step"], line["loss"]) for line in lines if line["event"] == "step"]
+        metrics.append(metric := _metric(lines))
         points = [(line["step"], line["validation_loss"]) for line in lines if line["event"] == "evaluation"]
+        if not metric.endswith("loss"):  # the loss is no measure of progress
+            steps = [(line["step"], line["figures"]["reward"]) for line in lines if "reward" in line.get("figures", ())]
         if steps and alone:
             x, y = np.array(steps).T
             axes.plot(x, y, color=_TRAINING, alpha=0.35, linewidth=0.8)
             axes.plot(x, smooth(y), color=_TRAINING, label="training (smoothed)")
         if points:
             x, y = np.array(points).T
-            best = int(np.argmin(y))
-            label = "validation" if alone else f"{name}: best {y[best]:.3f} at step {int(x[best]):,}"
+            best = int(np.argmin(y) if metric.endswith("loss") else np.argmax(y))
+            label = f"validation{'' if metric.endswith('loss') else ' ' + metric}"
+            label = label if alone else f"{name}: best {y[best]:.3f} at step {int(x[best]):,}"
             (line,) = axes.plot(x, y, marker="o", markersize=3, label=label, color=_VALIDATION if alone else None)
             axes.plot(x[best], y[best], marker="*", markersize=13, color=line.get_color())
             if alone:
@@ -63,7 +69,9 @@ def plot_curves(histories: Mapping[str, Lines], path: Path) -> None:
     if not axes.lines:
         raise ValueError("Nothing to plot: no step has been logged yet.")
     title = " and ".join(histories) if len(histories) < 4 else ""
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=title)
+    named = {VALIDATION_LOSS: "loss (nats per token)"}
+    ylabel = " or ".join(dict.fromkeys(named.get(metric, metric) for metric in metrics))
+    axes.set(xlabel="optimizer step", ylabel=ylabel, title=title)
     axes.grid(alpha=0.25)
     if alone:
         _draw_baselines(axes, *histories.values())
@@ -71,6 +79,12 @@ def plot_curves(histories: Mapping[str, Lines], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, format=path.suffix.removeprefix(".") or "png")  # otherwise it adds .png to the name
+
+
+def _metric(lines: Lines) -> str:
+    """What the evaluations of a run measure."""
+    last = next((line for line in reversed(lines) if line["event"] == "evaluation"), {})
+    return str(last.get("metric", VALIDATION_LOSS))
 
 
 def baselines(milestones: Sequence[float]) -> list[tuple[str, float]]:
@@ -106,9 +120,9 @@ def _draw_generations(axes: Any, lines: Lines) -> None:
             axes.text(line["step"], 0.98, f" generation {line['generation']}", **style)
 
 
-def smooth(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def smooth(values: np.ndarray[Any, np.dtype[np.float64]], windows: int = 50) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The mean over a centred window of a fiftieth of the curve. It narrows at the start, where the loss falls fast."""
-    half = max(1, len(values) // 100)
+    half = max(1, len(values) // (2 * windows))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     i = np.arange(len(values))
     left = np.minimum(half, i)

@@ -9,14 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from groundling.analysis.diagnosis import Finding, diagnose, standing, verdict
+from groundling.analysis.diagnosis import diagnose, outcome, standing
+from groundling.analysis.findings import Finding
 from groundling.analysis.history import History
-from groundling.analysis.memorization import COPIED, TrainingText, parts
+from groundling.analysis.memorization import TrainingText, parts
 from groundling.config import GROUPS, Config, flag
 from groundling.escape import command, printable
-from groundling.reporting.charts import Chart, Curve, Line, drawn
+from groundling.reporting.charts import drawn
 from groundling.reporting.console import duration
-from groundling.reporting.plot import Lines, baselines, smooth
+from groundling.reporting.figures import brief, shown
+from groundling.reporting.lineage import Origin
+from groundling.reporting.plot import Lines, baselines
+from groundling.reporting.rollouts import rollout_slides
+from groundling.reporting.run_charts import copy_charts, figure_charts, rate_chart, score_charts, speed_chart
 from groundling.training.events import VALIDATION_LOSS
 
 _SAMPLES = 100  # positions of the slider
@@ -27,13 +32,13 @@ class Facts:
     """Everything that the report of a run shows.
 
     `record`, `lines`, `samples` and `result` are the run's config.json, metrics.jsonl, samples.jsonl and result.json
-    (None if it is not finished). `training_text` is searched for samples that do not say what they copied. Raises
-    ValueError if no step was logged.
+    (None if it is not finished). `training_text` is searched for samples that do not say what they copied. `replies`
+    are the groups of replies in samples.jsonl. Raises ValueError if no step was logged.
     """
 
     def __init__(
         self, reference: str, record: Mapping[str, Any], config: Config, lines: Lines, samples: Lines,
-        result: Mapping[str, Any] | None, training_text: TrainingText | None = None,
+        result: Mapping[str, Any] | None, training_text: TrainingText | None = None, replies: Lines = (),
     ) -> None:  # fmt: skip
         self.steps = _of(lines, "step")
         self.evaluations = _of(lines, "evaluation")
@@ -48,6 +53,8 @@ class Facts:
         self.samples = _selected(samples)
         self.samples_in_all = len(samples)
         self.copies = [_copied(sample, training_text) for sample in self.samples]
+        self._replies = replies
+        self.origin = Origin(record, config.task)
         self.parameters: list[tuple[str, int]] = self._started.get("parameters", [])
         self._planned = next(iter(_of(lines, "planned")), None)
 
@@ -79,8 +86,8 @@ class Facts:
         best, goal = self.best, self.config.training.steps
         figures = list[tuple[str, str]]()
         if best:
-            unit = "" if "metric" in best else ", nats per token"
-            figures.append((f"{best['validation_loss']:.4f}", f"best {best.get('metric', VALIDATION_LOSS)}{unit}"))
+            metric, unit = best.get("metric", VALIDATION_LOSS), "" if "metric" in best else ", nats per token"
+            figures.append((shown(metric, best["validation_loss"]), f"best {metric}{unit}"))
             if best["bits_per_byte"] is not None:
                 figures.append((f"{best['bits_per_byte']:.3f}", "bits per byte at that step"))
         of = "" if self.config.training.minutes or goal == self.last_step else f" of {goal:,}"
@@ -114,71 +121,34 @@ class Facts:
 
     @property
     def standing(self) -> str:
-        return standing(self.best["validation_loss"], self.history.milestones) if self.best else ""
+        if self.best is None or "metric" in self.best:
+            return ""
+        return standing(self.best["validation_loss"], self.history.milestones)
 
     @cached_property
     def findings(self) -> list[Finding]:
         return diagnose(self.history)
 
     @property
-    def verdict(self) -> str:
-        """If there are no findings: whether more steps would help."""
-        return verdict(self.history)
+    def outcome(self) -> str:
+        """What the run reached, and whether more steps would help."""
+        return outcome(self.history)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it is of a post-training task."""
+        return self.config.method is not None
 
     @property
     def charts(self) -> dict[str, dict[str, Any]]:
         """The charts that have something to draw, by name."""
-        charts = [self._loss(), self._rate(), self._speed(), *self._copying()]
-        return {chart.key: shown for chart in charts if (shown := drawn(chart, self.last_step))}
-
-    def _loss(self) -> Chart:
-        history, finite, best = self.whole, np.isfinite(self.whole.losses), self.best
-        steps, losses = history.steps[finite], history.losses[finite]
-        known = [*history.validation, *history.milestones[:1], *losses[:1]]
-        said = "Training and validation loss over steps."
-        if best:
-            said += f" Best validation loss {best['validation_loss']:.4f} at step {best['step']:,}."
-        return Chart(
-            "loss", "Loss", "nats per token",
-            [
-                Curve("each step", "raw", steps, losses),
-                Curve("training", "training", steps, smooth(losses)),
-                Curve("validation", "validation", history.evaluated, history.validation),
-            ],
-            " ".join([said, *self.generations]), "{:.4g}".format,
-            [Line(loss, f"{name} {loss:.2f}") for name, loss in baselines(history.milestones)],
-            (best["step"], best["validation_loss"]) if best else None,
-            # The spike of a run that diverged would flatten everything else.
-            high=min(max(known + losses.tolist()), 2 * max(known)) if known else None,
-        )  # fmt: skip
-
-    def _rate(self) -> Chart:
-        unit = "of AdamW" if self.config.training.optimizer == "muon" else ""
-        curve = Curve("learning rate", "plain", self.whole.steps, self.whole.rates)
-        said = f"Learning rate over steps, at most {self.whole.peak_rate:.2g}."
-        return Chart("rate", "Learning rate", unit, [curve], said, "{:.3g}".format, low=0.0)
-
-    def _speed(self) -> Chart:
-        speeds = [line["tokens_per_second"] for line in self.steps]
-        curve = Curve("speed", "plain", [line["step"] for line in self.steps], speeds)
-        said = "Tokens per second over steps."
-        return Chart("speed", "Speed", "tokens per second", [curve], said, "{:,.0f}".format, low=0.0)
-
-    def _copying(self) -> list[Chart]:
-        known = [copy for copy in self.copies if copy["share"] is not None]
-        steps = [copy["step"] for copy in known]
-        shares, longest = [100 * copy["share"] for copy in known], [copy["longest"] for copy in known]
-        return [
-            Chart(
-                "copied", "Copied", "% of a sample", [Curve("copied", "validation", steps, shares)],
-                "Copied share of each sample over steps.", "{:.3g}".format, low=0.0, high=max([5.0, *shares]),
-            ),
-            Chart(
-                "longest", "Longest copied span", "characters", [Curve("longest", "validation", steps, longest)],
-                "Length of the longest copied span over steps.", "{:,.0f}".format,
-                [Line(COPIED, f"{COPIED}: copied")], low=0.0, high=max([COPIED + 5, *longest]),
-            ),
+        best = (self.best["step"], self.best["validation_loss"]) if self.best else None
+        is_muon = self.config.training.optimizer == "muon"
+        charts = [
+            *score_charts(self.whole, best, self.generations), *figure_charts(self.whole),
+            rate_chart(self.whole, is_muon), speed_chart(self.steps), *copy_charts(self.copies),
         ]  # fmt: skip
+        return {chart.key: shown for chart in charts if (shown := drawn(chart, self.last_step))}
 
     @property
     def slides(self) -> list[dict[str, Any]]:
@@ -186,24 +156,39 @@ class Facts:
         with 0, or alternating 1 and 2 if it is copied."""
         return [self._slide(sample, copy) for sample, copy in zip(self.samples, self.copies, strict=True)]
 
+    @property
+    def rollouts(self) -> list[dict[str, Any]]:
+        """Groups of replies with their rewards, one list for each position of a slider."""
+        return rollout_slides(self._replies)
+
     def _slide(self, sample: Mapping[str, Any], copy: Mapping[str, Any]) -> dict[str, Any]:
         step = sample["step"]
         scored = next((line for line in reversed(self.evaluations) if line["step"] <= step), None)
         said = f"step {step:,}"
         if scored and scored["step"] == step:
-            said += f" · {duration(scored['elapsed'])} · validation loss {scored['validation_loss']:.3f}"
+            metric, score = scored.get("metric", VALIDATION_LOSS), scored["validation_loss"]
+            value = f"{score:.3f}" if metric.endswith("loss") else brief(metric, score)
+            said += f" · {duration(scored['elapsed'])} · {metric} {value}"
         if copy["share"] is not None:
             said += f" · {100 * copy['share']:.0f} % copied, longest span {copy['longest']:,} characters"
         pieces, number = [], 0
         for piece, span in parts(sample["text"], [slice(*span) for span in copy["spans"]]):
             number += span is not None
             pieces.append([printable(piece), 1 + number % 2 if span else 0])
-        return {"step": step, "said": said, "prompt": printable(sample["prompt"].lstrip("\n")), "pieces": pieces}
+        prompt = sample["prompt"].strip("\n") + "\n" if self.is_tuned else sample["prompt"].lstrip("\n")
+        return {"step": step, "said": said, "prompt": printable(prompt), "pieces": pieces}
 
     @property
     def unsearched(self) -> bool:
-        """Whether some sample was not searched for copied spans."""
-        return any(copy["share"] is None for copy in self.copies)
+        """Whether some sample of a text was not searched for copied spans."""
+        return not self.is_tuned and any(copy["share"] is None for copy in self.copies)
+
+    @property
+    def unit(self) -> str:
+        """What the data consist of."""
+        return {"pretraining": "document", "dpo": "pair", "reward": "pair", "grpo": "prompt"}.get(
+            self.config.task, "document" if self.history.milestones else "conversation"
+        )
 
     @property
     def corpus(self) -> dict[str, Any]:
@@ -269,9 +254,9 @@ class Facts:
         """By group: flag, value, and whether the plan set it, not the user."""
         asked = self.record.get("requested", self.record["settings"])
         return [
-            (group, [(flag(k), _shown(v), asked.get(group, {}).get(k) != v) for k, v in values.items()])
-            for group in GROUPS
-            if (values := self.record["settings"][group])
+            (group, [(flag(k), _shown(v), (asked.get(group) or {}).get(k) != v) for k, v in values.items()])
+            for group in (*GROUPS, "method")
+            if (values := self.record["settings"].get(group))
         ]
 
 

@@ -43,6 +43,27 @@ function show() {
   read(slide.step);
 }
 
+const when = document.getElementById("when");
+function showReplies() {
+  const slide = data.rollouts[when.valueAsNumber];
+  document.getElementById("groups").replaceChildren(...slide.groups.map(group => {
+    const card = element("div", "group card", ""), prompt = element("p", "prompt", group.prompt);
+    prompt.dir = "auto";
+    card.append(prompt, ...group.replies.map(([reward, text, share]) => {
+      const line = element("p", "reply", ""), value = element("b", "", reward), said = element("span", "", text);
+      value.style.setProperty("--share", share);
+      said.dir = "auto";
+      line.append(value, said);
+      return line;
+    }));
+    return card;
+  }));
+  document.getElementById("told").textContent = slide.said;
+  when.setAttribute("aria-valuetext", slide.said);
+  read(slide.step);
+}
+when?.addEventListener("input", showReplies);
+
 let timer = 0;
 function stop() {
   clearInterval(timer);

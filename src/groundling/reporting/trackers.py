@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from groundling.training.events import Evaluation, Event, Finished, Sample, Step, Subscriber
+from groundling.training.events import Evaluation, Event, Finished, Replies, ReplyGroup, Sample, Step, Subscriber
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Values = Mapping[str, float | str]
@@ -148,7 +148,7 @@ def tracking(
             notice(f"Training continues without {name}, which could not start: {_first_line(error)}")
 
     def tell(event: Event) -> None:
-        if isinstance(event, Step | Evaluation | Sample | Finished):
+        if isinstance(event, Step | Evaluation | Sample | Replies | Finished):
             for name, tracker in list(trackers.items()):
                 attempt(name, partial(tracker.log, event.step, values_of(event)))
 
@@ -159,7 +159,7 @@ def tracking(
             attempt(name, tracker.close)
 
 
-def values_of(event: Step | Evaluation | Sample | Finished) -> dict[str, float | str]:
+def values_of(event: Step | Evaluation | Sample | Replies | Finished) -> dict[str, float | str]:
     """What an event tells the trackers: figures and texts, by their names there."""
     values: dict[str, float | str | None]
     match event:
@@ -180,9 +180,17 @@ def values_of(event: Step | Evaluation | Sample | Finished) -> dict[str, float |
                 "sample/copied_share": event.copied_share,
                 "sample/longest_copy": event.longest_copy,
             }
+        case Replies():
+            values = {"replies": "\n\n".join(map(_as_text, event.groups))}
         case Finished():
             values = {"verdict": event.verdict}
     return {name: v if isinstance(v, str) else float(v) for name, v in values.items() if v is not None}
+
+
+def _as_text(group: ReplyGroup) -> str:
+    """A prompt, and each reply with its reward."""
+    pairs = zip(group.rewards, group.replies, strict=True)
+    return "\n".join([group.prompt, *(f"{reward:.3g}  {reply}" for reward, reply in pairs)])
 
 
 def _with_texts(values: Values, text: Callable[[str], Any]) -> dict[str, Any]:

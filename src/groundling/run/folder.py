@@ -5,7 +5,9 @@ runs/<name>/
   tokenizer.json
   metrics.jsonl    what happened, one JSON object a line
   samples.jsonl    what the model generated along the way, from one prompt and seed
-  initial/         a copy of the initial weights, if they are another run's (--init-from)
+  initial/         a copy of the initial weights, if they are another run's (--init-from, sft, dpo, grpo, ...)
+  teacher/         a copy of the teacher of `distill`
+  reward/          a copy of the reward model of `grpo --reward`
   checkpoints/     see training/checkpoints.py
   result.json      the event Finished, written at the end
   loss.png         the loss curve, drawn at the end
@@ -55,7 +57,8 @@ class RunFolder:
         if checkpoint is not None:
             check_folder(checkpoint)
         if checkpoint is None or self.exists:
-            for part in (folder, folder / "initial", folder / "checkpoints", *(folder / "checkpoints").glob("step-*")):
+            copies = [folder / name for name in ("initial", "teacher", "reward")]
+            for part in (folder, *copies, folder / "checkpoints", *(folder / "checkpoints").glob("step-*")):
                 check_folder(part)
         self.chosen = checkpoint
 
@@ -156,7 +159,14 @@ class RunFolder:
 
     def samples(self) -> list[dict[str, Any]]:
         """What the model generated while it trained: the lines of `samples.jsonl`."""
-        return [line for line in read_history(self.folder / "samples.jsonl") if line["event"] == "sample"]
+        return self._written("sample")
+
+    def replies(self) -> list[dict[str, Any]]:
+        """Groups of rewarded replies that it wrote while it trained: lines of `samples.jsonl` too."""
+        return self._written("replies")
+
+    def _written(self, kind: str) -> list[dict[str, Any]]:
+        return [line for line in read_history(self.folder / "samples.jsonl") if line["event"] == kind]
 
 
 def runs_folder(out: str | os.PathLike[str] | None = None) -> Path:

@@ -15,7 +15,7 @@ from groundling.data.progress import Notice, silent
 from groundling.run.record import CorpusFacts
 from groundling.storage.safe_read import parse
 from groundling.training import events
-from groundling.training.events import Event, OutOfMemory, Preparing, RolledBack, Sample
+from groundling.training.events import Event, OutOfMemory, Preparing, Replies, RolledBack, Sample
 
 _EVENTS = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event)]
 _KINDS = {kind.__name__.lower(): kind for kind in _EVENTS if kind not in (Event, Preparing)}
@@ -68,7 +68,7 @@ class MetricsLog:
         elif isinstance(event, OutOfMemory) and event.went_back:
             rewind(self.folder, event.step, event.evaluated_step, event.rollbacks)
         if type(event) in _KINDS.values():
-            name = "samples.jsonl" if isinstance(event, Sample) else "metrics.jsonl"
+            name = "samples.jsonl" if isinstance(event, Replies | Sample) else "metrics.jsonl"
             storage.append_json(self.folder / name, event.to_dict())
 
 
@@ -100,7 +100,7 @@ def _precedes(line: dict[str, Any], step: int, evaluated_step: int, rollbacks: i
     if event in ("skipped", "rolledback"):
         return bool((line["rollbacks"], line["step"]) <= (rollbacks, step))
     # A generation begins after the checkpoint of the same step.
-    limit = evaluated_step if event in ("evaluation", "sample") else step - (event == "generation")
+    limit = evaluated_step if event in ("evaluation", "sample", "replies") else step - (event == "generation")
     # Events without a step (notice) or of a session (started, paused) are not repeated.
     return bool(event in ("started", "notice", "outofmemory") or line.get("step", 0) <= limit)
 

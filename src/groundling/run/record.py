@@ -56,6 +56,18 @@ class CorpusFacts(_Part):
     since: _Count = 0
 
 
+class ModelFacts(_Part):
+    """A run whose weights this one started from, or uses: its name and folder then, the step, the SHA-256 of the
+    weights, and what it was trained on."""
+
+    run: _Text
+    folder: _Text
+    task: _Text
+    step: _Count
+    weights: _Text
+    corpus: _Text
+
+
 class MachineFacts(_Part):
     """What `Machine.describe` gave when the run began."""
 
@@ -82,6 +94,10 @@ class RunRecord(_Part):
     track: Annotated[list[_Text], Field(max_length=10)] = []
     former_texts: Annotated[list[CorpusFacts], Field(max_length=1000)] = []
     """The texts before each `--accept-changed-text`."""
+    lineage: Annotated[list[ModelFacts], Field(max_length=1000)] = []
+    """The runs that it descends from, oldest first. The last one is its parent."""
+    others: dict[_Text, ModelFacts] = {}
+    """Other runs whose weights it uses: a `teacher`, or a `reward` model."""
     imported: dict[_Text, _Text] | None = None
     """Where imported weights came from."""
     bits: dict[_Text, _Text] = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -15,21 +16,27 @@ import numpy as np
 from groundling import storage
 from groundling.acceleration.model_variants import ModelVariants
 from groundling.acceleration.precision import Precision
-from groundling.analysis.diagnosis import diagnose, standing, verdict
+from groundling.analysis.diagnosis import diagnose, outcome, standing, verdict
 from groundling.analysis.history import History
 from groundling.analysis.memorization import TrainingText
 from groundling.config import Sampling, limits
 from groundling.data.characters import clean_command
-from groundling.data.corpus import Corpus, Tokens, prepare
+from groundling.data.conversations import Message
+from groundling.data.corpus import Corpus, prepare
 from groundling.data.files import shown as shown_path
+from groundling.data.progress import Notice, Progress, silent
 from groundling.data.sources import CorpusPath, find_source
 from groundling.data.tokenizers.base import Unknown, UnknownText
+from groundling.data.tokenizers.chat import ChatTokenizer, text_of_call
+from groundling.data.tokens import Tokens
 from groundling.escape import command
 from groundling.evaluation.causality import sees_the_future
 from groundling.evaluation.score import score
 from groundling.evaluation.token_losses import TokenLoss, token_losses
+from groundling.inference.chat import Chat, chat_messages
+from groundling.inference.engine import Engine
 from groundling.inference.example_prompt import example_prompt
-from groundling.inference.stream import start_ids, stream
+from groundling.inference.stream import PromptTruncated, start_ids, stream
 from groundling.machine import default_torch
 from groundling.reporting.plot import plot_curves
 from groundling.reporting.run_facts import Facts
@@ -37,6 +44,8 @@ from groundling.reporting.run_page import run_page
 from groundling.reporting.token_loss_page import loss_page
 from groundling.run.folder import RunFolder
 from groundling.run.run_text import RunText
+from groundling.run.task_score import score_task
+from groundling.training.events import VALIDATION_LOSS
 
 
 class Run(RunFolder):
@@ -83,6 +92,62 @@ class Run(RunFolder):
         decoder = self.variants.decoder(precision)
         model, drafter = self.variants.model(precision), self.variants.drafter if decoder else None
         return stream(model, self.tokenizer, ids, max_new_tokens, sampling, stop, drafter, decoder)
+
+    @default_torch()
+    def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        max_new_tokens: int = 300,
+        stop: str | Sequence[str] = (),
+        precision: Precision = "float32",
+        unknown: Unknown = "error",
+        **sampling: Any,
+    ) -> str:
+        """Reply to `messages`, as the assistant. For runs that were tuned on conversations, or imported with a chat
+        template:
+
+            run.chat([{"role": "user", "content": "47+38="}], temperature=0)
+
+        Messages and `tools` have the form of OpenAI's API, or are `Message` objects. Calls of the calculator are
+        answered, up to a reply without one. Calls of other tools are returned as text, `<tool_call>...</tool_call>`.
+        Older turns that do not fit into the context are left out, with a warning. `sampling` as for `generate`.
+
+        Raises ValueError for a bad option or message, or if the model has no chat template.
+        """
+        limits.TOKENS.check("--max-new-tokens", max_new_tokens)
+        chat = self.start_chat(
+            lambda said: warnings.warn(said, PromptTruncated, stacklevel=4), messages, tools, precision, unknown
+        )
+        for _ in chat.reply(Sampling(**sampling), max_new_tokens, [stop] if isinstance(stop, str) else stop):
+            pass
+        reply = chat.messages[-1]
+        return reply.content + "".join(f"<tool_call>{text_of_call(call)}</tool_call>" for call in reply.calls)
+
+    def start_chat(
+        self,
+        notice: Notice,
+        messages: Sequence[Message | Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        precision: Precision = "float32",
+        unknown: Unknown = "error",
+    ) -> Chat:
+        """A conversation with the model that begins with `messages`, as for `chat`. Raises ValueError if it has no
+        chat template."""
+        if not isinstance(self.tokenizer, ChatTokenizer):
+            tune = command("sft", self.reference, "chats.jsonl")
+            raise ValueError(
+                f"The run {self.name} has no chat template: it continues a text. Tune it on conversations first: "
+                f"`{tune}`."
+            )
+        given = [] if messages is None else chat_messages(self.tokenizer, messages, tools, unknown)
+        decoder = self.variants.decoder(precision)
+        model, drafter = self.variants.model(precision), self.variants.drafter if decoder else None
+        return Chat(
+            self.tokenizer, model.config.block_size, lambda: Engine(model, drafter=drafter, decoder=decoder), notice,
+            given, tools, unknown,
+        )  # fmt: skip
 
     def prompt_ids(self, prompt: str = "", unknown: Unknown = "error") -> list[int]:
         """The token ids of `prompt`, at least one. An empty prompt gives those that start a document."""
@@ -153,9 +218,12 @@ class Run(RunFolder):
         about = {"step": self.step, "checkpoint": str(self.checkpoint), "notes": notes}
         return dataclasses.asdict(result) | about
 
+    evaluate_task = score_task
+
     def explain(self) -> dict[str, Any]:
-        """Diagnose the run's curves. Returns JSON-ready values: `verdict` (a few sentences), `standing` (the loss among
-        the n-gram baselines), and `findings`, each with kind, evidence and advice."""
+        """Diagnose the run's curves. Returns JSON-ready values: `verdict` (a few sentences), `outcome` (what it
+        reached, whatever its problems), `standing` (the loss among the n-gram baselines), and `findings`, each with
+        kind, evidence and advice. `best_score` is the best value of `metric`."""
         if self.record.imported:
             raise ValueError(f"The run {self.name} was imported, so there are no training curves to explain.")
         sees_future = bool(self.checkpoints.steps()) and sees_the_future(self.model)
@@ -165,9 +233,12 @@ class Run(RunFolder):
         return {
             "step": history.n_steps_done,
             "best_validation_loss": loss,
+            "metric": history.metric or VALIDATION_LOSS,
+            "best_score": history.best_score,
             "milestones": list(history.milestones),
             "standing": standing(loss, history.milestones) if loss is not None else "",
             "findings": [dataclasses.asdict(finding) for finding in findings],
+            "outcome": outcome(history),
             "verdict": verdict(history),
         }
 
@@ -185,13 +256,22 @@ class Run(RunFolder):
         tokens = _first(self._tokens(text, unknown)[0], max_tokens)
         return token_losses(self.model, tokens, self.tokenizer, self.machine, sliding=sliding)
 
-    def training_text(self, progress: Callable[[str, int, int], None] = lambda *_: None) -> TrainingText:
+    def training_text(self, progress: Progress = silent) -> TrainingText:
         """An index of the training part. Its method `report` finds what a sample copied from it.
 
         Raises ValueError if the text is gone, has changed, or has more than 100 MB.
         """
-        corpus = self.text.open(progress=progress)
+        corpus = self._corpus(progress)
         return TrainingText.of(corpus, self._document_names(corpus) if corpus.n_documents > 1 else (), progress)
+
+    def _corpus(self, progress: Progress = silent) -> Corpus:
+        """The text of pretraining."""
+        text = self.text.open(progress=progress)
+        if not isinstance(text, Corpus):
+            raise ValueError(
+                f"The run {self.name} was trained on {self.config.task} data, not on a text. Give one with --text."
+            )
+        return text
 
     def _document_names(self, corpus: Corpus) -> list[str]:
         try:
@@ -205,7 +285,7 @@ class Run(RunFolder):
         if text is None:
             if self.record.imported:
                 raise ValueError(f"The run {self.name} was imported, without a text. Give one with --text.")
-            return self.text.open().validation, []
+            return self._corpus().validation, []
         settings, notes = dataclasses.replace(self.config.text, glob=None, format="auto"), list[str]()
         try:
             source = find_source(text, settings)
@@ -237,10 +317,16 @@ class Run(RunFolder):
         """
         target = storage.output_file("--to", self.folder / "report.html" if path is None else path)
         samples, text = self.samples(), None
-        if originality and any(sample.get("copied_spans") is None for sample in samples):
+        # What was tuned has conversations, or replies of its own.
+        if (
+            originality
+            and self.config.task == "pretraining"
+            and any(sample.get("copied_spans") is None for sample in samples)
+        ):
             with suppress(ValueError):  # the text is gone, has changed, or is too long
                 text = self.training_text()
-        facts = Facts(self.reference, self.record.to_dict(), self.config, self.metrics(), samples, self.result, text)
+        files = (self.record.to_dict(), self.config, self.metrics(), samples, self.result)
+        facts = Facts(self.reference, *files, text, self.replies())
         storage.write_file(target, run_page(facts).encode("utf-8", "replace"))
         return target
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from groundling.config import READING, Config, CorpusSettings, flag
 from groundling.data.compression import NeedsExtra, NotText
-from groundling.data.corpus import Corpus, prepare, reopen
+from groundling.data.corpus import Corpus, reopen
 from groundling.data.files import read_text
 from groundling.data.fingerprint import TextFingerprint, difference, fingerprint_of, first_difference_at
 from groundling.data.progress import Notice, Progress, silent
@@ -18,6 +18,8 @@ from groundling.data.sources import CorpusPath, Source, find_source, is_there
 from groundling.data.tokenizers.base import Tokenizer
 from groundling.escape import command
 from groundling.run.record import CorpusFacts
+from groundling.run.training_data import entries_of, prepare_data, task_prompts
+from groundling.training.task import TrainingData
 
 _PIECE = 2**20  # tokens compared at a time
 
@@ -36,8 +38,10 @@ class RunText:
     config: Config
     tokenizer: Tokenizer
 
-    def open(self, notice: Notice = silent, progress: Progress = silent) -> Corpus:
+    def open(self, notice: Notice = silent, progress: Progress = silent) -> TrainingData:
         """Raises ValueError if the text is gone, and TextChanged, with the difference, if it has changed."""
+        if (prompts := task_prompts(self.config, self.tokenizer)) is not None:
+            return prompts
         fingerprint, settings = self.was.fingerprint, self.config.text
         try:
             source = self.find(self.config.corpus, settings, stored=True)
@@ -49,9 +53,7 @@ class RunText:
             notice(f"The text was moved. Using {_places(source)}, which has the same content.")
         else:
             self.refuse_change(source, fingerprint_of(source, progress))
-        text = prepare(
-            source, settings, tokenizer=self.tokenizer, fingerprint=fingerprint, notice=notice, progress=progress
-        )
+        text = prepare_data(source, self.config, settings, self.tokenizer, fingerprint, notice, progress)
         if (text.n_documents, text.n_characters) != (self.was.documents, self.was.characters):
             raise TextChanged(
                 f"The settings of the run {self.run} ({', '.join(map(flag, READING))}) were edited: its files give "
@@ -63,7 +65,7 @@ class RunText:
     def find(self, corpus: CorpusPath | Sequence[CorpusPath], settings: CorpusSettings, stored: bool = False) -> Source:
         """As `find_source`, but raises TextChanged if there is another kind of file now."""
         try:
-            return find_source(corpus, settings, stored)
+            return find_source(corpus, settings, stored, entries_of(self.config.task, self.tokenizer))
         except NeedsExtra:
             raise  # the text is the same, but what reads it is gone
         except NotText as error:
@@ -93,7 +95,7 @@ class RunText:
             for n_parts in (1, 2, 3):
                 places = [base.joinpath(*Path(address).parts[-n_parts:]) for address in self.config.inputs]
                 with suppress(OSError, ValueError):
-                    source = find_source(places, self.config.text)
+                    source = self.find([str(place) for place in places], self.config.text)
                     if fingerprint_of(source, progress).fingerprint == self.was.fingerprint:
                         return source
         return None

@@ -19,21 +19,33 @@ from groundling.escape import command
 from groundling.evaluation.causality import sees_the_future
 from groundling.inference.example_prompt import example_prompt
 from groundling.machine import peak_memory
+from groundling.model.adapter import AdapterSpec
 from groundling.model.initial import InitialModel
 from groundling.model.weights_file import check_fits, check_memory
 from groundling.planning.planner import compare_with_plan
 from groundling.reporting.trackers import Tracked, Tracker, tracking
 from groundling.run.metrics_log import rewind
+from groundling.run.parents import model_at, n_new_rows
 from groundling.run.run import Run
 from groundling.run.start import check_record, note_bits
 from groundling.run.store import load
 from groundling.tasks import new_task
-from groundling.training.events import Event, Finished, OutOfMemory, Paused, Started, Subscriber, reporters
+from groundling.training.events import (
+    VALIDATION_LOSS,
+    Event,
+    Finished,
+    OutOfMemory,
+    Paused,
+    Started,
+    Subscriber,
+    reporters,
+)
 from groundling.training.signals import stop_request
+from groundling.training.task import TrainingData
 from groundling.training.trainer import Trainer
 
 
-def initial_model(config: Config, text: Corpus, copy: Path | None = None) -> InitialModel:
+def initial_model(config: Config, text: TrainingData, copy: Path | None = None) -> InitialModel:
     """The initial weights. With `--init-from`, those in the folder `copy`, or else the other run's."""
     checkpoint = None
     if config.training.init_from:
@@ -42,7 +54,16 @@ def initial_model(config: Config, text: Corpus, copy: Path | None = None) -> Ini
     return InitialModel(config.model, text.tokenizer.vocab_size, config.training.seed, checkpoint)
 
 
-def train_run(run: Run, text: Corpus, tell: Subscriber, track: Sequence[Tracker] | None, began: float) -> Run:
+def adapter_spec(run: Run, vocab_size: int) -> AdapterSpec | None:
+    """The adapter that a run trains, or None if it trains all weights."""
+    method = run.config.method
+    if method is None or not method.adapter or not run.config.training.init_from:
+        return None
+    alpha = method.adapter_alpha or 2.0 * method.adapter
+    return AdapterSpec(method.adapter, alpha, method.adapter_kind, n_new_rows(run.folder / "initial", vocab_size))
+
+
+def train_run(run: Run, text: TrainingData, tell: Subscriber, track: Sequence[Tracker] | None, began: float) -> Run:
     """Train a run, whose folder is locked, from its newest checkpoint.
 
     `tell` receives every event, `track` names the trackers (None: those of the run's record), and `began` is the
@@ -62,6 +83,8 @@ def train_run(run: Run, text: Corpus, tell: Subscriber, track: Sequence[Tracker]
             baselines = trainer.task.baselines()
             if baselines is not None:
                 trainer.emit(baselines)
+        if trainer.state.step == 0 and (sentence := trainer.task.first_look(trainer.learner.model)):
+            notice(sentence)
         stop = stack.enter_context(stop_request())  # from here on, there is something to save
         if trainer.run(stop, time.perf_counter() - began):
             _finish(run, text, trainer, notice)
@@ -71,7 +94,7 @@ def train_run(run: Run, text: Corpus, tell: Subscriber, track: Sequence[Tracker]
         return run
 
 
-def _trainer(run: Run, text: Corpus, notice: Callable[[str], None]) -> Trainer:
+def _trainer(run: Run, text: TrainingData, notice: Callable[[str], None]) -> Trainer:
     """A trainer at the newest undamaged checkpoint. The run's history is cut off there.
 
     Raises ValueError if the checkpoint does not fit the record, or if the model is too large for this machine, and
@@ -87,7 +110,9 @@ def _trainer(run: Run, text: Corpus, notice: Callable[[str], None]) -> Trainer:
         check_record(run, newest)
         check_fits(newest, config.model, vocab_size)
     initial = initial_model(config, text, run.folder / "initial")
-    trainer = Trainer(initial, new_task(text, config, initial), config.training, run.machine, run.checkpoints)
+    others = {role: model_at(run.folder / role) for role in run.record.others}
+    task = new_task(text, config, initial, others)
+    trainer = Trainer(initial, task, config.training, run.machine, run.checkpoints, adapter_spec(run, vocab_size))
     run.checkpoints.check_room(trainer.learner.checkpoint_size, config.training)
     if newest:
         trainer.resume(newest, text_since=run.record.corpus.since, extended_at=run.record.extended_at)
@@ -118,11 +143,12 @@ def _tracking(
     return tracking(names, Tracked(run.name, run.folder, run.record.to_dict(), step), notice, asked=track is not None)
 
 
-def _started(run: Run, text: Corpus, trainer: Trainer) -> Started:
+def _started(run: Run, text: TrainingData, trainer: Trainer) -> Started:
     steps = run.config.training.steps
+    training, validation = text.token_counts
     corpus = run.record.corpus.model_dump(exclude={"contents"}, exclude_unset=True) | {
-        "training_tokens": len(text.train),
-        "validation_tokens": len(text.validation),
+        "training_tokens": training,
+        "validation_tokens": validation,
     }
     return Started(
         run.reference,
@@ -133,10 +159,11 @@ def _started(run: Run, text: Corpus, trainer: Trainer) -> Started:
         trainer.learner.model.parameter_table(),
         trainer.machine.describe(),
         trainer.task.epochs(steps),
+        run.config.task,
     )
 
 
-def _finish(run: Run, text: Corpus, trainer: Trainer, notice: Callable[[str], None]) -> None:
+def _finish(run: Run, text: TrainingData, trainer: Trainer, notice: Callable[[str], None]) -> None:
     state, model = trainer.state, trainer.learner.model
     assert state.best_score is not None
     metrics, sees_future = run.metrics(), sees_the_future(model)
@@ -144,13 +171,18 @@ def _finish(run: Run, text: Corpus, trainer: Trainer, notice: Callable[[str], No
     end = Finished(
         run.reference, state.step, state.elapsed, state.best_step, state.best_score, summary, peak_memory(),
         compare_with_plan(metrics, state), sees_future,
-        prompt=example_prompt(text.train, text.tokenizer, run.config.model.block_size // 2),
+        prompt=_example_prompt(text, run.config.model.block_size // 2),
+        metric=next(line for line in reversed(metrics) if line["event"] == "evaluation").get("metric", VALIDATION_LOSS),
     )  # fmt: skip
     storage.write_json(run.folder / "result.json", end.to_dict())
     _drawn(run, "plot", run.plot, notice)
     # Indexing a long text would take too long now.
     page = _drawn(run, "report", lambda: run.report(originality=False), notice)
     trainer.emit(dataclasses.replace(end, report=page))
+
+
+def _example_prompt(text: TrainingData, room: int) -> str:
+    return example_prompt(text.train, text.tokenizer, room) if isinstance(text, Corpus) else ""
 
 
 def _drawn(run: Run, name: str, draw: Callable[[], Path], notice: Callable[[str], None]) -> str:

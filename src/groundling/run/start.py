@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from math import prod
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from groundling import __version__, storage
-from groundling.config import GROUPS, READING, Config, CorpusSettings, flag
-from groundling.data.corpus import Corpus, prepare
+from groundling.config import READING, Config, CorpusSettings, flag
+from groundling.data.corpus import Corpus
 from groundling.data.fingerprint import TextFingerprint, fingerprint_of
 from groundling.data.progress import silent
 from groundling.data.sources import CorpusPath, Source
@@ -24,34 +23,56 @@ from groundling.escape import command
 from groundling.machine import Machine, bits, versions
 from groundling.run.folder import as_name, checked_name
 from groundling.run.lock import Obstacle, lock
-from groundling.run.record import FORMAT, CorpusFacts, DocumentFacts, MachineFacts, NewerVersion, RunRecord
+from groundling.run.parents import copy_model, copy_weights, facts_of
+from groundling.run.record import (
+    FORMAT,
+    CorpusFacts,
+    DocumentFacts,
+    MachineFacts,
+    NewerVersion,
+    RunRecord,
+)
 from groundling.run.run import Run
 from groundling.run.store import load
+from groundling.run.training_data import prepare_data
 from groundling.tasks.pretraining import check_length
 from groundling.training.checkpoints import AllDamaged
 from groundling.training.state import TrainState, read_state
+from groundling.training.task import TrainingData
 
 _MICRO_BATCH = {"batch_size", "accumulate"}
 
 
 @dataclasses.dataclass(frozen=True)
 class NewRun:
-    """A request to train: a configuration, and the prepared text."""
+    """A request to train: a configuration, and the prepared text or examples. A task that makes its own examples has
+    no `source`. `others` are the teacher or the reward model."""
 
     config: Config
-    text: Corpus
-    source: Source
+    text: TrainingData
+    source: Source | None
     contents: TextFingerprint
+    others: Mapping[str, Run] = dataclasses.field(default_factory=dict)
+
+    @property
+    def base_name(self) -> str:
+        """The run's name unless the user gives one: made of the text's, or of the parent's and the method's."""
+        if self.config.method is None or not self.config.training.init_from:
+            return as_name(self.text.name)
+        return as_name(f"{load(self.config.training.init_from).name}-{self.config.task}")
 
     def create(self, run: Run, planned: Config, machine: Machine) -> None:
         """Write the files of the run, with the settings `planned`. A folder without a record is not a run, so that
         comes last."""
         self.text.tokenizer.save(run.folder / "tokenizer.json")
-        if init_from := planned.training.init_from:  # a copy, since that run may delete its checkpoint
-            weights = load(init_from).checkpoint / "model.safetensors"
-            storage.remove_folder(run.folder / "initial")
-            with storage.new_folder(run.folder / "initial", {"from": init_from}) as folder:
-                storage.disk.fill(folder / weights.name, lambda to: shutil.copyfile(weights, to))
+        origin = dict[str, Any]()
+        if init_from := planned.training.init_from:  # copies, since that run may delete its checkpoint
+            parent = load(init_from)
+            origin["lineage"] = [*parent.record.lineage, facts_of(parent)]
+            copy_weights(parent, run.folder / "initial", self.text.tokenizer.vocab_size, planned.task == "reward")
+        for role, other in self.others.items():
+            origin.setdefault("others", {})[role] = facts_of(other)
+            copy_model(other, run.folder / role)
         record = RunRecord(
             format=FORMAT,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,11 +81,12 @@ class NewRun:
             corpus=_corpus_facts(self.text, self.contents),
             machine=MachineFacts(**machine.describe()),
             versions=versions() | {"groundling": __version__},
+            **origin,
         )
         run.create(record)
 
 
-def _corpus_facts(text: Corpus, contents: TextFingerprint) -> CorpusFacts:
+def _corpus_facts(text: TrainingData, contents: TextFingerprint) -> CorpusFacts:
     return CorpusFacts(
         name=text.name,
         fingerprint=text.fingerprint,
@@ -84,7 +106,7 @@ def find_or_create(new: NewRun, name: str | None, folder: Path, notice: Callable
 
     Raises ValueError if the run of that `name` cannot be continued, or if the text of the unfinished one has changed.
     """
-    base = checked_name(name) if name is not None else as_name(new.text.name)
+    base = checked_name(name) if name is not None else new.base_name
     numbered = (folder / (base if number == 1 else f"{base}-{number}") for number in itertools.count(1))
     for path in numbered if name is not None else itertools.chain(_runs_of(new, folder), numbered):
         run = Run(path)
@@ -96,7 +118,8 @@ def find_or_create(new: NewRun, name: str | None, folder: Path, notice: Callable
                 if run.exists:
                     _check_continuable(run, new)
                     notice(f"Resuming unfinished run {run.reference} (same command). Use --name to start a new one.")
-                    move_text(run, new.source, new.config.text, notice)
+                    if new.source is not None:
+                        move_text(run, new.source, new.config.text, notice)
                 stack.push(trial.pop_all())
                 return run
             except (Obstacle, AllDamaged) as obstacle:
@@ -136,7 +159,8 @@ def _check_continuable(run: Run, new: NewRun) -> None:
             f"{was.characters:,} characters instead of {text.n_documents:,} and {text.n_characters:,} (--format, "
             "--field, --document-separator)."
         )
-    run.text.refuse_change(new.source, new.contents)
+    if new.source is not None:
+        run.text.refuse_change(new.source, new.contents)
     if tokenizer != new.text.tokenizer:
         raise Obstacle(f"The run {run.name} exists with another tokenizer.")
 
@@ -146,13 +170,10 @@ def _differing(old: Config, wanted: Config) -> list[str]:
     content is compared."""
     if old.preset != wanted.preset:
         return [f"--preset {old.preset} instead of {wanted.preset}"]
-    a, b = _with_text(old, (), CorpusSettings()).to_dict(), _with_text(wanted, (), CorpusSettings()).to_dict()
-    return [
-        f"{flag(name)} {a[group][name]} instead of {b[group][name]}"
-        for group in GROUPS
-        for name in a[group]
-        if a[group][name] != b[group][name]
-    ] + ["another task"] * (old.task != wanted.task)
+    if old.task != wanted.task:
+        return [f"{old.task} instead of {wanted.task}"]
+    a, b = _with_text(old, (), CorpusSettings()).values, _with_text(wanted, (), CorpusSettings()).values
+    return [f"{flag(name)} {a[name]} instead of {b[name]}" for name in a if a[name] != b[name]]
 
 
 def _with_text(config: Config, corpus: str | tuple[str, ...], text: CorpusSettings) -> Config:
@@ -210,13 +231,13 @@ def _is_intact(run: Run, attribute: str) -> bool:
 
 def check_record(run: Run, checkpoint: Path) -> None:
     """Raise ValueError if the settings in the run's record are not those of its checkpoint."""
-    old, new = Run(run.folder, checkpoint).config.to_dict(), run.config.to_dict()
+    old, new = Run(run.folder, checkpoint).config.values, run.config.values
     free = {"steps", "minutes", *READING}  # of the text, the content is compared
-    if new["training"]["warmup_steps"] == _warmup(old["training"]["warmup_steps"], new["training"]["steps"]):
+    if new["warmup_steps"] == _warmup(old["warmup_steps"], new["steps"]):
         free.add("warmup_steps")
-    if prod(old["training"][k] for k in _MICRO_BATCH) == prod(new["training"][k] for k in _MICRO_BATCH):
+    if prod(old[k] for k in _MICRO_BATCH) == prod(new[k] for k in _MICRO_BATCH):
         free |= _MICRO_BATCH  # smaller micro-batches of the same windows, after running out of memory
-    wrong = [flag(k) for g in GROUPS for k in old[g] if old[g][k] != new[g][k] and k not in free]
+    wrong = [flag(k) for k in old if old[k] != new.get(k) and k not in free]
     if wrong:
         raise ValueError(
             f"{run.folder / 'config.json'} and the checkpoint {checkpoint.name} differ in {', '.join(wrong)}: the file "
@@ -224,7 +245,7 @@ def check_record(run: Run, checkpoint: Path) -> None:
         )
 
 
-def accept_text(run: Run, notice: Callable[[str], None], progress: Callable[..., None]) -> Corpus:
+def accept_text(run: Run, notice: Callable[[str], None], progress: Callable[..., None]) -> TrainingData:
     """Accept the text that is at the run's address now. The record keeps the step from which it is used.
 
     Raises ValueError if the run's tokenizer cannot encode it, or if it is too short.
@@ -247,14 +268,13 @@ def accept_text(run: Run, notice: Callable[[str], None], progress: Callable[...,
 def _acceptable(
     run: Run, source: Source, settings: CorpusSettings, contents: TextFingerprint,
     notice: Callable[[str], None] = silent, progress: Callable[..., None] = silent,
-) -> Corpus:  # fmt: skip
+) -> TrainingData:  # fmt: skip
     """The tokens of a changed text. Raises ValueError if the run cannot continue with it."""
     try:
-        text = prepare(source, settings, tokenizer=run.tokenizer, fingerprint=contents.fingerprint,
-                       notice=notice, progress=progress)  # fmt: skip
+        text = prepare_data(source, run.config, settings, run.tokenizer, contents.fingerprint, notice, progress)
     except UnknownText as error:
         raise ValueError(f"The run {run.name} cannot continue with the changed text. {error}") from None
-    if run.config.task == "pretraining":
+    if isinstance(text, Corpus):
         check_length(text, run.config, is_new=False)
     return text
 

@@ -10,10 +10,13 @@ from typing import Any
 from groundling.config import did_you_mean, slip
 from groundling.escape import command
 from groundling.run.folder import is_name, runs_folder
+from groundling.run.metrics_log import read_line
 from groundling.run.run import Run
+from groundling.training.events import VALIDATION_LOSS
 from groundling.training.state import read_state
 
 _SUFFIXES = {".json", ".jsonl", ".safetensors", ".png", ".html"}  # of the files in a run
+_END = 2**18  # bytes of a history, in which its last evaluation is
 
 
 def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Run:
@@ -80,8 +83,8 @@ def summary(folder: Path) -> dict[str, Any]:
     """One row of `runs`."""
     row: dict[str, Any] = {
         "name": folder.name, "status": "unreadable", "step": 0, "steps": None, "best_step": None,
-        "best_validation_loss": None, "minutes": None, "corpus": None, "preset": None, "created": None,
-        "folder": str(folder),
+        "best_validation_loss": None, "metric": None, "minutes": None, "corpus": None, "preset": None, "created": None,
+        "task": None, "lineage": [], "others": {}, "folder": str(folder),
     }  # fmt: skip
     try:
         run = Run(_absolute(folder))
@@ -91,6 +94,9 @@ def summary(folder: Path) -> dict[str, Any]:
             "steps": run.config.training.steps,
             "minutes": run.config.training.minutes,
             "created": run.record.created,
+            "task": run.config.task,
+            "lineage": [ancestor.model_dump() for ancestor in run.record.lineage],
+            "others": {role: other.model_dump() for role, other in run.record.others.items()},
             "status": "imported" if run.record.imported else "new",
         }
         steps = run.checkpoints.steps()
@@ -103,7 +109,19 @@ def summary(folder: Path) -> dict[str, Any]:
                 "best_step": (run.result or {}).get("best_step", state.best_step if state.best_score else None),
                 "best_validation_loss": (run.result or {}).get("best_validation_loss", state.best_score),
                 "status": "finished" if run.finished else "unfinished",
+                "metric": VALIDATION_LOSS if run.config.task == "pretraining" else _metric(folder / "metrics.jsonl"),
             }
     except (ValueError, OSError, KeyError):
         row["status"] = "unreadable"  # one damaged run must not hide the others
     return row
+
+
+def _metric(history: Path) -> str:
+    """What the last evaluation measured. Reads the end of the file only, since there may be many runs."""
+    if not history.exists():
+        return VALIDATION_LOSS
+    with history.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
+        lines = file.read().splitlines()
+    last = next((line for line in reversed(lines) if b'"event": "evaluation"' in line), b"")
+    return str(read_line(last, str(history)).get("metric", VALIDATION_LOSS)) if last else VALIDATION_LOSS

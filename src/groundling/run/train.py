@@ -90,7 +90,7 @@ def train(
         new_task(text, config, initial_model(config, text))  # raises if the text is too short
         new = NewRun(config, text, source, contents)
         run = find_or_create(new, name, runs, notice, stack)
-        tell = _logged(run, emit)
+        tell = logged(run, emit)
         if not run.exists:
             planned, event = plan(config, given, text, machine, time.perf_counter() - began)
             new.create(run, planned, machine)
@@ -149,7 +149,7 @@ def resume(
         check_places(run.folder, reporters(emit)[0])
         lock(run.folder, stack)
         repair(run, reporters(emit)[0])
-        tell = _logged(run, emit)
+        tell = logged(run, emit)
         notice, progress = reporters(tell)
         if corpus is not None:
             find_text(run, corpus, notice, accept_changed_text)
@@ -164,7 +164,7 @@ def resume(
         return train_run(run, text, tell, track, began)
 
 
-def _logged(run: Run, emit: Subscriber) -> Subscriber:
+def logged(run: Run, emit: Subscriber) -> Subscriber:
     """`emit`, but each event is first written to the run's history."""
     log = MetricsLog(run.folder)
 

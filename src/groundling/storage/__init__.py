@@ -148,8 +148,8 @@ def make_folder(path: Path, setting: str | None = None) -> None:
 def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path]:
     """Yield a temporary folder to fill. On a clean exit it becomes `path`, on an exception it is deleted.
 
-    `about` goes into the manifest, beside the files' hashes. Raises FileExistsError if `path` exists: it is never
-    overwritten.
+    `about` goes into the manifest, beside the files' hashes. A folder in it has a manifest of its own. Raises
+    FileExistsError if `path` exists: it is never overwritten.
     """
     if path.exists():
         raise FileExistsError(f"{path} already exists. Saved data is never overwritten.")
@@ -157,7 +157,7 @@ def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path
     with _renamed_to(path) as temporary:
         disk.make_folder(temporary)
         yield temporary
-        files = sorted(temporary.iterdir())
+        files = sorted(file for file in temporary.iterdir() if not file.is_dir())
         hashes = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
         for file in files:
             _sync(file)

@@ -5,27 +5,40 @@ A run's record names its task, and `TASKS` makes it. docs/ARCHITECTURE.md shows 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from groundling.config import Config
-from groundling.data.corpus import Corpus
 from groundling.model.initial import InitialModel
+from groundling.tasks.distill import Distill
+from groundling.tasks.dpo import Dpo
+from groundling.tasks.grpo import Grpo
 from groundling.tasks.pretraining import Pretraining
+from groundling.tasks.reward import Reward
 from groundling.tasks.self_distillation import SelfDistillation
-from groundling.training.task import Task
+from groundling.tasks.sft import Sft
+from groundling.training.task import Task, TrainingData
 
 
-def _pretraining(corpus: Corpus, config: Config, initial: InitialModel) -> Task:
+def _pretraining(text: Any, config: Config, initial: InitialModel, others: Mapping[str, InitialModel]) -> Task:
     if config.training.generations > 1:
-        return SelfDistillation(corpus, config, initial)
-    return Pretraining(corpus, config, initial)
+        return SelfDistillation(text, config, initial)
+    return Pretraining(text, config, initial)
 
 
-TASKS: dict[str, Callable[[Corpus, Config, InitialModel], Task]] = {"pretraining": _pretraining}
+NewTask = Callable[[Any, Config, InitialModel, Mapping[str, InitialModel]], Task]
+TASKS: dict[str, NewTask] = {
+    "pretraining": _pretraining, "sft": Sft, "dpo": Dpo, "reward": Reward, "grpo": Grpo, "distill": Distill,
+}  # fmt: skip
 
 
-def new_task(corpus: Corpus, config: Config, initial: InitialModel) -> Task:
-    """The task of a run. Raises ValueError if the text is too short for it."""
+def new_task(
+    text: TrainingData, config: Config, initial: InitialModel, others: Mapping[str, InitialModel] | None = None
+) -> Task:
+    """The task of a run. `others` are the models that it uses: a `teacher`, or a `reward` model.
+
+    Raises ValueError if the text is too short for it.
+    """
     if config.task not in TASKS:
         raise ValueError(f"Unknown task {config.task!r}. Known tasks: {', '.join(TASKS)}.")
-    return TASKS[config.task](corpus, config, initial)
+    return TASKS[config.task](text, config, initial, others or {})

@@ -59,7 +59,7 @@ class Pretraining(Task):
     def place(self, machine: Machine) -> None:
         self.windows = self.windows.near(machine)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, model: GPT) -> Batch:
         return self.windows(step)
 
     def epochs(self, step: int) -> float:

@@ -10,13 +10,13 @@ from typing import Any
 from groundling.data.progress import Progress
 
 VALIDATION_LOSS = "validation loss"
-_USUAL = {"figures": {}, "metric": VALIDATION_LOSS}  # left out of JSON
+_USUAL = {"figures": {}, "metric": VALIDATION_LOSS, "task": "pretraining"}  # left out of JSON
 
 
 @dataclass(frozen=True)
 class Event:
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the event's name in lower case and its fields. Default `figures` and `metric` are omitted."""
+        """JSON-ready: the event's name in lower case and its fields, but for those in which it is as in pretraining."""
         values = {"event": type(self).__name__.lower()} | dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in _USUAL or value != _USUAL[name]}
 
@@ -72,6 +72,7 @@ class Started(Event):
     parameters: list[tuple[str, int]]
     machine: dict[str, Any]
     epochs: float
+    task: str = "pretraining"
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,23 @@ class Sample(Event):
     copied_share: float | None = None
     longest_copy: int | None = None
     copied_spans: list[tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class ReplyGroup:
+    """Replies to the same prompt, and the reward of each."""
+
+    prompt: str
+    replies: list[str]
+    rewards: list[float]
+
+
+@dataclass(frozen=True)
+class Replies(Event):
+    """Groups of replies that the model wrote after `step` steps."""
+
+    step: int
+    groups: list[ReplyGroup]
 
 
 @dataclass(frozen=True)
@@ -218,7 +236,7 @@ class Paused(Event):
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """Training is finished."""
+    """Training is finished. `best_validation_loss` is the best value of `metric`; see `Evaluation`."""
 
     run: str
     step: int
@@ -231,6 +249,7 @@ class Finished(Event):
     sees_future: bool = False  # see evaluation/causality.py
     report: str | None = None  # the HTML report of the run
     prompt: str = ""  # a word of the text, for an example
+    metric: str = VALIDATION_LOSS
 
 
 Subscriber = Callable[[Event], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,10 @@ import torch
 from groundling.config import TrainingSettings
 from groundling.data.batches import Batch
 from groundling.machine import Machine
+from groundling.model.adapter import Adapter, AdapterSpec
 from groundling.model.compiled import Forward
+from groundling.model.describe import Shape
+from groundling.model.gpt import GPT
 from groundling.model.initial import InitialModel
 from groundling.model.weights_file import load_weights, read_shapes, read_tensors
 from groundling.training.average import WeightAverage
@@ -23,31 +26,40 @@ from groundling.training.out_of_memory import HalfDoneError, raised_as
 from groundling.training.state import TrainState, read_state
 from groundling.training.task import Task
 
+ADAPTER = "adapter/"
+"""What the names of an adapter's tensors start with in a checkpoint."""
+
 
 class Learner:
     """Computes gradients, applies them, and saves and loads all tensors together.
 
     `forward` is the model or its compiled form. Evaluation and sampling use `model`, since each of their shapes would
-    be compiled again."""
+    be compiled again. With an `adapter`, only that is trained: `forward` computes with it, and after each step it is
+    merged into `model`."""
 
-    def __init__(self, initial: InitialModel, task: Task, settings: TrainingSettings, machine: Machine) -> None:
+    def __init__(
+        self, initial: InitialModel, task: Task, settings: TrainingSettings, machine: Machine,
+        adapter: AdapterSpec | None = None,
+    ) -> None:  # fmt: skip
         self.initial, self.task = initial, task
         self.model = initial.build().to(machine.device)
-        self.forward: Forward = self.model
-        self.optimizer = new_optimizer(self.model, settings, machine.dtype)
-        self.average = WeightAverage(self.model, settings.weight_average)
+        self.adapter = Adapter(self.model, adapter, initial.seed) if adapter else None
+        self.trained: GPT | Adapter = self.adapter or self.model
+        self.forward: Forward = self.trained
+        self.optimizer = new_optimizer(self.trained, settings, machine.dtype)
+        self.average = WeightAverage(self.model, 0.0 if adapter else settings.weight_average)
         self.grad_clip = settings.grad_clip or math.inf
 
     def gradients(
         self, batches: Iterable[tuple[Batch, float]], n: int, machine: Machine, scale: float = 1.0
     ) -> dict[str, torch.Tensor]:
-        """Compute and clip the gradients of `n` micro-batches, each given with its share of the loss.
+        """Compute and clip the gradients of up to `n` micro-batches, each given with its share of the loss.
 
         `scale` multiplies the loss before the backward pass and divides the gradients after it. Returns scalars on the
         device: `loss`, the mean, `grad_norm` before clipping, and the means of the task's own figures.
         """
         self.model.train()
-        sums: dict[str, torch.Tensor] = {}
+        sums = {"loss": torch.zeros((), device=machine.device)}
         for batch, share in batches:
             with machine.autocast():
                 loss = self.task.loss(self.forward, batch.to(machine.device))
@@ -55,8 +67,8 @@ class Learner:
             for name, value in {"loss": loss.value, **loss.figures}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=machine.device)) + value.detach() * share
         if scale != 1.0:
-            torch._foreach_div_([p.grad for p in self.model.parameters() if p.grad is not None], scale)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+            torch._foreach_div_([p.grad for p in self.trained.parameters() if p.grad is not None], scale)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.grad_clip).to(machine.device)
         return {"loss": sums.pop("loss") / n, "grad_norm": norm} | {name: value / n for name, value in sums.items()}
 
     def apply(self, before: int, found_inf: torch.Tensor | None = None) -> None:
@@ -66,10 +78,12 @@ class Learner:
         """
         with raised_as(HalfDoneError()):
             self.optimizer.step(found_inf)
+            if self.adapter:
+                self.adapter.merge()
             self.average.update(before, None if found_inf is None else 1 - found_inf)
 
     def zero_grad(self) -> None:
-        self.model.zero_grad()
+        self.trained.zero_grad()
 
     def next_stage(self, stage: int, step: int) -> Event:
         """Start a stage with a new optimizer, on the weights that would be saved or on others that the task sets."""
@@ -81,7 +95,11 @@ class Learner:
         """Reset to the initial weights."""
         self.optimizer.forget()
         self.average.forget()
-        self.model.load_state_dict(self.initial.build().state_dict())
+        model = self.initial.build().to(self.model.device)
+        self.model.load_state_dict(model.state_dict())
+        if self.adapter:
+            self.adapter.load_state_dict(Adapter(model, self.adapter.spec, self.initial.seed).state_dict())
+            self.adapter.merge()
         self.task.load_state_dict({}, self.model)
 
     def check_finite(self, step: int) -> None:
@@ -90,25 +108,39 @@ class Learner:
 
     def snapshot(self, state: TrainState) -> Snapshot:
         training = {**self.optimizer.state_dict(), **self.average.state_dict(), **self.task.state_dict()}
+        training |= self._adapter_tensors()
         return Snapshot(state, self.average.weights(), training)
 
     def load(self, checkpoint: Path) -> TrainState:
         """Load a checkpoint and return its state. Raises ValueError if something does not fit or is not finite."""
         load_weights(checkpoint, self.model)
         state, file = read_state(checkpoint), checkpoint / "optimizer.safetensors"
-        task = self.task.state_shapes(state.stage)
+        task, adapter = self.task.state_shapes(state.stage), _shapes(self._adapter_tensors())
         optimizer, average = self.optimizer.state_shapes(), self.average.state_shapes()
-        if not read_shapes(file).keys() - task.keys():  # before the first step of a stage, there are none
+        if not read_shapes(file).keys() - task.keys() - adapter.keys():  # before the first step of a stage
             optimizer, average = {}, {}
-        tensors = read_tensors(file, {**task, **optimizer, **average})
+        tensors = read_tensors(file, {**task, **optimizer, **average, **adapter})
         self.optimizer.load_state_dict({name: tensors[name] for name in optimizer})
         self.average.load_state_dict({name: tensors[name] for name in average})
         self.task.load_state_dict({name: tensors[name] for name in task}, self.model)
+        if self.adapter:
+            self.adapter.load_state_dict({name.removeprefix(ADAPTER): tensors[name] for name in adapter})
+            saved = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.adapter.merge()
+            if not all(torch.allclose(now, saved[name], 1e-4, 1e-5) for name, now in self.model.state_dict().items()):
+                raise ValueError(f"The adapter in {file} does not belong to the initial weights of this run.")
         return state
+
+    def _adapter_tensors(self) -> dict[str, torch.Tensor]:
+        return {ADAPTER + name: tensor for name, tensor in self.adapter.state_dict().items()} if self.adapter else {}
 
     @property
     def checkpoint_size(self) -> int:
         """Size in bytes of the largest checkpoint of this run."""
-        weights = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        weights, adapter = _shapes(dict(self.model.named_parameters())), _shapes(self._adapter_tensors())
         task = self.task.state_shapes(len(self.task.stages))
-        return size_in_bytes(weights, self.optimizer.state_shapes(), self.average.state_shapes(), task)
+        return size_in_bytes(weights, adapter, self.optimizer.state_shapes(), self.average.state_shapes(), task)
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from groundling.config import TrainingSettings
+from groundling.model.adapter import Adapter
 from groundling.model.describe import Shape
 from groundling.model.gpt import GPT, StackedLinear
 
@@ -21,7 +22,7 @@ class Optimizers:
     State tensors are named `<parameter>/<quantity>`, such as `wte.weight/exp_avg`.
     """
 
-    def __init__(self, model: GPT, *optimizers: torch.optim.Optimizer) -> None:
+    def __init__(self, model: GPT | Adapter, *optimizers: torch.optim.Optimizer) -> None:
         self.optimizers = optimizers
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
@@ -80,22 +81,23 @@ class Optimizers:
             self.state_of(parameter)[quantity] = value.to(parameter.device)
 
 
-def new_optimizer(model: GPT, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
+def new_optimizer(model: GPT | Adapter, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
     """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    AdamW (Loshchilov and Hutter, 2019) decays matrices only: biases and norms need no decay. `dtype` is what Muon
-    computes in.
+    AdamW (Loshchilov and Hutter, 2019) decays matrices only: biases and norms need no decay. Nor do the factors of an
+    adapter, which AdamW trains: without them the model is what it was, and not zero. `dtype` is what Muon computes in.
     """
-    matrices = block_matrices(model) if settings.optimizer == "muon" else {}
+    matrices = block_matrices(model) if settings.optimizer == "muon" and isinstance(model, GPT) else {}
+    decay = settings.weight_decay if isinstance(model, GPT) else 0.0
     others = [p for p in model.parameters() if p.requires_grad and p not in matrices]
     adamw = torch.optim.AdamW(
         [
-            {"params": [p for p in others if p.dim() >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in others if p.dim() >= 2], "weight_decay": decay},
             {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
         ],
         settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
-        fused=model.device.type != "mps",  # on Apple GPUs, the fused kernel is far slower
+        fused=next(model.parameters()).device.type != "mps",  # on Apple GPUs, the fused kernel is far slower
     )
     if not matrices:
         return Optimizers(model, adamw)

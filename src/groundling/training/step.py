@@ -32,21 +32,22 @@ class LossScaler:
 
 
 def micro_batches(
-    batch: Batch, n: int, seed: int, step: int, stopped: Callable[[], bool]
+    batch: Batch, n: int, weight: Callable[[Batch], float], seed: int, step: int, stopped: Callable[[], bool]
 ) -> Iterator[tuple[Batch, float]]:
-    """Split a batch into `n` micro-batches. Each comes with its weight divided by the mean weight, so that a token
-    counts the same in all of them. PyTorch's random numbers are seeded before each, for dropout.
+    """Split a batch into `n` micro-batches. Each comes with its `weight` divided by the mean weight, so that a token
+    counts the same in all of them. There are none if all weights are 0, and fewer than `n` for a smaller batch.
+    PyTorch's random numbers are seeded before each, for dropout.
 
     Raises Interrupted between two micro-batches once `stopped()`.
     """
     parts = batch.split(n)
-    weights = [part.weight for part in parts]
+    weights = list(map(weight, parts))
     mean = sum(weights) / n
-    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+    for i, (part, share) in enumerate(zip(parts, weights, strict=True) if mean else ()):
         if i and stopped():
             raise Interrupted
         torch.manual_seed(_dropout_seed(seed, step, i))
-        yield part, weight / mean if mean else 0.0
+        yield part, share / mean
 
 
 def _dropout_seed(seed: int, step: int, micro_step: int) -> int:

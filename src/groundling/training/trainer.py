@@ -16,6 +16,7 @@ from groundling.config import TrainingSettings
 from groundling.data.batches import Batch
 from groundling.evaluation.score import Interrupted, windows_at_once
 from groundling.machine import Machine
+from groundling.model.adapter import AdapterSpec
 from groundling.model.compiled import compiled_forward
 from groundling.model.initial import InitialModel
 from groundling.training import events, out_of_memory
@@ -39,10 +40,11 @@ class Trainer:
     """
 
     def __init__(
-        self, initial: InitialModel, task: Task, settings: TrainingSettings, machine: Machine, checkpoints: Checkpoints
-    ) -> None:
+        self, initial: InitialModel, task: Task, settings: TrainingSettings, machine: Machine, checkpoints: Checkpoints,
+        adapter: AdapterSpec | None = None,
+    ) -> None:  # fmt: skip
         self.task, self.settings, self.machine, self.checkpoints = task, settings, machine, checkpoints
-        self.learner = Learner(initial, task, settings, machine)
+        self.learner = Learner(initial, task, settings, machine, adapter)
         self.state = TrainState()
         self.clock = Clock(0.0, settings)
         self.stopped: Callable[[], bool] = lambda: False
@@ -71,6 +73,7 @@ class Trainer:
         failed, and OutOfMemoryError if nothing more can be made smaller.
         """
         self.stopped, self.clock = stopped, Clock(self.state.elapsed + before, self.settings)
+        self.task.stopped = lambda: stopped() and not self.machine.runs_ahead  # there, steps are recorded later
         with self.machine.own_randomness():  # dropout is seeded in every step; the caller's random state is kept
             while True:
                 try:
@@ -114,8 +117,6 @@ class Trainer:
                 except Interrupted:  # the weights did not change, and are saved
                     self.learner.zero_grad()
 
-    # --- learning
-
     def _stage_is_over(self) -> bool:
         """Whether the stage ends and another follows."""
         end = self.task.stages[self.state.stage - 1]
@@ -130,23 +131,23 @@ class Trainer:
     def _learn(self) -> None:
         """Make one optimizer step and log it if it is time. On a GPU, make all steps until the next log line."""
         results: list[dict[str, torch.Tensor]] = []
-        state, tokens = self.state, 0
+        state = self.state
         with self.clock.timing("step") as timing:
             while not results or (self.machine.runs_ahead and self._may_run_ahead()):
                 progress = self.clock.stage_progress(state, self.task.stages[state.stage - 1])
                 factor = state.guard.lr_scale * rate_factor(progress, self.settings)
                 self.learner.optimizer.schedule(factor)
-                batch = self.task.batch(state.step)
-                tokens = batch.tokens.numel()
+                batch = self.task.batch(state.step, self.learner.model)
                 figures, cause = self._step(batch, interruptible=not results)
                 results.append(figures)
                 state.step += 1
-            names, values = list(figures), torch.stack([torch.stack(list(r.values())) for r in results]).tolist()
+            losses = torch.stack([torch.stack([r["loss"], r["grad_norm"]]) for r in results]).tolist()
+            last = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
             timing.times = len(results)  # a GPU was waited for here, and nowhere before
-        for step, (loss, norm, *_) in enumerate(values, state.step - len(results)):
-            applied = self._record(step, tokens, loss, norm, cause)
+        for step, (loss, norm) in enumerate(losses, state.step - len(results)):
+            applied = self._record(step, batch.tokens.numel(), loss, norm, cause)
         if applied and (state.step % self.settings.log_every == 0 or state.step == self.settings.steps):
-            self._log(dict(zip(names, values[-1], strict=True)), factor, tokens)
+            self._log({**last, **batch.figures}, factor, batch.tokens.numel())
 
     def _step(self, batch: Batch, interruptible: bool) -> tuple[dict[str, torch.Tensor], str]:
         """One optimizer step, all or nothing. Returns its figures, still on the device, and the cause if it was
@@ -154,21 +155,20 @@ class Trainer:
         state, settings, machine = self.state, self.settings, self.machine
         scale = state.scaler.loss_scale if machine.dtype == torch.float16 else 1.0
         stopped = self.stopped if interruptible else lambda: False
-        parts = micro_batches(batch, settings.accumulate, settings.seed, state.step, stopped)
+        parts = micro_batches(batch, settings.accumulate, self.task.weight, settings.seed, state.step, stopped)
         figures = self.learner.gradients(parts, settings.accumulate, machine, scale)
         cause, in_range, found_inf = "", True, None
         if self.machine.runs_ahead:
-            both = torch.stack([figures["loss"], figures["grad_norm"]])
-            found_inf = 1 - both.isfinite().all().float()  # only the device knows, and skips the step itself
+            found_inf = 1 - (figures["loss"] + figures["grad_norm"]).isfinite().float()  # the device skips the step
         else:
             loss, norm = float(figures["loss"]), float(figures["grad_norm"])
             in_range = math.isfinite(norm)
             # Gradients that overflow only because of the scale say nothing about the model.
             cause = state.guard.find_anomaly(loss, 0.0 if scale > 1 else norm, self.task.chance)
-        if in_range and not cause:
+        if in_range and not cause and batch.learns:
             self.learner.apply(state.step - state.stage_step, found_inf)
         self.learner.zero_grad()
-        if machine.dtype == torch.float16 and not cause:
+        if machine.dtype == torch.float16 and not cause and batch.learns:
             state.scaler.update(in_range)
         return figures, cause
 
@@ -193,8 +193,8 @@ class Trainer:
         """Whether another step may follow before anything is logged, evaluated or saved."""
         step, settings = self.state.step, self.settings
         due = any(step % every == 0 for every in (settings.log_every, settings.eval_every, settings.checkpoint_every))
-        skips = step in self.state.guard.skipped_steps
-        return not (due or skips or self.clock.is_over(step) or self._stage_is_over() or self.stopped())
+        due = due or step in self.state.guard.skipped_steps
+        return not (due or self.clock.is_over(step) or self._stage_is_over() or self.stopped())
 
     def _log(self, figures: dict[str, float], factor: float, tokens: int) -> None:
         state, clock, norm = self.state, self.clock, figures.pop("grad_norm")
@@ -305,12 +305,16 @@ class Trainer:
     # --- compiler and memory
 
     def compile(self) -> None:
-        """Decide whether to compile the model, and put the decision into `machine`."""
+        """Decide whether to compile the model, and put the decision into `machine`. Adapters are never compiled."""
         retrying(self._compile, lambda: self._shrink("in the first pass"))
 
     def _compile(self) -> None:
         settings, machine, model = self.settings, self.machine, self.learner.model
-        batch = self.task.batch(self.state.step).split(settings.accumulate)[0].to(machine.device)
+        self.task.place(dataclasses.replace(machine, compile="off"))  # some tasks write their batches with it
+        if machine.compile == "off" or self.learner.adapter is not None:
+            self.machine = dataclasses.replace(machine, compile="off")
+            return
+        batch = self.task.batch(self.state.step, model).split(settings.accumulate)[0].to(machine.device)
         passes = (settings.steps - self.state.step) * settings.accumulate
         choice = CompileTrial(model, self.task, batch, machine).choose(passes, settings.accumulate == 1)
         if machine.compile == "on" and not choice.compiled:

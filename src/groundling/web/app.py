@@ -166,13 +166,21 @@ class Api:
         model = self.find(body.model)
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
-        ids = await asyncio.to_thread(model.chat_ids, body.messages)
+        tools = body.tools if body.tool_choice == "auto" else []
+        ids = await asyncio.to_thread(model.chat_ids, body.messages, tools)
         top = body.top_logprobs if body.logprobs else None
         room = MAX_OUTPUT // (body.n * (1 + body.top_logprobs))
         max_tokens = body.max_completion_tokens or body.max_tokens or min(model.context, room)
         _check_size(body.n * max_tokens, top)
+        chat = model.chat_tokenizer
+        if chat:
+            max_tokens = min(max_tokens, model.context - len(ids))
+        if chat and chat.call_id is not None and body.tool_choice == "none":
+            body.logit_bias = {**body.logit_bias, str(chat.call_id): -100.0}
         form = ResponseFormat(True, model.name, model.tokenizer, len(ids), body.logprobs, [""] * body.n)
-        return await self.generate(_job(body, model, [ids], max_tokens, top), form, body, http)
+        job = _job(body, model, [ids], max_tokens, top)
+        job.chat = body.tool_choice == "auto"
+        return await self.generate(job, form, body, http)
 
     async def generate(self, job: Job, form: ResponseFormat, body: Generation, http: HttpRequest) -> Response:
         """Submit a job and respond with its texts, complete or streamed. Raises ApiError (429) if the queue is full."""

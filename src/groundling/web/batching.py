@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
+from groundling.data.conversations import ToolCall
+from groundling.inference.chat import TurnDecoder
 from groundling.inference.engine import Engine, GeneratedToken, Request
 from groundling.inference.stream import StreamDecoder
 from groundling.web.errors import ApiError
@@ -30,11 +32,13 @@ _log = logging.getLogger("groundling.web")
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one step adds to a text. `finish` is the reason why the text ended, if it did."""
+    """What one step adds to a text. `finish` is the reason why the text ended, if it did, and `calls` are the tools
+    that it calls then."""
 
     text: str
     tokens: Sequence[GeneratedToken]
-    finish: Literal["stop", "length"] | None = None
+    finish: Literal["stop", "length", "tool_calls"] | None = None
+    calls: Sequence[ToolCall] = ()
 
 
 Chunks = list[tuple[int, Chunk]]
@@ -43,10 +47,12 @@ Chunks = list[tuple[int, Chunk]]
 
 @dataclass(eq=False)
 class Job:
-    """The texts that one HTTP request generates, each until one of `stop` appears, and the queue of their chunks."""
+    """The texts that one HTTP request generates, each until one of `stop` appears, and the queue of their chunks. With
+    `chat`, they are turns of a chat."""
 
     texts: Sequence[Request]
     stop: Sequence[str] = ()
+    chat: bool = False
     cancelled: bool = False
     """Set when the client disconnects. Generation then stops."""
     queue: asyncio.Queue[Chunks | ApiError] = field(default_factory=asyncio.Queue)
@@ -118,7 +124,10 @@ class Batcher:
                     code="queue_full", headers={"Retry-After": "1"},
                 )  # fmt: skip
             self._loop = asyncio.get_running_loop()
-            self._waiting.extend(_Text(job, i, StreamDecoder(tokenizer, job.stop)) for i in range(len(job.texts)))
+            chat = self._model.chat_tokenizer if job.chat else None
+            for i in range(len(job.texts)):
+                decoder = TurnDecoder(chat, job.stop) if chat else StreamDecoder(tokenizer, job.stop)
+                self._waiting.append(_Text(job, i, decoder))
             self._changed.notify()
 
     def close(self) -> None:
@@ -194,16 +203,20 @@ class Batcher:
         self._send(chunks)
 
     def _chunk(self, text: _Text, token: GeneratedToken) -> Chunk:
+        decoder = text.decoder
         ended_document = token.finish == "end"
-        new = "" if ended_document else text.decoder.push(token.token)
-        if not text.decoder.stopped and not token.finish:
+        new = "" if ended_document else decoder.push(token.token)
+        if not decoder.stopped and not token.finish:
             return Chunk(new, [token])
         del self._running[token.slot]
         if not token.finish:  # else the engine has freed the slot
             self._engine.free(token.slot)
-        new += text.decoder.finish()
-        at_length = token.finish == "length" and not text.decoder.stopped
-        return Chunk(new, [token], "length" if at_length else "stop")
+        new += decoder.finish()
+        if token.finish == "length" and not decoder.stopped:
+            finish: Literal["stop", "length", "tool_calls"] = "length"
+        else:
+            finish = "tool_calls" if decoder.calls else "stop"
+        return Chunk(new, [token], finish, decoder.calls)
 
     def _fail_all(self, error: ApiError) -> None:
         """Send an error to every running and waiting job, and forget their texts."""

@@ -14,16 +14,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from groundling.acceleration.model_variants import ModelVariants
 from groundling.acceleration.precision import Precision
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer, Unknown, UnknownText
+from groundling.data.tokenizers.chat import ChatTokenizer
+from groundling.inference.chat import chat_messages
 from groundling.inference.engine import GeneratedToken, read
 from groundling.inference.stream import start_ids
 from groundling.model.gpt import GPT
 from groundling.run.run import Run
 from groundling.storage.safe_read import LARGEST_JSON, read_bytes
 from groundling.web.errors import ApiError
-from groundling.web.schemas import Message
+from groundling.web.schemas import Message, Tool
 
 TEMPLATE = "chat_template.jinja"
-"""The chat template in a run's folder, in Hugging Face's format."""
+"""The chat template in a run's folder, in Hugging Face's format. Runs that were tuned on conversations need none."""
 
 NOT_FOR_CHAT = "Not tuned for chat: it continues the text of the messages, without their roles."
 
@@ -43,7 +45,8 @@ class LoadedModel:
         self._unknown = unknown
         self._scoring = threading.Lock()
         self._start = start_ids(run.tokenizer, run.record.corpus.documents)
-        self._template_text = _template_text(run.folder)
+        self.chat_tokenizer = run.tokenizer if isinstance(run.tokenizer, ChatTokenizer) else None
+        self._template_text = None if self.chat_tokenizer else _template_text(run.folder)
         self._template = _template(self._template_text, run.folder)
 
     @property
@@ -57,18 +60,22 @@ class LoadedModel:
         model = self.model.config
         return 3 * 4 * model.n_layer * model.kv_heads * model.head_dim * model.block_size
 
+    @property
+    def chats(self) -> bool:
+        """Whether it was tuned for chat."""
+        return bool(self.chat_tokenizer or self._template)
+
     def card(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`: OpenAI's fields, and more."""
         return {
             "id": self.name, "object": "model", "created": self.created, "owned_by": "groundling",
             "context": self.context, "vocab_size": self.tokenizer.vocab_size, "parameters": self.parameters,
-            "step": self.step, "chat": self._template is not None,
-            "note": None if self._template else NOT_FOR_CHAT,
+            "step": self.step, "chat": self.chats, "note": None if self.chats else NOT_FOR_CHAT,
         }  # fmt: skip
 
     def describe(self) -> str:
         """One line for the terminal."""
-        chat = "tuned for chat" if self._template else "not tuned for chat"
+        chat = "tuned for chat" if self.chats else "not tuned for chat"
         return f"{self.parameters:,} parameters, context {self.context:,}, step {self.step:,}, {chat}"
 
     def encode(self, text: str, param: str = "prompt") -> list[int]:
@@ -87,10 +94,11 @@ class LoadedModel:
 
     def tokenizer_card(self) -> dict[str, Any]:
         """What `/tokenizer_info` says, with the names of Hugging Face's `tokenizer_config.json`."""
+        template = self.chat_tokenizer.template if self.chat_tokenizer else self._template_text
         return {
             "tokenizer_class": type(self.tokenizer).__name__, "model_max_length": self.context,
             "vocab_size": self.tokenizer.vocab_size, "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT,
-            "pad_token": None, "chat_template": self._template_text,
+            "pad_token": None, "chat_template": template,
         }  # fmt: skip
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
@@ -110,14 +118,36 @@ class LoadedModel:
         with self._scoring:
             return read(self.model, ids, top)
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a chat, ready for the next message. Raises ApiError if the run's template rejects it."""
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        """The token ids of a chat, ready for the next message. Raises ApiError if it cannot be rendered, or is longer
+        than the context."""
+        if self.chat_tokenizer is None:
+            return self._text_chat_ids(messages, tools)
+        given, defined = ([each.model_dump(exclude_unset=True) for each in part] for part in (messages, tools))
+        try:
+            turns = chat_messages(self.chat_tokenizer, given, defined, self._unknown)
+            ids = self.chat_tokenizer.render(turns, True, defined).ids
+        except ValueError as error:
+            raise ApiError(400, str(error), param="messages") from None
+        if len(ids) >= self.context:
+            raise ApiError(
+                400, f"This model's maximum context length is {self.context:,} tokens. However, your messages have "
+                f"{len(ids):,} tokens. Shorten them.", param="messages", code="context_length_exceeded",
+            )  # fmt: skip
+        return ids
+
+    def _text_chat_ids(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        if tools or any(message.tool_calls for message in messages):
+            name = "tools" if tools else "messages"
+            raise ApiError(
+                400, f"The model {self.name} was not tuned on conversations, so it calls no tools.", param=name
+            )
         if self._template is None:
             text = "\n".join(message.text for message in messages)
         else:
-            turns = [{"role": message.role, "content": message.text} for message in messages]
+            roles = [{"role": message.role, "content": message.text} for message in messages]
             try:
-                text = self._template.render(messages=turns, add_generation_prompt=True, eos_token=END_OF_TEXT)
+                text = self._template.render(messages=roles, add_generation_prompt=True, eos_token=END_OF_TEXT)
             except Exception as error:  # a template can raise anything
                 raise ApiError(400, f"The chat template rejects these messages: {error}", param="messages") from None
         return [*self.tokenizer.start_ids, *self.encode(text, "messages")] or self._start

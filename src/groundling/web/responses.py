@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from groundling.data.conversations import ToolCall
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from groundling.inference.engine import GeneratedToken
 from groundling.web.batching import Chunk, Chunks
@@ -45,7 +46,11 @@ class ResponseFormat:
         """One text, or its next chunk in a stream. `offset` is the character at which the tokens begin."""
         common: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": chunk.finish}
         if self.chat:
-            message = ({} if stream else {"role": "assistant", "refusal": None}) | {"content": chunk.text}
+            calls = [_tool_call(call) for call in chunk.calls]
+            message: dict[str, Any] = {} if stream else {"role": "assistant", "refusal": None}
+            message["content"] = chunk.text or (None if calls else "")
+            if calls:
+                message["tool_calls"] = [{"index": i} | call for i, call in enumerate(calls)] if stream else calls
             if self.logprobs:
                 # Without the token that ends a document, as at OpenAI: clients join these tokens to the message.
                 written = [self._chat_token(token) for token in chunk.tokens if token.finish != "end"]
@@ -116,7 +121,7 @@ async def complete_response(form: ResponseFormat, steps: AsyncIterator[Chunks]) 
             tokens[index] += chunk.tokens
             last[index] = chunk
     choices = [
-        form.choice(i, Chunk("".join(texts[i]), tokens[i], last[i].finish), form.offset(i))
+        form.choice(i, Chunk("".join(texts[i]), tokens[i], last[i].finish, last[i].calls), form.offset(i))
         for i in range(len(form.echo))
     ]
     return form.response(choices) | {"usage": form.usage(sum(map(len, tokens)) - sum(map(len, form.echo_tokens)))}
@@ -152,6 +157,11 @@ async def stream_response(
         yield b"data: [DONE]\n\n"
     except ApiError as error:
         yield _event(error_body(error.status, error.message, error.param, error.code))
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 def _event(value: dict[str, Any]) -> bytes:

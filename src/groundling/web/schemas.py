@@ -7,11 +7,12 @@ supported are rejected, except with a value that changes nothing. Unknown ones a
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import from_json
 from starlette.datastructures import Headers
 
@@ -27,6 +28,7 @@ MAX_ECHO = 1 << 20
 MAX_STOPS = 8
 MAX_STOP_LENGTH = 256
 MAX_MESSAGES = 512
+MAX_TOOLS = 128
 MAX_FIELDS = 1024
 """Fields of any object, and so entries of `logit_bias`."""
 
@@ -37,13 +39,9 @@ _IGNORED = {
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "best_of": ((), "must be equal to n: this server does not generate more texts than it returns"),
     "suffix": (("",), "is not supported: models only continue a text"),
-    "tools": (([],), "is not supported: models do not call tools"),
-    "functions": (([],), "is not supported: models do not call functions"),
-    "tool_choice": (("none", "auto"), "must be none or auto: models do not call tools"),
-    "function_call": (("none", "auto"), "must be none or auto: models do not call functions"),
-    "parallel_tool_calls": ((True, False), "must be true or false, and has no effect: models do not call tools"),
-    "tool_calls": (([],), "is not supported: models do not call tools"),
-    "tool_call_id": ((), "is not supported: models do not call tools"),
+    "functions": (([],), "is not supported. Use tools"),
+    "function_call": (("none", "auto"), "must be none or auto. Use tools and tool_choice"),
+    "parallel_tool_calls": ((True, False), "must be true or false, and has no effect"),
     **dict.fromkeys(("image_url", "input_audio", "file"), ((), "is not supported: models read text only")),
     "annotations": (([],), "is not supported: models read text only"),
     "response_format": (({"type": "text"},), "must have the type text: the output cannot be forced into JSON"),
@@ -67,7 +65,7 @@ def _is_neutral(name: str, value: Any, body: dict[str, Any]) -> bool:
     """Whether a field that is not supported changes nothing."""
     if name == "best_of":
         return bool(value == (body.get("n") or 1))
-    if name in ("tools", "functions") and body.get("tool_choice", body.get("function_call")) == "none":
+    if name == "functions" and body.get("function_call") == "none":
         return True
     return name in UNSUPPORTED and value in UNSUPPORTED[name][0]
 
@@ -156,26 +154,104 @@ class TextPart(Body):
     text: Text
 
 
+def _json_object(text: str) -> str:
+    try:
+        value = from_json(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError("arguments must be the JSON of an object")
+    return text
+
+
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class CalledFunction(Body):
+    name: Name
+    arguments: Annotated[Text, AfterValidator(_json_object)] = Field(description="The JSON of an object.")
+
+
+class ToolCall(Body):
+    id: str = Field(max_length=64)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Function(Body):
+    name: Name
+    description: Text = ""
+    parameters: Annotated[dict[str, Any], Field(max_length=MAX_FIELDS)] = Field({}, description="JSON Schema.")
+    strict: bool = Field(False, description="Has no effect.")
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
 class Message(Body):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_MESSAGES)]
     name: str | None = Field(None, max_length=64, description="Ignored.")
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=MAX_TOOLS)] = Field(
+        [], description="Of the assistant."
+    )
+    tool_call_id: str | None = Field(None, max_length=64, description="Of a tool's result.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_need_no_content(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("tool_calls") and given.get("content") is None:
+            return given | {"content": ""}
+        return given
+
+    @model_validator(mode="after")
+    def _check_role(self) -> Message:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"only the assistant has tool_calls, not the role {self.role}")
+        return self
 
     @property
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
+def _in_order(messages: list[Message]) -> list[Message]:
+    """The results of a turn's calls in the order of the calls, since a model sees no ids."""
+    order = {call.id: i for i, call in enumerate(call for message in messages for call in message.tool_calls)}
+    known, ordered = set[str | None]((None,)), list[Message]()
+    for is_result, group in groupby(messages, key=lambda message: message.role == "tool"):
+        part = list(group)
+        if is_result and not {message.tool_call_id for message in part} <= known:
+            raise ValueError("a tool_call_id is not the id of a call in a message before it")
+        known |= {call.id for message in part for call in message.tool_calls}
+        ordered += sorted(part, key=lambda message: order.get(message.tool_call_id or "", 0)) if is_result else part
+    return ordered
+
+
+def _check_tool_choice(given: Any) -> Any:
+    if given not in ("none", "auto"):
+        raise ValueError("it must be none or auto: a model cannot be forced to call a tool")
+    return given
+
+
 class ChatRequest(Generation):
     """POST /v1/chat/completions"""
 
-    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[
+        list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES), AfterValidator(_in_order)
+    ]
     max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="Default: the context length.")
     max_completion_tokens: int | None = Field(
         None, ge=1, le=MAX_TOKENS, description="OpenAI's newer name of max_tokens."
     )
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)] = []
+    tool_choice: Annotated[Literal["none", "auto"], BeforeValidator(_check_tool_choice)] = Field(
+        "auto", description="A call cannot be forced."
+    )
 
 
 class TokenizeRequest(Body):

@@ -63,7 +63,7 @@ def read_sentencepiece(path: Path) -> Tokenizer:
 
 def _finished(definition: dict[str, Any], path: Path) -> Tokenizer:
     """The tokenizer, with what transformers takes from the files beside `path`."""
-    settings, known = _beside(path, "tokenizer_config.json"), definition.get("added_tokens") or []
+    settings, known = beside(path, "tokenizer_config.json"), definition.get("added_tokens") or []
     if not isinstance(known, list) or not all(isinstance(token, dict) and "id" in token for token in known):
         raise not_a_tokenizer(path)
     added = _missing(definition, path)
@@ -76,7 +76,7 @@ def _finished(definition: dict[str, Any], path: Path) -> Tokenizer:
         definition |= {"normalizer": None, "pre_tokenizer": metaspace}
     if settings.get("add_bos_token") is True:
         definition["post_processor"] = _start(definition, settings)
-    end = _name(settings.get("eos_token") or _beside(path, "special_tokens_map.json").get("eos_token"))
+    end = token_name(settings.get("eos_token") or beside(path, "special_tokens_map.json").get("eos_token"))
     ends = [] if end is None else [end]
     tokenizer = HuggingFaceTokenizer.from_dict({"version": 1, "definition": definition, "ends": ends}, path)
     for token in added:
@@ -91,16 +91,16 @@ def _finished(definition: dict[str, Any], path: Path) -> Tokenizer:
 def _missing(definition: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """The tokens that the files beside `path` add: tokenizer_config.json, or added_tokens.json in older folders."""
     known = {token.get("content") for token in definition.get("added_tokens") or []}
-    settings = _beside(path, "tokenizer_config.json")
+    settings = beside(path, "tokenizer_config.json")
     listed = settings.get("added_tokens_decoder")
-    names = settings if isinstance(listed, dict) else settings | _beside(path, "special_tokens_map.json")
+    names = settings if isinstance(listed, dict) else settings | beside(path, "special_tokens_map.json")
     more = [names.get(key) for key in _SPECIAL_LISTS]
     lists = [token for each in more if isinstance(each, list | dict) for token in _values(each)]
-    special = {_name(token) for token in [*(names.get(key) for key in _SPECIAL), *lists]} - {None}
+    special = {token_name(token) for token in [*(names.get(key) for key in _SPECIAL), *lists]} - {None}
     if isinstance(listed, dict):
         tokens = {int(i): token for i, token in listed.items() if i.isdecimal() and isinstance(token, dict)}
     else:
-        plain = _beside(path, "added_tokens.json")
+        plain = beside(path, "added_tokens.json")
         tokens = {i: {"content": token, "special": token in special} for token, i in plain.items() if type(i) is int}
     vocabulary = definition["model"].get("vocab")
     if isinstance(vocabulary, dict):  # a special token of the vocabulary that nothing lists as added
@@ -117,7 +117,7 @@ def _missing(definition: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 
 def _start(definition: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any] | None:
     """A post-processor that puts the start token before a text."""
-    name = _name(settings.get("bos_token"))
+    name = token_name(settings.get("bos_token"))
     ids = [token["id"] for token in definition["added_tokens"] if token.get("content") == name]
     if not ids:
         return None
@@ -131,13 +131,13 @@ def _start(definition: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
 
 
 def _is_qwen(path: Path) -> bool:
-    kind = _beside(path, "tokenizer_config.json").get("tokenizer_class")
+    kind = beside(path, "tokenizer_config.json").get("tokenizer_class")
     if kind is None:
-        kind = _beside(path, "config.json").get("model_type")
+        kind = beside(path, "config.json").get("model_type")
     return str(kind).lower().startswith("qwen")
 
 
-def _name(token: Any) -> str | None:
+def token_name(token: Any) -> str | None:
     """The text of a special token, which may be written as an object."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
@@ -147,7 +147,7 @@ def _values(tokens: list[Any] | dict[str, Any]) -> Iterable[Any]:
     return tokens.values() if isinstance(tokens, dict) else tokens
 
 
-def _beside(path: Path, name: str) -> dict[str, Any]:
+def beside(path: Path, name: str) -> dict[str, Any]:
     """The JSON of a file beside `path`, or nothing."""
     other = path.with_name(name)
     value = storage.read_json(other, LARGEST_TOKENIZER) if other.is_file() else {}

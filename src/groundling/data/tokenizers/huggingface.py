@@ -68,6 +68,12 @@ class HuggingFaceTokenizer(LibraryTokenizer):
         return self._end_ids
 
     @property
+    def spaces_first_only(self) -> bool:
+        """Whether it puts a space before a text, but not after special tokens inside."""
+        first = next(iter(steps_of(self.definition.get("pre_tokenizer"))), {})
+        return self._unspaced is not None and first.get("prepend_scheme") == "first"
+
+    @property
     def _computed(self) -> dict[str, Any]:
         without_prefixes: dict[str, Any] = _without_prefixes(self.definition)
         return without_prefixes | {"post_processor": None}

@@ -20,6 +20,7 @@ from groundling import storage
 from groundling.run.folder import runs_folder
 from groundling.web.guard import Guard
 from groundling.web.sockets import BackgroundServer, bind, how_to_stop, in_event_loop, run, url
+from groundling.web.studio.chat_page import chat_page
 from groundling.web.studio.inside_page import inside_page
 from groundling.web.studio.new_page import new_page
 from groundling.web.studio.parts import style
@@ -59,6 +60,7 @@ def mount(app: FastAPI, studio: Studio, path: str = "/") -> ASGIApp:
     ui.page("/")(lambda: runs_page(studio))
     ui.page("/new")(lambda: new_page(studio))
     ui.page("/runs/{name}")(lambda name: run_page(studio, name))
+    ui.page("/chat")(lambda run="": chat_page(studio, run))
     ui.page("/playground")(lambda run="": playground(studio, run))
     ui.page("/inside")(lambda run="": inside_page(studio, run))
 

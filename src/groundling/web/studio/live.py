@@ -75,8 +75,11 @@ class Live:
         self._record = 0  # until everything is read: a damaged file raises on every call
         run = self.run
         if self.last is not None:
-            samples = [line for line in self._samples.lines if line["event"] == "sample"]
-            self.facts = Facts(run.name, run.record.to_dict(), run.config, self._metrics.lines, samples, run.result)
+            samples, replies = (
+                [line for line in self._samples.lines if line["event"] == kind] for kind in ("sample", "replies")
+            )
+            files = (run.record.to_dict(), run.config, self._metrics.lines, samples, run.result)
+            self.facts = Facts(run.name, *files, replies=replies)
         self._record = record
         self.version += 1
 

@@ -12,7 +12,7 @@ from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 from nicegui.events import GenericEventArguments
 
-_PAGES = (("Runs", "/"), ("Playground", "/playground"), ("Inside", "/inside"))
+_PAGES = (("Runs", "/"), ("Chat", "/chat"), ("Playground", "/playground"), ("Inside", "/inside"))
 
 
 class Text(TextElement):
@@ -153,7 +153,7 @@ def errors_shown() -> Iterator[None]:
 
 def style() -> str:
     """The CSS of all pages."""
-    files = ("reporting/chart.css", "web/studio/assets/studio.css")
+    files = ("reporting/chart.css", "reporting/rollouts.css", "web/studio/assets/studio.css")
     return "".join(resources.files("groundling").joinpath(file).read_text(encoding="utf-8") for file in files)
 
 

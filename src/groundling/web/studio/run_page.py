@@ -9,6 +9,7 @@ import psutil
 from nicegui import ui
 
 from groundling.reporting.console import duration
+from groundling.reporting.run_charts import FIGURE_CHARTS
 from groundling.reporting.run_facts import Facts
 from groundling.web.studio.live import Live
 from groundling.web.studio.parts import Plot, Slide, Text, errors_shown, frame, heading, paragraph
@@ -34,6 +35,7 @@ class RunPage:
     def __init__(self, studio: Studio, live: Live) -> None:
         self.studio, self.live, self.shown, self.pausing = studio, live, -1, False
         name = live.folder.name
+        self.origin = Text("p", "", "soft")
         self.status = Text("p", "", "state").props('role="status"')
         with Text("div", classes="bar"):
             self.pause = ui.button("Pause", on_click=self.pause_run)
@@ -41,22 +43,27 @@ class RunPage:
             self.minutes = ui.number("Total minutes", min=0.2, step=1).props("dense hide-bottom-space")
             self.minutes.classes("short")
             with Text("div", classes="bar") as self.uses:
-                for label, page in (("Generate text", "playground"), ("Look inside", "inside")):
+                for label, page in (("Chat", "chat"), ("Generate text", "playground"), ("Look inside", "inside")):
                     target = f"/{page}?run={name}"
                     ui.button(label, on_click=lambda target=target: ui.navigate.to(target)).props("outline")
         self.progress = ui.linear_progress(0, show_value=False).props('aria-label="Progress"')
         self.figures = Text("div", classes="figures")
         self.log = Text("pre", "", "log")
         with Text("section") as self.body:
-            self.plots = {"loss": Plot().classes("tall levels")}
+            self.plots = {key: Plot().classes("tall levels") for key in ("score", "loss")}
             self.ladder = Text("p", "Dashed lines are n-gram baselines: their loss on the validation part, from chance "
                                "to the best n-gram model.", "soft")  # fmt: skip
             with Text("div", classes="pair"):
-                self.plots |= {"rate": Plot(), "speed": Plot()}
+                self.plots |= {key: Plot() for key in (*FIGURE_CHARTS, "small_loss", "rate", "speed")}
             heading("Diagnosis")
             self.diagnosis = Text("div")
-            heading("Samples", "Each uses the same prompt and seed. Copied spans are marked.")
-            self.sample = Sample()
+            with Text("section") as self.replied:
+                heading("Replies and their rewards", "Replies to the same prompt are compared with each other: those "
+                        "with a higher reward become likelier.")  # fmt: skip
+                self.rollouts = Rollouts()
+            with Text("section") as self.sampled:
+                heading("Samples", "Each uses the same prompt and seed. Copied spans are marked.")
+                self.sample = Sample()
             heading("Resources")
             self.usage = Text("div", classes="figures")
         ui.timer(1.0, self.refresh)
@@ -80,7 +87,11 @@ class RunPage:
             for key, plot in self.plots.items():
                 plot.show(charts.get(key), facts.last_step)
             self.show_diagnosis(facts)
+            self.origin.set_text(facts.origin.sentence)
             self.sample.show(facts.slides)
+            self.rollouts.show(rollouts := facts.rollouts)
+            self.replied.set_visibility(bool(rollouts))
+            self.sampled.set_visibility(not rollouts)
             show_figures(self.figures, facts.figures)
             self.ladder.set_visibility(bool(facts.ladder))
 
@@ -129,13 +140,15 @@ class RunPage:
                 Text("p", f"Best loss {facts.best['validation_loss']:.3f} nats per token: {facts.standing}.")
             for sentence in facts.generations:
                 Text("p", sentence)
+            if facts.is_tuned and facts.outcome:
+                Text("p", facts.outcome)
             for finding in facts.findings:
                 with Text("div", classes="finding"):
                     Text("b", finding.kind.capitalize())
                     paragraph(finding.evidence)
                     paragraph(finding.advice)
             if not facts.findings:
-                verdict = facts.verdict if self.live.run.finished else ""
+                verdict = facts.outcome if self.live.run.finished and not facts.is_tuned else ""
                 Text("p", f"No problems found. {verdict}".strip() if facts.evaluations else "Too early to tell.")
 
     def show_usage(self, process: psutil.Process | None) -> None:
@@ -171,37 +184,68 @@ class RunPage:
             await self.refresh()
 
 
-class Sample:
-    """Samples from training, with a slider through time. It follows the newest sample until you move it."""
+class Timeline:
+    """What a model wrote during training, with a slider through time. It follows the newest until you move it."""
+
+    none = "Nothing yet."
 
     def __init__(self) -> None:
         self.slides: list[dict[str, Any]] = []
         with Text("div", classes="card") as self.card:
             self.slider = Slide("Training time", 0, 0, 1, 0, self.draw)
             self.caption = Text("p", "", "soft")
-            self.text = Text("div", classes="sample").props("dir=auto")
-        self.none = Text("p", "No samples yet.", "soft")
+            self.text = Text("div")
+        self.nothing = Text("p", self.none, "soft")
 
     def show(self, slides: list[dict[str, Any]]) -> None:
-        """Replace the samples."""
+        """Replace the slides."""
         newest = self.slider.value >= len(self.slides) - 1
         self.slides = slides
         self.card.set_visibility(bool(slides))
-        self.none.set_visibility(not slides)
+        self.nothing.set_visibility(not slides)
         if slides:
             last = len(slides) - 1
             self.slider.place(last if newest else self.slider.value, last)
             self.draw()
 
     def draw(self) -> None:
-        """Show the sample at the slider's position."""
+        """Show the slide at the slider's position."""
         slide = self.slides[int(self.slider.value)]
         self.caption.set_text(slide["said"])
         self.text.clear()
         with self.text:
-            Text("span", slide["prompt"], "soft")
-            for piece, mark in slide["pieces"]:
-                Text("mark" if mark else "span", piece, "two" if mark == 2 else "")
+            self.fill(slide)
+
+    def fill(self, slide: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class Sample(Timeline):
+    """Samples from training."""
+
+    none = "No samples yet."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text.classes("sample").props("dir=auto")
+
+    def fill(self, slide: dict[str, Any]) -> None:
+        Text("span", slide["prompt"], "soft")
+        for piece, mark in slide["pieces"]:
+            Text("mark" if mark else "span", piece, "two" if mark == 2 else "")
+
+
+class Rollouts(Timeline):
+    """Groups of replies, each with its reward."""
+
+    def fill(self, slide: dict[str, Any]) -> None:
+        for group in slide["groups"]:
+            with Text("div", classes="group"):
+                Text("p", group["prompt"], "prompt").props("dir=auto")
+                for reward, text, share in group["replies"]:
+                    with Text("p", classes="reply"):
+                        Text("b", reward).style(f"--share: {share}")
+                        Text("span", text).props("dir=auto")
 
 
 def show_figures(box: Text, rows: list[tuple[str, str]]) -> None:

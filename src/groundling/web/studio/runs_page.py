@@ -9,6 +9,8 @@ from typing import Any
 from nicegui import events, ui
 
 from groundling.reporting.charts import drawn
+from groundling.reporting.figures import brief
+from groundling.training.events import VALIDATION_LOSS
 from groundling.web.studio.charts import MEASURES, comparison
 from groundling.web.studio.parts import Plot, Text, errors_shown, frame
 from groundling.web.studio.studio import Studio
@@ -50,9 +52,7 @@ class RunsPage:
             names = {row["name"] for row in rows}
             self.chosen = [name for name in self.chosen if name in names]
             words = (self.search.value or "").lower().split()
-            found = [
-                row for row in rows if all(w in f"{row['name']} {row['corpus']} {row['preset']}".lower() for w in words)
-            ]
+            found = [row for row in rows if all(w in f"{row['name']} {about_of(row)}".lower() for w in words)]
             if [row["name"] for row in found] != list(self.rows):
                 self.rebuild(found)
             for row in found:
@@ -78,8 +78,10 @@ class RunsPage:
         """Show a run's figures in its line."""
         line, best, steps = self.rows[row["name"]], row["best_validation_loss"], row["steps"]
         about = "about " if row["minutes"] else ""
-        line["about"].set_text(f"{row['corpus'] or '–'} · {row['preset'] or '–'}")
-        line["loss"].set_text("–" if best is None else f"loss {best:.3f}")
+        line["about"].set_text(about_of(row))
+        metric = row["metric"] or VALIDATION_LOSS
+        score = f"loss {best:.3f}" if metric.endswith("loss") and best is not None else ""
+        line["loss"].set_text("–" if best is None else score or f"{metric} {brief(metric, best)}")
         line["step"].set_text(f"step {row['step']:,}" + (f" of {about}{steps:,}" if steps else ""))
         line["status"].set_text(_STATUS.get(row["status"], row["status"]))
         line["status"].classes(replace=f"status {row['status']}")
@@ -98,4 +100,13 @@ class RunsPage:
             measure, axis = self.measure.value, self.axis.value
             chart, last, missing = await asyncio.to_thread(comparison, self.studio, self.chosen, measure, axis)
             self.plot.show(drawn(chart, last) if chart else None, last, axis)
-            self.note.set_text(f"Nothing logged yet: {', '.join(missing)}." if missing else "")
+            self.note.set_text(f"Nothing to draw yet: {', '.join(missing)}." if missing else "")
+
+
+def about_of(row: dict[str, Any]) -> str:
+    """What a run was trained on, and of a tuned one, from which run."""
+    text = f"{row['corpus'] or '–'} · {row['preset'] or '–'}"
+    if row["task"] in (None, "pretraining"):
+        return text
+    parent = f" of {row['lineage'][-1]['run']}" if row["lineage"] else ""
+    return f"{row['task']}{parent} · {text}"

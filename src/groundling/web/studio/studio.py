@@ -62,9 +62,11 @@ class Studio:
             row["best_validation_loss"] = live.facts.best["validation_loss"]
 
     def writers(self) -> list[str]:
-        """The runs that have a checkpoint and so can generate text, newest first."""
+        """The runs that have a checkpoint and so can generate text, newest first. Reward models cannot."""
         return [
-            row["name"] for row in store.runs(self.out)[::-1] if row["status"] in ("finished", "unfinished", "imported")
+            row["name"]
+            for row in store.runs(self.out)[::-1]
+            if row["status"] in ("finished", "unfinished", "imported") and row["task"] != "reward"
         ]
 
     def folder(self, name: str) -> Path:

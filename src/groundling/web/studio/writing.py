@@ -12,6 +12,7 @@ from pathlib import Path
 from groundling.analysis.memorization import TrainingText
 from groundling.config import Sampling
 from groundling.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from groundling.data.tokenizers.chat import ChatTokenizer
 from groundling.inference.engine import Engine, Request
 from groundling.run.run import Run
 
@@ -49,21 +50,27 @@ def write(run: Run, before: Sequence[int], sampling: Sampling, max_new_tokens: i
     while engine.free_slots == 0:
         for item in engine.step():
             assert item.logprob is not None
-            ended = item.token in tokenizer.end_ids
-            text = END_OF_TEXT if ended else decoder.decode(tokenizer.decode_bytes([item.token]))
+            text = markup(tokenizer, item.token) or decoder.decode(tokenizer.decode_bytes([item.token]))
             choices = tuple(Choice(token, piece(tokenizer, token), exp(logprob)) for token, logprob in item.top)
             yield GeneratedToken(item.token, text, exp(item.logprob), choices)
 
 
 def piece(tokenizer: Tokenizer, token: int) -> str:
     """The text of one token. Bytes that are not valid text are shown in hexadecimal."""
-    if token in tokenizer.end_ids:
-        return END_OF_TEXT
+    if written := markup(tokenizer, token):
+        return written
     content = tokenizer.pieces[token]
     try:
         return content.decode()
     except UnicodeDecodeError:
         return "".join(f"⟨{byte:02X}⟩" for byte in content)
+
+
+def markup(tokenizer: Tokenizer, token: int) -> str:
+    """How a token is written that stands for no text, such as the end of a document or of a turn. Else empty."""
+    if isinstance(tokenizer, ChatTokenizer) and token >= tokenizer.base.vocab_size:
+        return tokenizer.markup[token - tokenizer.base.vocab_size].strip()
+    return END_OF_TEXT if token in tokenizer.end_ids else ""
 
 
 def opened(folder: Path, step: int | None = None) -> Run:
