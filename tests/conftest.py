@@ -78,6 +78,50 @@ def tiny() -> dict[str, Any]:
     return dict(TINY)
 
 
+@pytest.fixture(scope="session")
+def models_to_tune(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `methods.prepare` writes and trains, once for all processes of the tests. Not to be written to."""
+    from filelock import FileLock
+
+    from methods import prepare
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "models_to_tune"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            patch.setattr("groundling.run.session._finish", lambda *_: None)
+            patch.setenv("GROUNDLING_CACHE", str(folder / "cache"))
+            prepare(folder)
+            (folder / "done").touch()
+    return folder
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No loss.png and no report.html at the end of a run, which take as long as training a tiny model."""
+    monkeypatch.setattr("groundling.run.session._drawn", lambda *_: "")
+
+
+@pytest.fixture
+def second_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock on which only steps take time, a second each."""
+    from groundling.training.clock import Clock
+    from groundling.training.events import Event, Step
+    from groundling.training.trainer import Trainer
+
+    passed, emit = [0.0], Trainer.emit
+
+    def tick(self: Trainer, event: Event) -> None:
+        passed[0] += isinstance(event, Step)
+        emit(self, event)
+
+    monkeypatch.setattr(Trainer, "emit", tick)
+    monkeypatch.setattr(Clock, "elapsed", lambda self: passed[0])
+    monkeypatch.setattr(Clock, "typical", lambda self, kind: float(kind == "step"))
+
+
 @pytest.fixture
 def compiler() -> None:
     """What torch.compile needs; where it is not, the test is skipped."""

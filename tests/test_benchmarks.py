@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from groundling.__main__ import main
 from groundling.config import PRESETS
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "throughput.py"
@@ -36,19 +37,42 @@ def test_decoding_is_measured() -> None:
     assert all(float(rate.replace(",", "")) > 0 for rate in rates.values())
 
 
-def test_choices_never_see_what_claims_are_about(tmp_path: Path, prose: str) -> None:
+def test_choices_never_see_what_claims_are_about(
+    tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script and its commands run in this process."""
+    module = runpy.run_path(str(SCRIPT.with_name("choices.py")))
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "groundling"]
+        before = capsys.readouterr().out
+        with pytest.raises(SystemExit) as end:
+            main(command[3:])
+        out = capsys.readouterr().out
+        print(before, end="")
+        return subprocess.CompletedProcess(command, int(end.value.code or 0), out)
+
+    monkeypatch.setattr(subprocess, "run", run)
     (tmp_path / "text.txt").write_text(prose + "€" * 3_000, encoding="utf-8")  # cut off: no euro in what is trained on
     small = "--n-layer 1 --n-head 2 --n-embd 32 --block-size 32 --batch-size 4 --device cpu"
-    command = [sys.executable, str(SCRIPT.with_name("choices.py")), "--text", str(tmp_path / "text.txt")]
-    command += [small, "--steps", "20", "--seeds", "1", "2"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"COLUMNS": "300"})
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in done.stdout.splitlines()]
+    words = ["choices.py", "--text", str(tmp_path / "text.txt"), small, "--steps", "20", "--seeds", "1", "2"]
+    monkeypatch.setattr(sys, "argv", words)
+    module["main"]()
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["options", "seed 1", "seed 2", "mean"] and len(rows) == 3
     first, second, mean = map(float, rows[2][1:])
     assert 0 < first != second and mean == pytest.approx((first + second) / 2, abs=1e-4)
-    assert "€" not in runpy.run_path(str(SCRIPT.with_name("choices.py")))["training_part"](
-        tmp_path / "text.txt", tmp_path
-    ).read_text(encoding="utf-8")
+    assert "€" not in module["training_part"](tmp_path / "text.txt", tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_fine_tuning_is_measured_beside_trl() -> None:
+    pytest.importorskip("trl")
+    command = [sys.executable, str(SCRIPT.with_name("sft.py")), "--steps", "8", "--rounds", "1", "--batch-size", "4"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    rows = [row.split(" | ") for row in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["| groundling", "| TRL"] * 2
+    assert all(float(row[2]) > 0 for row in rows)
 
 
 def test_rollouts_and_engine_are_measured() -> None:

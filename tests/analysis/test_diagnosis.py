@@ -23,6 +23,8 @@ from groundling.tasks.pretraining import Pretraining
 from groundling.training import trainer
 from groundling.training.task import Task
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SMALL: dict[str, Any] = {
     "preset": "nano", "n_layer": 1, "n_head": 2, "n_embd": 48, "block_size": 32, "batch_size": 16, "steps": 150,
     "eval_every": 30, "checkpoint_every": 1000, "sample_every": 0, "learning_rate": 8e-3, "warmup_steps": 10,

@@ -45,7 +45,7 @@ WALKED = [
     ("grpo first --steps 1", "Give either a --task, or a --reward model and --prompts.",
      "grpo first --task sums TUNE", "The task sums at level 2 needs up to"),
     ("grpo first --reward first --steps 1", "A --reward model needs --prompts",
-     "grpo first --reward first --prompts nowhere.jsonl", "nowhere.jsonl"),
+     "grpo first --reward first --prompts nowhere.jsonl", "The run first is no reward model."),
     ("distill first first prose.txt --on-policy 0.5 TUNE", "--on-policy needs the prompts of a --task.",
      "distill first first prose.txt TUNE", ""),
     ("train prose.txt --minutes 1 --steps 2", "Use --minutes or --steps, not both.",

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("without_pictures")  # but for those that a command asks for
+
 SHORT = "--preset nano --n-layer 1 --n-head 1 --n-embd 8 --block-size 4 --batch-size 2 --steps 3 --eval-every 1"
 TRAIN = [*SHORT.split(), "--sample-tokens=5", "--device=cpu", "--norm=rmsnorm", "--position=rope", "--mlp=swiglu"]
 

@@ -158,6 +158,19 @@ def test_a_prompt_from_standard_input(first: groundling.Run, cli: Any, monkeypat
         assert done.out == text + first.generate(text, max_new_tokens=2, seed=1) + "\n"
 
 
+def test_conversations_from_standard_input(first: groundling.Run, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are kept, so the run can be trained further."""
+    chats = "".join(json.dumps({"prompt": f"the {word}", "completion": "class"}) + "\n" for word in ("a", "be", "see"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(chats.encode())))
+    options = ["--sample-every=0", "--device=cpu", "--json"]
+    done = cli("sft", "first", "-", "--steps=1", "--name=piped", *options)
+    assert done.status == 0, done.err
+    done = cli("resume", "piped", "--steps=2", "--json")
+    assert done.status == 0 and json.loads(done.out)["step"] == 2, done.err
+    run = groundling.load("piped")
+    assert run.record.corpus.documents == 3 and run.record.corpus.name == "stdin"
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [

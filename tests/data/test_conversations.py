@@ -235,6 +235,9 @@ def test_every_format_is_read(tmp_path: Path) -> None:
     assert len(read(tmp_path)) == 10  # the folder, without the notes
     with pytest.raises(ValueError, match=r"notes\.txt is plain text, not conversations in JSON Lines"):
         read(tmp_path / "notes.txt")
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"blank\.jsonl is empty\.$"):
+        read(tmp_path / "blank.jsonl")
 
 
 def test_a_column_of_csv_may_hold_messages_as_json(tmp_path: Path) -> None:

@@ -27,14 +27,13 @@ def assert_nothing_lost(found: SelftestResult, kills: int) -> None:
     assert found.batches == 36  # one a step, of two micro-batches
 
 
-def test_20_kills_lose_nothing() -> None:
+def test_8_kills_lose_nothing() -> None:
     told: list[tuple[int, int]] = []
-    found = groundling.selftest(kills=20, seed=5, progress=lambda done, total: told.append((done, total)))
-    assert_nothing_lost(found, 20)
-    assert told == [(n, 20) for n in range(1, 21)]
-    assert found.new_interpreters >= 1
-    assert sum(kills > 0 for kills in found.by_phase.values()) >= 4  # of six: on a busy machine some strike late
-    assert found.by_phase["saving"] >= 2
+    found = groundling.selftest(kills=8, seed=5, progress=lambda done, total: told.append((done, total)))
+    assert_nothing_lost(found, 8)
+    assert told == [(n, 8) for n in range(1, 9)]
+    assert sum(kills > 0 for kills in found.by_phase.values()) >= 3  # of six: on a busy machine some strike late
+    assert found.by_phase["saving"] >= 1
 
 
 @pytest.mark.slow
@@ -76,7 +75,7 @@ def test_what_is_lost_is_found(fault: str, tmp_path: Path) -> None:
     """The command as users type it, on a copy of the package with a fault planted."""
     assert groundling.__file__
     source = tmp_path / "src" / "groundling"
-    shutil.copytree(Path(groundling.__file__).parent, source, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(groundling.__file__).parent, source)
     name, right, wrong, said = PLANTED[fault]
     file = source / "training" / name
     assert file.read_text("utf-8").count(right) == 1

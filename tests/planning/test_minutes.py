@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import groundling
+from groundling.__main__ import main
 from groundling.run import start
 from groundling.training.events import Event, Planned, Started
 from groundling.training.state import TrainState
@@ -52,6 +53,7 @@ def test_a_run_ends_on_time_with_its_rate_at_the_floor(text_file: Path) -> None:
     assert f"Actual: {result['elapsed'] / 60:.2f} min" in result["forecast"]
 
 
+@pytest.mark.usefixtures("second_a_step")
 def test_a_stopped_run_keeps_its_plan_and_its_clock(text_file: Path) -> None:
     class Stop(Exception):
         pass
@@ -69,17 +71,17 @@ def test_a_stopped_run_keeps_its_plan_and_its_clock(text_file: Path) -> None:
     assert run.name == "prose"
     assert run.config == planned  # the plan is not made again
     assert not any(isinstance(event, Planned) for event in events)
-    assert run.finished
+    assert run.finished and run.step == 9  # of 12 s, 2.5 are kept for pictures, and 4 % for the last evaluation
 
 
+@pytest.mark.usefixtures("second_a_step", "without_pictures")
 def test_a_finished_run_can_be_given_more_minutes(
     text_file: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = groundling.train(text_file, on_event=lambda _: None, **tiny)
-    longer = groundling.resume(run, minutes=0.2, on_event=lambda _: None)
+    longer = groundling.resume(run, minutes=1, on_event=lambda _: None)
     assert longer.result is not None
-    assert longer.result["step"] > tiny["steps"]
-    assert longer.result["elapsed"] == pytest.approx(12, abs=5)
+    assert longer.result["step"] == longer.result["elapsed"] == 58  # of 60 s; 2.5 are kept for pictures
     monkeypatch.setattr(start, "read_state", lambda _: TrainState(step=400, elapsed=600.0))
     with pytest.raises(ValueError, match=r"--minutes 5: the run prose has already trained for 10\.0 minutes"):
         groundling.resume(longer, minutes=5, on_event=lambda _: None)
@@ -96,9 +98,12 @@ def test_a_finished_run_can_be_given_more_minutes(
         (["--minutes", "soon"], "--minutes"),
     ],
 )
-def test_minutes_that_cannot_be(arguments: list[str], sentence: str, text_file: Path) -> None:
-    done = subprocess.run([*COMMAND, "train", str(text_file), *arguments], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+def test_minutes_that_cannot_be(
+    arguments: list[str], sentence: str, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(text_file), *arguments])
+    assert end.value.code in (1, 2)
+    error = capsys.readouterr().err
+    assert sentence in error and "Traceback" not in error
     assert not Path("runs").exists()

@@ -96,6 +96,19 @@ def test_values_of_other_types_are_named(trained: Run, text_file: Path) -> None:
     for prompt in (None, b"The"):
         with pytest.raises(TypeError, match=f"^The prompt must be a str, not {type(prompt).__name__}\\.$"):
             trained.generate(prompt)  # type: ignore[arg-type]
+    for verb, arguments, settings, sentence in (
+        (groundling.load, (5,), {}, r"^A run is its name or a path, not int\.$"),
+        (groundling.sft, (None, "x.jsonl"), {}, r"^A run is its name or a path, not NoneType\.$"),
+        (groundling.train, (text_file,), {"name": 3, "steps": 1}, r"^A name must be a str, not int\.$"),
+        (groundling.train, (text_file,), {"track": "wandb"}, r"^Trackers are a list, such as \['wandb'\]\.$"),
+    ):
+        with pytest.raises(TypeError, match=sentence):
+            verb(*arguments, **settings)
+
+
+def test_a_run_ends_with_its_pictures(trained: Run) -> None:
+    assert (trained.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (trained.folder / "report.html").exists()
 
 
 def test_a_picture_that_fails_does_not_fail_the_training(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import groundling
 from groundling.run.run import Run
 from groundling.training.events import Evaluation, Event, Finished, Notice, Paused, Sample, Saved, Started, Step
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 SHORT = {"steps": 12, "eval_every": 5, "checkpoint_every": 6}
 
 
@@ -35,8 +36,7 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(text_file: Path, tiny:
     assert run.finished
     assert run.folder == Path("runs/first").resolve()
     names = {path.name for path in run.folder.iterdir()}
-    assert {"config.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "loss.png"} <= names
-    assert (run.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert {"config.json", "tokenizer.json", "metrics.jsonl", "samples.jsonl", "checkpoints"} <= names
     evaluations = [event for event in events if isinstance(event, Evaluation)]
     assert [event.step for event in evaluations] == [0, 10, 20, 30, 40]
     assert evaluations[0].validation_loss == pytest.approx(math.log(run.tokenizer.vocab_size), rel=0.05)
@@ -261,7 +261,8 @@ def test_divergence_is_one_sentence_and_keeps_what_was_saved(text_file: Path, ti
         if isinstance(event, Step) and event.step == 8:
             import gc
 
-            model = next(o for o in gc.get_objects() if type(o) is groundling.GPT and o.training)
+            gc.collect()  # the models of the tests before
+            (model,) = (o for o in gc.get_objects() if type(o) is groundling.GPT and o.training)
             model.wte.weight.data[:] = math.nan
 
     with pytest.raises(FloatingPointError, match=r"diverged at step 9: the weights wte.weight are not finite"):
@@ -294,7 +295,7 @@ def test_a_folder_of_documents_is_trained_on(tmp_path: Path, prose: str, tiny: d
     assert run.evaluate()["loss"] < 4.6
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_gives_the_gradient_of_the_whole_batch(
     accumulate: int, text_file: Path, tiny: dict[str, Any]
 ) -> None:
@@ -418,6 +419,7 @@ def stop_after(step: int) -> Any:
     return stop
 
 
+@pytest.mark.usefixtures("second_a_step")
 @pytest.mark.parametrize("end", [{"steps": 8}, {"minutes": 0.2}])
 def test_a_new_end_before_the_end_of_the_warm_up_shortens_it(
     end: dict[str, Any], text_file: Path, tiny: dict[str, Any]
@@ -433,6 +435,7 @@ def test_a_run_out_of_patience_stays_so_when_it_is_killed_before_it_is_finished(
     text_file: Path, tiny: dict[str, Any]
 ) -> None:
     settings = tiny | {"steps": 300, "eval_every": 5, "checkpoint_every": 5, "patience": 2, "learning_rate": 0.5}
+    settings |= {"sample_every": 0}
     whole = groundling.train(text_file, name="whole", on_event=silent, **settings)
     assert whole.result is not None and whole.result["step"] < 300
 

@@ -18,6 +18,8 @@ from groundling.tasks.prompts import TaskPrompts
 from groundling.training.events import Evaluation, Event, Notice, Replies, Step
 from tiny import TINY
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 QUICK: dict[str, Any] = {"device": "cpu", "dtype": "float32", "sample_every": 0}
 
 
@@ -152,6 +154,42 @@ def test_a_reward_model_begins_at_zero_and_judges_replies(fine_tuned: groundling
     assert scores(events)[-1].metric == "reward" and tuned.record.others["reward"].run == judge.name
     assert (tuned.folder / "reward" / "model.safetensors").exists()
 
+    again, _ = heard(groundling.grpo, fine_tuned, prompts, name="handle", **options | {"reward": judge, "steps": 1})
+    assert again.config.method.reward == str(judge.checkpoint)  # a handle stands for its checkpoint
+    chats = rows("chats.jsonl", [{"prompt": prompt, "completion": f"#{answer}"} for prompt, answer in items(40)])
+    judged, _ = heard(groundling.grpo, fine_tuned, chats, name="judged", **options | {"steps": 1})
+    student, _ = heard(groundling.distill, judged, fine_tuned, steps=1, out="runs")
+    assert student.config.inputs == (str(Path(chats).resolve()),)  # what the teacher was trained on
+
+
+def test_a_reward_model_is_used_as_nothing_else(pretrained: groundling.Run, fine_tuned: groundling.Run) -> None:
+    judge, _ = heard(groundling.reward, fine_tuned, data := pairs(), steps=1, out="runs")
+    sentence = r"is a reward model: it judges replies, and writes none\. Use the run that it was trained from, sft\."
+    for verb, arguments, settings in (
+        (groundling.sft, (judge, data), {"steps": 1}), (groundling.dpo, (judge, data), {"steps": 1}),
+        (groundling.grpo, (judge,), {"task": "count"}), (groundling.distill, (judge, "nano", data), {"steps": 1}),
+        (groundling.distill, (fine_tuned, judge, data), {"steps": 1}),
+        (groundling.train, (data,), {"init_from": str(judge.folder)}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=sentence):
+            heard(verb, *arguments, out="runs", **settings)
+    for use in (
+        judge.generate, lambda: judge.evaluate(data), lambda: judge.chat([{"role": "user", "content": "a"}]),
+        lambda: groundling.export(judge, to="huggingface"), lambda: groundling.serve(judge.folder, port=0),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=sentence):
+            use()
+    of_bytes = TINY | {"tokenizer": "byte", "format": "text", "steps": 1, "warmup_steps": 0}
+    bytes_too, _ = heard(groundling.train, data, name="bytes", out="runs", **of_bytes)
+    for policy, rewarding, sentence in (
+        (fine_tuned, fine_tuned, r"The run sft is no reward model\. Train one on pairs: `groundling reward "),
+        (bytes_too, judge, rf"{judge.name} and the run {bytes_too.name} have different tokenizers\. Train a reward"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            heard(groundling.grpo, policy, data, reward=rewarding, steps=1, out="runs")
+    policy, _ = heard(groundling.grpo, pretrained, data, reward=judge, steps=1, batch_size=16, out="runs")
+    assert policy.tokenizer == fine_tuned.tokenizer  # which is the judge's without the token of the reward
+
 
 @pytest.mark.parametrize("loss_type", ["ipo", "hinge", "kto", "orpo", "simpo"])
 def test_every_preference_loss_learns(loss_type: str, fine_tuned: groundling.Run) -> None:
@@ -182,6 +220,12 @@ def test_with_nothing_left_to_learn_it_says_so(fine_tuned: groundling.Run, monke
     monkeypatch.setattr(TaskPrompts, "rewards", lambda self, prompts, replies: [1.0] * len(replies))
     with pytest.raises(ValueError, match=r"all answers are right\. Use a harder --level\."):
         heard(groundling.grpo, fine_tuned, task="count", level=1, steps=2, out="runs")
+    monkeypatch.setattr(TaskPrompts, "rewards", lambda self, prompts, replies: [p.item.index % 2 for p in prompts])
+    with pytest.raises(ValueError, match=r"pass@1 50\.0%.* same prompt earn the same\. Use a higher --temperature\."):
+        heard(groundling.grpo, fine_tuned, task="count", level=1, steps=2, out="runs")
+    monkeypatch.setattr(TaskPrompts, "rewards", lambda self, prompts, replies: [0.0] * len(replies))
+    with pytest.raises(ValueError, match=r"no answer is right\. Use a larger --max-completion-length"):
+        heard(groundling.grpo, fine_tuned, task="count", level=1, max_completion_length=2, steps=2, out="runs")
 
 
 def test_what_cannot_be_tuned_is_refused(pretrained: groundling.Run, fine_tuned: groundling.Run) -> None:
@@ -193,6 +237,11 @@ def test_what_cannot_be_tuned_is_refused(pretrained: groundling.Run, fine_tuned:
         (groundling.grpo, (fine_tuned,), {"task": "multiply"}, "needs up to .* context is 48. Use an easier --level"),
         (groundling.grpo, (fine_tuned,), {"task": "sums", "level": 1}, "has no tokens for '[^']*', which"),
         (groundling.dpo, (fine_tuned, data), {}, r"line 1: expected a pair, with chosen and rejected"),
+        (groundling.grpo, (fine_tuned, data), {"task": "count"}, "--prompts are for a --reward model"),
+        (groundling.dpo, (fine_tuned, []), {}, r"There are no data for dpo\. Give a file"),
+        (groundling.dpo, (fine_tuned, data), {"gamma": 1.0}, "--gamma does nothing without --loss-type simpo"),
+        (groundling.sft, (pretrained, data), {"adapter_kind": "dora"}, "--adapter-kind does nothing without --adapter"),
+        (groundling.distill, (fine_tuned, "small"), {"steps": 1}, "For a new student, choose a preset: nano, "),
         (groundling.sft, (pretrained, data), {"epochs": 0}, "--epochs must be above 0"),
         (
             groundling.sft,
@@ -201,7 +250,7 @@ def test_what_cannot_be_tuned_is_refused(pretrained: groundling.Run, fine_tuned:
             "--generations, --n-layer cannot be set for sft",
         ),
     ):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises((ValueError, FileNotFoundError), match=sentence):
             heard(verb, *arguments, out="runs", **settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,17 @@ from typing import Any
 import pytest
 
 import groundling
-from groundling.run import session
 from groundling.run.run import Run
 from groundling.tasks.prompts import TaskPrompts
-from groundling.training.clock import Clock
 from groundling.training.events import Event, Notice, Step
-from methods import job, prepare
+from methods import job
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("again")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "_finish", lambda *_: None)
-        patch.setenv("GROUNDLING_CACHE", str(folder / "cache"))
-        prepare(folder)
-    return folder
+def folder(models_to_tune: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(models_to_tune, tmp_path_factory.mktemp("again") / "models"))
 
 
 @pytest.fixture(autouse=True)
@@ -86,23 +82,14 @@ def test_moved_files_are_found(folder: Path, tmp_path: Path) -> None:
     assert steps(longer) == list(range(1, 7)) and longer.config.inputs == (str(moved),)
 
 
+@pytest.mark.usefixtures("second_a_step")
 @pytest.mark.parametrize("method", ["sft", "dpo-kto", "reward", "grpo-reward", "distill-own"])
-def test_minutes_decide_when_a_run_ends(
-    method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a clock on which only steps take time, a second each. Of 30 s, 2.5 are kept for pictures, and 4 % for the last
-    evaluation."""
-    monkeypatch.setattr(Clock, "elapsed", lambda self: self._passed())
-    monkeypatch.setattr(Clock, "typical", lambda self, kind: float(kind == "step"))
-    passed: list[int] = [0]
-    monkeypatch.setattr(Clock, "_passed", lambda self: float(passed[0]), raising=False)
+def test_minutes_decide_when_a_run_ends(method: str, folder: Path, tmp_path: Path) -> None:
+    """Of 30 s, 2.5 are kept for pictures, and 4 % for the last evaluation."""
     what = job(folder, method)
     settings = {name: value for name, value in what["settings"].items() if name != "steps"}
     settings |= {"eval_every": 100, "checkpoint_every": 100, "sample_every": 0, "warmup_steps": 1, "log_every": 1}
 
-    def tick(event: Event) -> None:
-        passed[0] += isinstance(event, Step)
-
     verb = getattr(groundling, what["verb"])
-    run: Run = verb(*what["arguments"], out=tmp_path, on_event=tick, minutes=0.5, **settings)
+    run: Run = verb(*what["arguments"], out=tmp_path, on_event=lambda event: None, minutes=0.5, **settings)
     assert run.finished and run.step == 26

@@ -29,6 +29,8 @@ from groundling.training.events import Event, Generation, RolledBack, Step
 from groundling.training.trainer import Trainer
 from tiny import TINY
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 THREE = {"generations": 3, "weight_average": 0.1, "optimizer": "muon", "compile": "off", "schedule": "linear",
          "final_lr_fraction": 0.0}  # fmt: skip
 # Of 40 steps: a sixth, a third, a half; a generation ends with the step that completes its share.

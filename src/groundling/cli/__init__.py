@@ -2,6 +2,7 @@
 
 from groundling.cli import (
     chat,
+    demo,
     inspect,
     interchange,
     machine,
@@ -17,6 +18,6 @@ from groundling.cli import (
 from groundling.cli.app import app
 
 __all__ = [
-    "app", "chat", "inspect", "interchange", "machine", "models", "runs", "serve", "studio", "tasks", "tokenizers",
-    "train", "tune",
+    "app", "chat", "demo", "inspect", "interchange", "machine", "models", "runs", "serve", "studio", "tasks",
+    "tokenizers", "train", "tune",
 ]  # fmt: skip

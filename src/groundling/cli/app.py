@@ -68,7 +68,7 @@ Unknown = Annotated[
 Text = Parameter(allow_leading_hyphen=True, show_default=False, converter=with_escapes)
 
 
-def _no_option(_: Any, values: Any) -> None:
+def no_option(_: Any, values: Any) -> None:
     """Refuse mistyped options, which would be files: only `-` and names of files may begin with a hyphen."""
     for word in values if isinstance(values, tuple) else [values]:
         if word.startswith("-") and word != "-" and not Path(word).exists():
@@ -82,7 +82,7 @@ Corpus = Annotated[
     Parameter(
         name="CORPUS",
         allow_leading_hyphen=True,
-        validator=_no_option,
+        validator=no_option,
         help="Text files, folders of them, zip files, - for standard input, shakespeare, or python-docs. Compressed "
         "files, JSON Lines, JSON, CSV and Parquet are recognized by their content.",
     ),

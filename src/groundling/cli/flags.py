@@ -40,6 +40,15 @@ _SUBSETS: dict[str, Sequence[str]] = {
 """The settings of a group that a command has, where it does not have all of them."""
 _CHOSEN = ("steps", "warmup_steps", "eval_every", "checkpoint_every", *training_defaults("sft", 1, False))
 """Settings whose default depends on the method."""
+_HELP = {
+    "batch_size": "Micro-batch size: examples, pairs or replies per forward pass.",
+    "minutes": "Time budget from the command to the last saved byte. Not with --steps.",
+    "seed": "Random seed for the order of the examples and for replies.",
+    "val_fraction": "Share of the prompts to keep for validation, chosen by a hash.",
+    "field": "Field of the messages, if it has an unusual name.",
+    "glob": "Which files of a folder to read, such as '*.jsonl'. Default: all.",
+}
+"""What some settings mean for the commands that train a run further."""
 _HIDDEN = {"distill": ("teacher",)}
 """Settings that are arguments of the command."""
 
@@ -65,8 +74,9 @@ def _flags(name: str, sort_key: int) -> list[inspect.Parameter]:
         chosen = _SUBSETS.get(name, (field.name,))
         if "help" not in field.metadata or field.name not in chosen or field.name in _HIDDEN.get(name, ()):
             continue
+        own = _HELP.get(field.name) if name in ("tuning", "data") else None
         parameter = Parameter(
-            help=f"{field.metadata['help']} {_default(name, field)}".rstrip(), group=group, show_default=False,
+            help=f"{own or field.metadata['help']} {_default(name, field)}".rstrip(), group=group, show_default=False,
             negative_bool="no-", allow_leading_hyphen=name == "sampling" or field.name in WITH_ESCAPES,
             alias=_ALIASES.get(field.name),
             converter=with_escapes if field.name in WITH_ESCAPES else converted,

@@ -6,13 +6,18 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from groundling.cli.app import Json, Out, RunReference, app
+from groundling.cli.app import Json, Out, RunReference, app, no_option
 from groundling.cli.flags import with_settings
 from groundling.cli.train import Track, train_and_show
 
-_FILES = "JSON Lines, JSON or Parquet files, or folders of them."
-Data = Annotated[str, Parameter(name="DATA", help=f"Conversations: {_FILES}")]
-Pairs = Annotated[str, Parameter(name="PAIRS", help=f"Pairs of a chosen and a rejected reply: {_FILES}")]
+
+def _files(name: str, help: str) -> Parameter:
+    return Parameter(name=name, allow_leading_hyphen=True, validator=no_option, help=help)
+
+
+_FILES = "JSON Lines, JSON, CSV or Parquet files, folders of them, or - for standard input."
+Data = Annotated[str, _files("DATA", f"Conversations: {_FILES}")]
+Pairs = Annotated[str, _files("PAIRS", f"Pairs of a chosen and a rejected reply: {_FILES}")]
 Prompts = Annotated[
     tuple[str, ...],
     Parameter(consume_multiple=True, negative="", help=f"Prompts for the replies that --reward judges: {_FILES}"),
@@ -21,10 +26,10 @@ Teacher = Annotated[str, Parameter(name="TEACHER", help="The run to learn from, 
 Student = Annotated[str, Parameter(name="STUDENT", help="The run to train, or a preset for a new model of that size.")]
 Read = Annotated[
     str,
-    Parameter(
-        name="DATA",
-        help="What both read: conversations, or a text. Default: replies to the prompts of --task, or what the teacher "
-        "was trained on.",
+    _files(
+        "DATA",
+        "What both read: conversations, or a text. Default: replies to the prompts of --task, or what the teacher was "
+        "trained on.",
     ),
 ]
 

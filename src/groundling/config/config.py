@@ -25,6 +25,12 @@ from groundling.config.settings import (
 MINUTES_OR_STEPS = "Use --minutes or --steps, not both."
 _PRETRAINING = ("init_from", "generations", "weight_average", "sample_prompt", "matrix_learning_rate")
 """Training settings that post-training does not have."""
+_NEEDED: dict[str, tuple[str, Any]] = {
+    "adapter_kind": ("adapter", None), "adapter_alpha": ("adapter", None), "level": ("task", None),
+    "tool": ("task", None), "gamma": ("loss_type", "simpo"), "label_smoothing": ("loss_type", "sigmoid"),
+    "beta": ("divergence", "jsd"),
+}  # fmt: skip
+"""Settings of methods that do nothing without another one (None: with any value of it)."""
 _MOST_ERRORS = 5  # in one message
 
 
@@ -86,7 +92,12 @@ class Config:
         groups["training"] |= training | {"warmup_steps": 0, "init_from": init_from}
         groups["machine"]["compile"] = "off"  # the widths of batches differ, and each would be compiled
         groups = _overridden(groups, settings)
-        return Config.from_dict({"corpus": corpus, "preset": parent.preset, "task": task, **groups})
+        config = Config.from_dict({"corpus": corpus, "preset": parent.preset, "task": task, **groups})
+        for name, (other, needed) in _NEEDED.items():
+            value = getattr(config.method, other, needed)
+            if settings.get(name) and (value != needed if needed else not value):
+                raise ValueError(f"{flag(name)} does nothing without {flag(other)}{f' {needed}' if needed else ''}.")
+        return config
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Config:

@@ -83,8 +83,15 @@ class GrpoSettings(TuningSettings):
         "How tokens are averaged: over the longest possible reply (dr_grpo), each reply (grpo), all tokens of the "
         "step (dapo), or not, with one ratio for each reply (rloo).",
     )
-    epsilon: float = setting(0.2, "Clips how much a step may lower a probability.", Limits(0, 1, True))
-    epsilon_high: float = setting(0.0, "Clips how much it may raise one (clip-higher). 0: as --epsilon.", _NOT_NEGATIVE)
+    epsilon: float = setting(
+        0.2,
+        "Clips how much an update may lower a probability. The first update of a batch, the only one here, is never "
+        "clipped.",
+        Limits(0, 1, True),
+    )
+    epsilon_high: float = setting(
+        0.0, "Clips how much it may raise one (clip-higher). 0: as for lower ones.", _NOT_NEGATIVE
+    )
     beta: float = setting(0.0, "Weight of the KL divergence from the parent. 0: none.", _NOT_NEGATIVE)
     max_completion_length: int = setting(0, "Tokens of a reply, at most. 0: what the task needs.", _WHOLE)
     temperature: float = setting(1.0, "Temperature of sampling, and of the loss.", Limits(0, 100, True, above=True))

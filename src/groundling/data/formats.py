@@ -54,6 +54,8 @@ def detect(file: TextFile, reading: Reading) -> str:
     """
     format = reading.format if reading.format not in ("auto", "text") else _detected(file, reading)
     if format == "text" and reading.entries:
+        if not _head(file, _HEAD).strip():
+            raise NotText(f"{file.name} is empty.", "no text")
         raise NotText(
             f"{file.name} is plain text, not conversations in JSON Lines, JSON, CSV or Parquet.", "plain text"
         )

@@ -67,6 +67,7 @@ def export(
     if to == "peft" and average > 1:
         raise ValueError(f"--average {average} does not work with --to peft: averaged factors are no average. Omit it.")
     run = run if isinstance(run, Run) else load(run)
+    run.check_writes()
     family_of(run.config.model)
     own = run.folder / "exports" / (f"{to}-{quantize}" if quantize else to)
     folder = own if out is None else user_path("--out", out)

@@ -48,7 +48,10 @@ def _steps_of(config: Config, data: TrainingData) -> int:
     n = data.n_train
     if not n:
         return _STEPS
-    return max(1, math.ceil(config.method.epochs * n / (config.training.batch_size * config.training.accumulate)))
+    at_once = config.training.batch_size * config.training.accumulate
+    if config.task == "grpo":  # a batch is counted in replies, and an epoch in prompts
+        at_once = max(1, at_once // config.method.num_generations)
+    return max(1, math.ceil(config.method.epochs * n / at_once))
 
 
 def _step_seconds(config: Config, data: TrainingData, others: Mapping[str, InitialModel], machine: Machine) -> float:

@@ -113,6 +113,8 @@ _TRACKERS: dict[str, Callable[[Tracked], Any]] = {
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raise ValueError if a tracker is unknown, or if its library is not installed."""
+    if isinstance(names, str):
+        raise TypeError(f"Trackers are a list, such as [{names!r}].")
     for name in names:
         if name not in _TRACKERS:
             raise ValueError(f"--track {name} is unknown. Use one of {', '.join(_TRACKERS)}.")

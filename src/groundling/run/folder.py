@@ -139,6 +139,14 @@ class RunFolder:
         """The optimizer steps of the checkpoint in use."""
         return read_state(self.checkpoint).step
 
+    def check_writes(self) -> None:
+        """Raises ValueError if the model is no language model."""
+        if self.config.task == "reward":
+            raise ValueError(
+                f"The run {self.name} is a reward model: it judges replies, and writes none. Use the run that it was "
+                f"trained from, {self.record.lineage[-1].run}."
+            )
+
     @property
     def result(self) -> dict[str, Any] | None:
         """The fields of the event `Finished`. None if the run is not finished."""
@@ -206,6 +214,8 @@ def is_name(text: str) -> bool:
 
 def checked_name(name: str, option: str = "--name") -> str:
     """The name that a user gave, in NFC. Raises ValueError if it is not valid."""
+    if not isinstance(name, str):
+        raise TypeError(f"A name must be a str, not {type(name).__name__}.")
     name = unicodedata.normalize("NFC", name)
     if not is_name(name):
         raise ValueError(

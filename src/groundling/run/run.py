@@ -173,6 +173,7 @@ class Run(RunFolder):
     @cached_property
     def variants(self) -> ModelVariants:
         """The model in each precision, with its fast decoders."""
+        self.check_writes()
         return ModelVariants(self.model)
 
     @default_torch()
@@ -198,8 +199,8 @@ class Run(RunFolder):
         Returns the fields of `Score`, `step`, `checkpoint`, and `notes`: what was read, and what is not counted.
         """
         limits.TOKENS.check("--html-tokens", html_tokens)
-        if max_tokens is not None:
-            limits.TOKENS.check("--max-tokens", max_tokens)
+        limits.TOKENS.check("--max-tokens", 0 if max_tokens is None else max_tokens)
+        self.check_writes()
         page_file = storage.output_file("--html", html) if html is not None else None
         tokens, notes = self._tokens(text, unknown)
         if max_tokens is None:

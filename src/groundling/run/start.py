@@ -57,9 +57,10 @@ class NewRun:
     @property
     def base_name(self) -> str:
         """The run's name unless the user gives one: made of the text's, or of the parent's and the method's."""
-        if self.config.method is None or not self.config.training.init_from:
+        if self.config.method is None:
             return as_name(self.text.name)
-        return as_name(f"{load(self.config.training.init_from).name}-{self.config.task}")
+        parent = self.config.training.init_from
+        return as_name(f"{load(parent).name if parent else self.config.preset}-{self.config.task}")
 
     def create(self, run: Run, planned: Config, machine: Machine) -> None:
         """Write the files of the run, with the settings `planned`. A folder without a record is not a run, so that

@@ -24,6 +24,8 @@ def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = No
 
     Raises FileNotFoundError if there is no such run, and ValueError if the path is another kind of model.
     """
+    if not isinstance(run, str | os.PathLike):
+        raise TypeError(f"A run is its name or a path, not {type(run).__name__}.")
     reference = os.fspath(run)
     folder = runs_folder(out)
     for path in [*_called(reference, folder), _whole(Path(os.path.expanduser(reference)))]:

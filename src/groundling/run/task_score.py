@@ -88,8 +88,7 @@ def score_task(
 
 
 def _prompts(run: RunFolder, name: str, level: int, tool: bool) -> TaskPrompts:
-    if run.config.task == "reward":
-        raise ValueError(f"The run {run.name} is a reward model: it judges replies, and writes none.")
+    run.check_writes()
     if not isinstance(run.tokenizer, ChatTokenizer):
         tune = command("tasks", name, "--write", "examples.jsonl"), command("sft", run.reference, "examples.jsonl")
         raise ValueError(

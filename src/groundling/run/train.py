@@ -178,6 +178,7 @@ def logged(run: Run, emit: Subscriber) -> Subscriber:
 def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dict[str, Any]:
     """The settings of a run that starts from another run's weights. Its model and tokenizer are fixed. Defaults: its
     optimizer, a tenth of its learning rates, and about 8,192 tokens per step."""
+    source.check_writes()
     storage.verify(source.checkpoint)
     t = source.config.training
     rates = {"learning_rate": t.learning_rate / 10, "matrix_learning_rate": t.matrix_learning_rate / 10}

@@ -15,6 +15,7 @@ from groundling.data.fingerprint import TextFingerprint, fingerprint_of
 from groundling.data.sources import CorpusPath, find_source
 from groundling.data.tokenizers.base import Tokenizer
 from groundling.data.tokenizers.chat import ChatTokenizer, with_chat, with_reward
+from groundling.escape import command
 from groundling.machine import choose, default_torch
 from groundling.planning.tuning import plan_tuning
 from groundling.reporting.console import Console
@@ -31,6 +32,8 @@ from groundling.run.training_data import entries_of, prepare_data, task_prompts
 from groundling.tasks.grpo import NoSignal
 from groundling.training.events import Subscriber, reporters
 from groundling.training.task import TrainingData
+
+_NEW_STUDENT = f"For a new student, choose a preset: {', '.join(PRESETS)}."
 
 RunOrName = str | os.PathLike[str] | Run
 
@@ -86,14 +89,19 @@ def grpo(run: RunOrName, data: CorpusPath | Sequence[CorpusPath] | None = None, 
     Args and errors as for `sft`. Give `task`, the name of a task whose answers are checked, or `reward`, a reward
     model's run, and `data`, the prompts. The settings of the method are `GrpoSettings`.
     """
-    given = settings.get("reward")
+    given = settings.pop("reward", None)
+    if data is not None and not given:
+        raise ValueError("--prompts are for a --reward model. A --task makes its own.")
     if bool(settings.get("task")) == bool(given):
         raise ValueError("Give either a --task, or a --reward model and --prompts.")
     if given and data is None:
         raise ValueError("A --reward model needs --prompts: a file of prompts, or of conversations.")
     others = {}
     if given:
-        others["reward"] = load(given, out=settings.get("out"))
+        others["reward"] = judge = _loaded(given, settings)
+        if judge.config.task != "reward":
+            pairs = command("reward", judge.reference, "pairs.jsonl")
+            raise ValueError(f"The run {judge.name} is no reward model. Train one on pairs: `{pairs}`.")
         settings["reward"] = str(others["reward"].checkpoint)
     return _tune("grpo", run, data, settings, others)
 
@@ -112,12 +120,13 @@ def distill(
         settings: as for `sft`. The settings of the method are `DistillSettings`.
     """
     wise = _loaded(teacher, settings)
+    wise.check_writes()
     settings["teacher"] = str(wise.checkpoint)
     if data is None and not settings.get("task"):
-        if wise.config.task == "grpo":
-            settings |= {"task": wise.config.method.task, "level": wise.config.method.level}
+        if getattr(wise.config.method, "task", ""):
+            settings = {"task": wise.config.method.task, "level": wise.config.method.level} | settings
         else:
-            data = wise.config.inputs
+            data = [each for each in wise.config.inputs if each]  # an imported run has none
     return _tune("distill", student, data, settings, {"teacher": wise})
 
 
@@ -149,7 +158,8 @@ def _tune(
         if prompts is not None:
             text, contents = prompts, TextFingerprint(prompts.fingerprint, ())
         else:
-            assert data is not None
+            if not data:
+                raise ValueError(f"There are no data for {task}. Give a file or a folder of them.")
             source = find_source(data, config.text, entries=entries_of(task, tokenizer))
             config = dataclasses.replace(config, corpus=source.corpus)
             contents = fingerprint_of(source, progress)
@@ -178,7 +188,12 @@ def _configured(
         student = Config.build("", run, task="pretraining", block_size=teacher.config.model.block_size)
         config = Config.tuning(task, corpus, student, None, **settings)
         return config, teacher.tokenizer
-    parent = _loaded(run, {"out": runs})
+    try:
+        parent = _loaded(run, {"out": runs})
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} {_NEW_STUDENT}" if teacher else str(error)) from None
+    if task != "reward":
+        parent.check_writes()
     storage.verify(parent.checkpoint)
     config = Config.tuning(task, corpus, parent.config, str(parent.checkpoint), **settings)
     tokenizer = parent.tokenizer
@@ -191,4 +206,10 @@ def _configured(
         tokenizer = with_chat(tokenizer)
     if task == "reward":
         tokenizer = with_reward(with_chat(tokenizer))
+    judge = others.get("reward")
+    if judge is not None and judge.tokenizer != with_reward(with_chat(tokenizer)):
+        raise ValueError(
+            f"The reward model {judge.name} and the run {parent.name} have different tokenizers. Train a reward model "
+            f"from {parent.name}, or from a run with its tokenizer."
+        )
     return config, tokenizer

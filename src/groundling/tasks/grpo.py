@@ -156,6 +156,10 @@ class Grpo(Task):
         if signal == 0:
             if one == 1:
                 why = "all answers are right. Use a harder --level."
+            elif one > 0:
+                why = "all replies to the same prompt earn the same. Use a higher --temperature."
+            elif self.method.max_completion_length:
+                why = "no answer is right. Use a larger --max-completion-length, or run `sft` on worked examples first."
             else:
                 why = "no answer is right. Run `sft` on worked examples first, or use an easier --level."
             raise NoSignal(f"{found} There is nothing to learn from: {why}")

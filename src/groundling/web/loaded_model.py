@@ -35,6 +35,7 @@ class LoadedModel:
 
     def __init__(self, run: Run, name: str, precision: Precision, unknown: Unknown) -> None:
         self.name = name
+        run.check_writes()
         variants = ModelVariants(run.model)
         self.model: GPT = variants.model(precision)
         self.decoder = variants.decoder(precision)
