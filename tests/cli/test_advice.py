@@ -140,6 +140,8 @@ ELSEWHERE = {
     "--style must be one of": "Python alone: the command line offers the choices itself",
     "has no working. Use --style answer.": "tests/environments/test_reasoning_gym.py",
     "or name the one with the messages with --field": "tests/data/test_conversations.py",
+    "Use a larger --max-completion-length, or run": "tests/run/test_tune.py",
+    "Use a higher --temperature.": "tests/run/test_tune.py", "A --task makes its own.": "the same",
     "Use a harder --level.": "tests/run/test_tune.py", "or use an easier --level.": "tests/run/test_tune.py",
     "or a model with a larger --block-size.": "tests/run/test_tune.py",
     "or with --tokenizer byte.": "tests/run/test_tune.py",

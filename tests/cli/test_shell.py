@@ -25,7 +25,7 @@ WORDS = {
     "train": "prose.txt --preset nano --steps 1", "resume": "first", "sample": "first", "chat": "first",
     "eval": "first", "serve": "first", "inspect": "prose.txt", "import": "nowhere", "export": "first --to gguf",
     "runs": "", "studio": "", "tasks": "sums --n 2", "explain": "first", "plot": "first", "report": "first",
-    "sft": "first nowhere", "dpo": "first nowhere", "reward": "first nowhere", "grpo": "first --task sums",
+    "demo": "", "sft": "first nowhere", "dpo": "first nowhere", "reward": "first nowhere", "grpo": "first --task sums",
     "distill": "first first nowhere",
     "tokenizer train": "prose.txt --kind char",
     "tokenizer export": "first",

@@ -24,9 +24,16 @@ TINY = replace(
 
 def test_every_stage_is_measured_against_the_one_before(tmp_path: Path) -> None:
     said: list[str] = []
-    rows = demo(tmp_path / "demo", TINY, say=said.append)
+    heard: list[list[str]] = []
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        heard.append(sorted(path.name for path in (tmp_path / "demo" / "runs").iterdir()))
+
+    rows = demo(tmp_path / "demo", TINY, say=say)
     assert [row["stage"].split(",")[0] for row in rows[:3]] == ["sft", "dpo", "grpo"]
     assert len(rows) == len(said) == 4 + len(CONTROLS)
+    assert heard[0] == ["base", "sft"]  # each stage is judged before the next one begins
     runs = {path.name: Run(path) for path in (tmp_path / "demo" / "runs").iterdir()}
     assert {fact.run for fact in runs["grpo"].record.lineage} == {"base", "sft", "dpo"}
     assert rows[2]["parent"] == "dpo" and rows[2]["against"]["run"] == "dpo"
@@ -56,7 +63,7 @@ def test_the_recipe_fits_its_tasks() -> None:
 
 @pytest.mark.slow
 def test_the_whole_demonstration(tmp_path: Path) -> None:
-    """A quarter of an hour: each stage is better than the one before, and thinking helps."""
+    """Each stage is better than the one before, and thinking helps."""
     rows = {row["stage"]: row for row in demo(tmp_path, RECIPES["reasoning"])}
     for row in list(rows.values())[1:4]:
         assert row["against"]["verdict"] == "better", row

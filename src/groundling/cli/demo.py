@@ -15,12 +15,13 @@ Which = Annotated[Literal["reasoning"], Parameter(name="RECIPE", help="reasoning
 
 @app.command(sort_key=7)
 def demo(recipe: Which = "reasoning", /, *, out: Path = Path("demo"), json: Json = False) -> int:
-    """Show the whole path on this machine: pretrain, sft, dpo, grpo, distill, and whether thinking helps. It takes
-    about a quarter of an hour. Repeat the same command to continue one that was stopped.
+    """Show the whole path on this machine: pretrain, sft, dpo, grpo, distill, and whether thinking helps. Each stage
+    takes some minutes. Repeat the same command to continue one that was stopped.
 
     Args:
         out: The folder for all runs, data, the table and the picture.
     """
+    from groundling.config import user_path
     from groundling.training.signals import ended_by_signals
 
     with ended_by_signals():
@@ -30,6 +31,7 @@ def demo(recipe: Which = "reasoning", /, *, out: Path = Path("demo"), json: Json
         from groundling.reporting.stages import Stages
 
         file = sys.stderr if json else sys.stdout
+        out = user_path("--out", out)
         try:
             with Stages(file) as stages:
                 rows = run_demo(out, RECIPES[recipe], stages, stages.say)

@@ -42,7 +42,7 @@ _CHOSEN = ("steps", "warmup_steps", "eval_every", "checkpoint_every", *training_
 """Settings whose default depends on the method."""
 _HELP = {
     "batch_size": "Micro-batch size: examples, pairs or replies per forward pass.",
-    "minutes": "Time budget from the command to the last saved byte. Not with --steps.",
+    "minutes": "Time budget from the command to the last saved byte, instead of a number of steps.",
     "seed": "Random seed for the order of the examples and for replies.",
     "val_fraction": "Share of the prompts to keep for validation, chosen by a hash.",
     "field": "Field of the messages, if it has an unusual name.",

@@ -28,8 +28,8 @@ Read = Annotated[
     str,
     _files(
         "DATA",
-        "What both read: conversations, or a text. Default: replies to the prompts of --task, or what the teacher was "
-        "trained on.",
+        "What both read: conversations, or a text. Default: replies to the prompts of the task, or what the teacher "
+        "was trained on.",
     ),
 ]
 

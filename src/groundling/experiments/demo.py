@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,12 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=lambda: {"preset": "nano", "block_size": 64, "batch_size": 64})
     student: dict[str, Any] = field(default_factory=lambda: {"n_layer": 3, "n_embd": 96})
     pretraining_steps: int = 150
-    piece: int = 40
+    piece: int = 20
     """Steps of sft between two looks at the accuracy. It ends at `goal`, so that something is left to learn."""
     goal: float = 0.4
-    pieces: int = 16
+    pieces: int = 30
     pair_prompts: int = 512
-    dpo_steps: int = 40
+    dpo_steps: int = 60
     grpo_steps: int = 160
     distill_steps: int = 160
     thinking_steps: int = 560
@@ -69,7 +70,7 @@ def demo(
     figures of `score_task`. `say` gets a sentence for each stage."""
     makers = _Demo(folder, recipe, on_event)
     rows = list[dict[str, Any]]()
-    for stage, run, task, level, parent in (*makers.path(), *makers.thinking()):
+    for stage, run, task, level, parent in chain(makers.path(), makers.thinking()):
         found = run.evaluate_task(task, level=level, items=recipe.items, attempts=0, against=parent)
         row = {"stage": stage, "run": run.name, "minutes": _minutes(run), "parent": parent.name if parent else None}
         rows.append(row | {key: found[key] for key in ("task", "level", "items", "accuracy", "interval", "chance")})
@@ -98,8 +99,9 @@ class _Demo:
         yield "sft", tuned, r.task, r.level, None
         pairs = self._pairs(tuned)
         better = self._made(
-            "dpo", dpo, tuned, pairs, steps=r.dpo_steps, batch_size=16, learning_rate=1e-4, loss_type="sigmoid"
-        )
+            # With the anchor, since without it the right replies became less likely, too.
+            "dpo", dpo, tuned, pairs, steps=r.dpo_steps, batch_size=16, learning_rate=5e-5, anchor=1.0,
+        )  # fmt: skip
         yield "dpo", better, r.task, r.level, tuned
         rewarded = self._made(
             "grpo", grpo, better, task=r.task, level=r.level, steps=r.grpo_steps, batch_size=r.rewarded,
@@ -108,7 +110,7 @@ class _Demo:
         yield "grpo", rewarded, r.task, r.level, better
         small = self._pretrained("small-base", r.task, r.level, "answer", **r.student)
         student = self._made(
-            "small-sft", sft, small, data, steps=r.piece * 4, batch_size=r.batch_size, learning_rate=2e-3,
+            "small-sft", sft, small, data, steps=r.piece * 8, batch_size=r.batch_size, learning_rate=2e-3,
             schedule="constant",
         )  # fmt: skip
         taught = self._made(
