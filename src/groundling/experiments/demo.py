@@ -26,7 +26,7 @@ from groundling.run.train import resume, train
 from groundling.run.tune import distill, dpo, grpo, sft
 from groundling.tasks.prompts import TaskPrompts, last_turn
 from groundling.tasks.replies import sample_groups
-from groundling.training.events import Event, Subscriber
+from groundling.training.events import Subscriber
 
 CONTROLS: tuple[Style, ...] = ("working", "answer", "shuffled", "answer-first")
 _MARKS = "#;|"  # so that the tokenizer knows them, whatever the style of the text
@@ -85,10 +85,7 @@ class _Demo:
         self.folder, self.recipe, self.on_event = folder, recipe, on_event
         self.runs = folder / "runs"
         storage.make_folder(self.runs)
-        self.settings = {"out": self.runs, "on_event": self._tell}
-
-    def _tell(self, event: Event) -> None:
-        self.on_event(event)
+        self.settings = {"out": self.runs, "on_event": on_event}
 
     def path(self) -> Iterator[tuple[str, Run, str, int, Run | None]]:
         """Each stage with the task on which it is judged, and the run that it should be better than."""
@@ -162,7 +159,8 @@ class _Demo:
             score = run.evaluate_task(r.task, level=r.level, items=256, attempts=0, seed=1)
             if score["accuracy"] >= r.goal or run.step >= r.piece * r.pieces:
                 break
-            run = _finished(resume(run, steps=max(run.step + r.piece, piece * r.piece), on_event=self._tell))
+            steps = max(run.step + r.piece, piece * r.piece)
+            run = _finished(resume(run, steps=steps, on_event=self.on_event))
         return Run(run.folder)
 
     def _pairs(self, run: Run) -> Path:

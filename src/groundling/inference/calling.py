@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from groundling.data.conversations import Message
+from groundling.data.conversations import Message, ToolCall
 from groundling.data.tokenizers.chat import ChatTokenizer
 from groundling.environments.calculator import calculate
 
@@ -26,10 +26,13 @@ class Calculator:
 
 def answered(message: Message) -> list[Message]:
     """The results of the calls in an assistant's message."""
-    return [Message("tool", _result(call.name, call.arguments)) for call in message.calls]
+    return [Message("tool", calculator_result(call) or "error") for call in message.calls]
 
 
-def _result(name: str, arguments: str) -> str:
-    values = json.loads(arguments)
+def calculator_result(call: ToolCall) -> str | None:
+    """What the calculator answers. None if the call is of another tool."""
+    if call.name != "calculator":
+        return None
+    values = json.loads(call.arguments)
     expression = values.get("expression") if isinstance(values, dict) else None
-    return calculate(expression) if name == "calculator" and isinstance(expression, str) else "error"
+    return calculate(expression) if isinstance(expression, str) else "error"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from groundling.config import Sampling
-from groundling.data.conversations import Message, ToolCall, messages_of
+from groundling.data.conversations import Message, messages_of
 from groundling.data.progress import Notice
 from groundling.data.tokenizers.base import Unknown
 from groundling.data.tokenizers.chat import CALL, ChatTokenizer, text_of_call
-from groundling.environments.calculator import calculate
+from groundling.inference.calling import calculator_result
 from groundling.inference.engine import Engine, Request
 from groundling.inference.stream import StreamDecoder, decoded
 
@@ -152,12 +151,3 @@ def readable(tokenizer: ChatTokenizer, messages: Sequence[Message], unknown: Unk
             content = tokenizer.decode(tokenizer.encode(content, "skip")) if content else ""
         made.append(dataclasses.replace(message, content=content))
     return made
-
-
-def calculator_result(call: ToolCall) -> str | None:
-    """What the calculator answers. None if the call is of another tool."""
-    if call.name != "calculator":
-        return None
-    values = json.loads(call.arguments)
-    expression = values.get("expression") if isinstance(values, dict) else None
-    return calculate(expression) if isinstance(expression, str) else "error"
