@@ -43,6 +43,14 @@ def few_threads(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random weights that a test draws are the same in any order of the tests."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A real one; for a module alone, since its driver keeps an event loop running in this thread."""

@@ -39,8 +39,8 @@ def test_packed_is_the_same_as_padded(family: dict[str, Any]) -> None:
     n = len(packed.lengths)
     assert n < len(whole) and packed.lengths.sum() == whole.lengths.sum() and packed.lengths.max() <= 32
     model = GPT(ModelSettings(block_size=32, n_layer=2, n_head=2, n_embd=16, **family), 20)
-    with torch.no_grad():  # new weights are so small that attention hardly matters
-        for parameter in model.h.parameters():
+    with torch.no_grad():  # new weights are so small that the text before a token hardly matters
+        for parameter in (*model.h.parameters(), model.wte.weight):
             parameter.mul_(10)
     loss, gradients = gradient(model, whole.batch(np.arange(len(whole))))
     batch = packed.batch(np.arange(n))
@@ -49,7 +49,7 @@ def test_packed_is_the_same_as_padded(family: dict[str, Any]) -> None:
     for ours, theirs in zip(gradients, others, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     mixed, _ = gradient(model, batch)  # as if a row were one document
-    assert abs(mixed - loss) > 1e-4
+    assert abs(mixed - loss) > 1e-3
 
 
 def test_positions_and_masks() -> None:
