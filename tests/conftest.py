@@ -16,6 +16,23 @@ import pytest
 
 from tiny import TINY
 
+LONGEST = (
+    "test_resume.py", "test_resume_methods.py", "test_studio.py", "test_diagnosis.py", "test_cli.py", "test_pasted.py",
+    "test_numba_decoder.py", "test_event_loop.py", "test_selftest.py", "test_notebook.py", "test_train.py",
+    "test_streams.py", "test_micro_batches.py", "test_killed_methods.py", "test_out_of_memory.py", "test_benchmarks.py",
+    "test_demo.py", "test_kills.py", "test_studio_tuned.py", "test_signals.py", "test_life.py",
+)  # fmt: skip
+
+
+def pytest_configure() -> None:
+    """PyTorch compiles in this process, as a pool of others would import it once more each. It reads this early."""
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file is run by one process, so the longest ones begin first: none should run alone at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +46,14 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def interruptible() -> None:
     """Whoever runs the tests in the background of a shell has them ignore SIGINT, and all processes that they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power. What must be flushed, and when, the tests of storage and reliability check."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,10 +131,24 @@ def models_to_tune(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No loss.png and no report.html at the end of a run, which take as long as training a tiny model."""
-    monkeypatch.setattr("groundling.run.session._drawn", lambda *_: "")
+@pytest.fixture(scope="session", autouse=True)
+def without_pictures() -> Iterator[Any]:
+    """No loss.png and no report.html at the end of a run, which take as long as training a tiny model. Has what draws
+    them."""
+    from groundling.run import session
+
+    drawn = session._drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "_drawn", lambda *_: "")
+        yield drawn
+
+
+@pytest.fixture(scope="module")
+def pictures(without_pictures: Any) -> Iterator[None]:
+    """For modules that look at loss.png and report.html."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("groundling.run.session._drawn", without_pictures)
+        yield
 
 
 @pytest.fixture
@@ -166,7 +205,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "JUPYTER_RUNTIME_DIR": tmp_path / "runtime",
         "IPYTHONDIR": tmp_path / "ipython",
         "GROUNDLING_CACHE": tmp_path / "cache",
-        "OMP_NUM_THREADS": 2,
+        "OMP_NUM_THREADS": 1,
         "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
     }.items():
         monkeypatch.setenv(name, str(value))

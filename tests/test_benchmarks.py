@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -103,3 +104,45 @@ def test_operations_are_counted_as_pytorch_counts_them(name: str) -> None:
     windows = preset.training.batch_size * preset.training.accumulate
     square = 2 * m.n_layer * m.block_size**2 * m.n_embd  # a product of attention: 2 of them forward, 4 back
     assert count(preset) / windows + 3 * square == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_the_gpu_script_runs_all_its_parts(tmp_path: Path, prose: str) -> None:
+    """As in a fresh checkout without a network: the packages are there, groundling is not installed, and pip fails."""
+    site = Path(torch.__file__).parents[1]
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" = pip ] && exit 1\nPYTHONPATH="$PYTHONPATH:{site}" exec {sys.executable} -S "$@"\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "text.txt").write_text(prose, encoding="utf-8")
+    out = tmp_path / "found" / "gpu.json"
+    words = ["--dry-run", "--text", str(tmp_path / "text.txt"), "--out", str(out)]
+    environment = {**os.environ, "PYTHON": str(python), "GROUNDLING_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [SCRIPT.with_name("gpu.sh"), *words], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    found = {part["part"]: part for part in json.loads(out.read_text(encoding="utf-8"))}
+    assert not [part.get("error") for part in found.values() if "problem" in part]
+    assert done.returncode == 0
+    parts = ["peak", "gpt2", "steps", "tests", "target", "decode", "context", "rollouts"]
+    assert list(found) == parts and all(found[name]["rows"] for name in parts)
+    assert all(f"| {name} |" in done.stdout for name in parts)
+    rates = [row["tokens_per_second"] for part in found.values() for row in part["rows"] if "tokens_per_second" in row]
+    assert len(rates) == 7 and min(rates) > 0
+    assert 0 < found["gpt2"]["rows"][-1]["share_of_peak"] < 1
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_loses_nothing_else(tmp_path: Path) -> None:
+    out, nothing = tmp_path / "gpu.json", tmp_path / "no-nanogpt"
+    nothing.mkdir()
+    words = ["--dry-run", "--parts", "peak", "gpt2", "--nanogpt", str(nothing), "--out", str(out)]
+    done = subprocess.run([sys.executable, SCRIPT.with_name("gpu.py"), *words], capture_output=True, text=True)
+    assert done.returncode == 1
+    peak, gpt2 = json.loads(out.read_text(encoding="utf-8"))
+    assert peak["rows"][0]["teraflops"] > 0 and "problem" not in peak
+    assert [row["what"] for row in gpt2["rows"]] == ["gpt2, first round"]  # before it came to the missing model.py
+    assert gpt2["problem"] == "exit status 1" and "No module named 'model'" in gpt2["error"]
+    assert "| gpt2 | FAILED | exit status 1: ModuleNotFoundError" in done.stdout

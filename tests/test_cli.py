@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import groundling
 from groundling.__main__ import main
 from groundling.cli.copies import show_originality
 from groundling.config import flag, setting_fields
+from tiny import TINY
 
 VERBS = [
     "train", "resume", "sample", "chat", "eval", "runs", "serve", "export", "import", "plot", "doctor", "inspect",
@@ -46,23 +48,32 @@ def call(capfd: pytest.CaptureFixture[str]) -> Any:
     return call
 
 
+@pytest.fixture(scope="module")
+def trained(prose: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "prose.txt").write_text(prose, encoding="utf-8", newline="")
+    short = TINY | {"steps": 12, "eval_every": 6}
+    run = groundling.train(folder / "prose.txt", name="first", out=folder, on_event=lambda event: None, **short)
+    return run.folder
+
+
 @pytest.fixture
-def first(text_file: Path, tiny: dict[str, Any]) -> None:
-    short = tiny | {"steps": 12, "eval_every": 6}
-    groundling.train(text_file, name="first", on_event=lambda event: None, **short)
+def first(trained: Path, text_file: Path) -> None:
+    """A run of twelve steps in the folder of runs, and its text beside it."""
+    shutil.copytree(trained, "runs/first")
 
 
 def test_help_answers_without_torch() -> None:
-    for arguments in ([], *([verb] for verb in VERBS)):
-        program = (
-            "import sys; from groundling.__main__ import main\n"
-            "try: main()\n"
-            "except SystemExit as end: assert not end.code, end.code\n"
-            "assert 'torch' not in sys.modules"
-        )
-        done = subprocess.run([sys.executable, "-c", program, *arguments, "--help"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "Usage: groundling" in done.stdout
+    program = (
+        "import sys; from groundling.__main__ import main\n"
+        "for words in (['--help'], *([verb, '--help'] for verb in sys.argv[1:])):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as end: assert not end.code, (words, end.code)\n"
+        "    assert 'torch' not in sys.modules, words"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *VERBS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage: groundling") == 1 + len(VERBS)
 
 
 def test_every_setting_has_a_flag_with_help(call: Any) -> None:
@@ -298,13 +309,13 @@ def test_debug_shows_where(first: None) -> None:
     assert "Traceback" in done.stderr
 
 
-def test_text_comes_from_standard_input(prose: str, tiny: dict[str, Any]) -> None:
+def test_text_comes_from_standard_input(prose: str, tiny: dict[str, Any], call: Any) -> None:
     arguments = ["train", "-", *flags(tiny | {"steps": 2, "warmup_steps": 0}), "--json"]
     done = subprocess.run([*COMMAND, *arguments], input=prose.encode(), capture_output=True)
     assert done.returncode == 0, done.stderr
     assert Path("runs/stdin/result.json").exists()
-    resumed = subprocess.run([*COMMAND, "resume", "stdin", "--steps", "3"], capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = call("resume", "stdin", "--steps", "3")
+    assert resumed.status == 0, resumed.err
 
 
 def test_a_reader_that_leaves_is_no_error(first: None) -> None:

@@ -33,7 +33,7 @@ CHECKPOINT = "checkpoints/step-000002"
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Iterator[Path]:
+def honest(tmp_path_factory: pytest.TempPathFactory, prose: str, pictures: None) -> Iterator[Path]:
     """A run of two steps, which the tests copy."""
     place = tmp_path_factory.mktemp("honest")
     (place / "prose.txt").write_text(prose[:3000], encoding="utf-8")

@@ -32,9 +32,9 @@ DOCUMENTS.remove(ROOT / "docs" / "LOG.md")  # quotes commands as they were
 ARCHITECTURE = ROOT / "docs" / "ARCHITECTURE.md"
 
 READING_ORDER = [
-    "config", "escape", "storage", "machine", "data", "environments", "model", "inference", "evaluation", "analysis",
-    "training", "tasks", "planning", "reporting", "checkup", "acceleration", "run", "experiments", "interchange", "web",
-    "cli", "__main__",
+    "config", "escape", "storage", "machine", "data", "environments", "model", "parallel", "inference", "evaluation",
+    "analysis", "training", "tasks", "planning", "reporting", "checkup", "acceleration", "run", "experiments",
+    "interchange", "web", "cli", "__main__",
 ]  # fmt: skip
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

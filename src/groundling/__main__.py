@@ -9,6 +9,7 @@ if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] != os.path
     del sys.path[0]  # `python -m` puts the working folder there, and in it may be a torch.py or random.py of yours
 
 import re
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 from groundling.escape import printable
@@ -26,6 +27,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
         from groundling.cli import app
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    several = os.environ.get("WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ  # by torchrun
+    if several and arguments[:1] not in ([], ["train"], ["resume"], ["sft"]):
+        sys.exit(_fail(f"{arguments[0]} runs in one process. torchrun can start train, resume and sft.", 2))
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
@@ -42,16 +46,27 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        from groundling.training.out_of_memory import ADVICE, OutOfMemoryError, is_out_of_memory
-
-        if isinstance(error, ValueError | OSError | FloatingPointError | OutOfMemoryError):
-            message = _message(error)
-        elif is_out_of_memory(error):
-            message = f"Memory ran out. {ADVICE}"
-        else:
-            message = f"Unexpected {type(error).__name__}: {_message(error)} (--debug shows the traceback)"
-        status = _fail(message, 1)
+        status = _failed(error)
+        if several:
+            os._exit(status)  # at once: the other processes notice, and end too
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _failed(error: Exception) -> int:
+    """Print what went wrong. Returns the exit code."""
+    processes = sys.modules.get("groundling.parallel.processes")
+    if processes is not None and processes.lost_another(error):
+        time.sleep(1)  # the other one says why it is gone, or whoever started it does
+        return int(processes.LOST_ANOTHER)
+    from groundling.training.out_of_memory import ADVICE, OutOfMemoryError, is_out_of_memory
+
+    if isinstance(error, ValueError | OSError | FloatingPointError | OutOfMemoryError):
+        message = _message(error)
+    elif is_out_of_memory(error):
+        message = f"Memory ran out. {ADVICE}"
+    else:
+        message = f"Unexpected {type(error).__name__}: {_message(error)} (--debug shows the traceback)"
+    return _fail(message, getattr(error, "exit_code", 1))
 
 
 def _mend_environment() -> None:
@@ -92,7 +107,11 @@ def _message(error: Exception) -> str:
 
 def _fail(message: str, status: int) -> int:
     line = re.sub(r"\s*\n\s*", " ", message.strip())  # other spaces stay: they may be in a path
-    print(f"groundling: {printable(line)}", file=sys.stderr)
+    rank = os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
+    processes = sys.modules.get("groundling.parallel.processes")
+    together = processes is not None and processes.together()
+    if rank in (None, "0") or together:  # before they train together, all would say the same
+        print(f"groundling{f' (rank {rank})' if rank else ''}: {printable(line)}", file=sys.stderr, flush=True)
     return status
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from contextlib import suppress
 
 _DIRECTION = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -15,6 +16,7 @@ _CONTROL = (
 )
 
 _ESCAPED = {code: f"\\u{code:04x}" for code in _CONTROL if code >= 0x7F}  # JSON always escapes the others
+_SHOW_CURSOR = b"\x1b[?25h"  # a live display hides it, and a killed process cannot restore it
 
 
 def printable(text: str) -> str:
@@ -54,3 +56,12 @@ def quoted(word: str, windows: bool = os.name == "nt") -> str:
         return shlex.quote(word)
     octal = ("".join(f"\\{byte:03o}" for byte in c.encode("utf-8", "surrogateescape")) for c in word)
     return "$'" + "".join(c if c.isalnum() or c in " /._-" else code for c, code in zip(word, octal, strict=True)) + "'"
+
+
+def say(sentence: str) -> None:
+    """Write a sentence to standard error: to its file descriptor, since a display may hold the lock of `sys.stderr`.
+    The terminal may be gone."""
+    if sys.__stderr__ is None:  # it was closed when Python started, and the descriptor may be another file's
+        return
+    with suppress(OSError):
+        os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + f"\n{sentence}\n".encode())

@@ -30,6 +30,7 @@ from groundling.config import MachineSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_DTYPES = ("float32", "bfloat16")
+COMMAND_STARTED = "GROUNDLING_COMMAND_STARTED"  # the variable with the time when a command started several processes
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def choose(settings: MachineSettings, decided: dict[str, Any] | None = None) -> 
     threads, reason = usable_threads()
     if settings.threads or decided.get("threads"):
         torch.set_num_threads(settings.threads or min(decided["threads"], threads))
-    elif threads < torch.get_num_threads():
+    elif threads < torch.get_num_threads() or local_size() > 1:
         torch.set_num_threads(threads)
         reasons.append(f"threads {threads}: {reason}")
     dtype = DTYPES.get(settings.dtype) or DTYPES.get(decided.get("dtype", ""))
@@ -140,7 +141,7 @@ _DEVICE_REASONS = {
 def _device(name: str) -> torch.device:
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if has[kind]))
+        name = next(kind for kind in ("cuda", "mps", "cpu") if has[kind])
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -148,9 +149,16 @@ def _device(name: str) -> torch.device:
     if not has.get(device.type, False):
         available = ", ".join(kind for kind in has if has[kind])
         raise ValueError(f"--device {name}: PyTorch finds no such device on this machine. Available: {available}.")
+    if device == torch.device("cuda") and local_size() > 1:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s).")
     return device
+
+
+def local_size() -> int:
+    """How many processes of a run torchrun started on this machine. 1 without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
@@ -218,8 +226,9 @@ def measure_speed(machine: Machine, n_embd: int, tokens: int) -> Speed:
 
 
 def usable_threads() -> tuple[int, str]:
-    """How many threads to use, and why: one per fast core, as far as this process may use them."""
-    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(asked) > 0:
+    """How many threads to use, and why: one per fast core that this process may use. Several processes divide them."""
+    here, asked = local_size(), os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0 and not (here > 1 and asked == "1"):  # 1 is what torchrun sets by itself
         return int(asked), "set by OMP_NUM_THREADS"
     counts = {"physical cores": psutil.cpu_count(logical=False) or os.cpu_count() or 1}
     if hasattr(os, "sched_getaffinity"):
@@ -232,7 +241,8 @@ def usable_threads() -> tuple[int, str]:
     if _FAST_CORES in counts and (os.cpu_count() or 1) > counts["physical cores"]:
         counts[_FAST_CORES] //= 2  # each is listed with its hyper-thread
     meaning = min(counts, key=lambda key: counts[key])
-    return max(1, counts[meaning]), f"{counts[meaning]} {meaning}"
+    divided = f", divided by {here} processes" if here > 1 else ""
+    return max(1, counts[meaning] // here), f"{counts[meaning]} {meaning}{divided}"
 
 
 _FAST_CORES = "fast cores (the slow ones would delay them)"  # on Macs, PyTorch itself counts only the fast ones
@@ -314,8 +324,8 @@ def bits(machine: Machine) -> dict[str, str]:
 
 
 def process_age() -> float:
-    """Seconds since this process started. A time budget includes the imports."""
-    return max(0.0, time.time() - psutil.Process().create_time())
+    """Seconds since this process started, or the command that started it. A time budget includes the imports."""
+    return max(0.0, time.time() - float(os.environ.get(COMMAND_STARTED) or psutil.Process().create_time()))
 
 
 def processor() -> str:

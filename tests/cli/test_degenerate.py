@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("without_pictures")  # but for those that a command asks for
-
 SHORT = "--preset nano --n-layer 1 --n-head 1 --n-embd 8 --block-size 4 --batch-size 2 --steps 3 --eval-every 1"
 TRAIN = [*SHORT.split(), "--sample-tokens=5", "--device=cpu", "--norm=rmsnorm", "--position=rope", "--mlp=swiglu"]
 
@@ -46,6 +44,7 @@ COMMANDS = [
     "explain RUN", "plot RUN", "plot RUN RUN --to two.png", "report RUN", "runs --json", "runs",
     "inspect TEXT --json", "inspect TEXT --html inspect.html", "tokenizer compare TEXT --vocab-sizes 300 --json",
     "tokenizer compare TEXT --vocab-sizes 300", "tokenizer export RUN --out t.json", "export RUN --to gguf --out g",
+    "eject RUN --out e",
 ]  # fmt: skip
 
 

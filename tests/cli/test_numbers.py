@@ -21,7 +21,8 @@ from groundling.interchange.export import export
 WORDS = {
     "train": "prose.txt", "resume": "first", "sample": "first", "chat": "first", "eval": "first", "serve": "first",
     "inspect": "prose.txt", "import": "first", "export": "first --to gguf", "selftest": "", "studio": "",
-    "tasks": "sums", "sft": "first prose.txt", "dpo": "first prose.txt", "reward": "first prose.txt",
+    "plan": "prose.txt", "prepare": "prose.txt", "tasks": "sums",
+    "sft": "first prose.txt", "dpo": "first prose.txt", "reward": "first prose.txt",
     "grpo": "first --task sums", "distill": "first first prose.txt",
     "tokenizer train": "prose.txt --out t.json", "tokenizer compare": "prose.txt",
 }  # fmt: skip

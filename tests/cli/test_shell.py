@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ from options import options
 
 import groundling
 from groundling.config import CorpusSettings, slip
-from groundling.config.settings import flags
+from groundling.config.setting import flags
 from groundling.escape import unescaped
 
 PATHS = [(name, argument.names[0]) for name, argument in options() if Path in (argument.hint, *get_args(argument.hint))]
@@ -26,7 +27,7 @@ WORDS = {
     "eval": "first", "serve": "first", "inspect": "prose.txt", "import": "nowhere", "export": "first --to gguf",
     "runs": "", "studio": "", "tasks": "sums --n 2", "explain": "first", "plot": "first", "report": "first",
     "demo": "", "sft": "first nowhere", "dpo": "first nowhere", "reward": "first nowhere", "grpo": "first --task sums",
-    "distill": "first first nowhere",
+    "distill": "first first nowhere", "eject": "first",
     "tokenizer train": "prose.txt --kind char",
     "tokenizer export": "first",
 }  # fmt: skip
@@ -134,21 +135,29 @@ def test_escapes_are_read_in_every_text(first: groundling.Run, cli: Any, text_fi
 
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="has no such paths")
-@pytest.mark.parametrize("path", ["-", "/dev/stdin", "/dev/fd/0", "fifo"])
-def test_a_prompt_comes_through_a_pipe(path: str, first: groundling.Run) -> None:
-    command = [sys.executable, "-m", "groundling", "sample", "first", "--prompt-file", path, "--max-new-tokens=2"]
-    if path != "fifo":
-        done = subprocess.run([*command, "--seed=1"], input="The\\n\n", capture_output=True, text=True)
-    else:
+@pytest.mark.parametrize("path", ["-", "/dev/stdin"])
+@pytest.mark.usefixtures("first")
+def test_a_prompt_comes_from_another_process(path: str) -> None:
+    command = [sys.executable, "-m", "groundling", "sample", "first", "--prompt-file", path]
+    done = subprocess.run(command, input="The\\n\n", capture_output=True, text=True)
+    assert done.returncode == 1 and "'\\\\' (U+005C) at position 3" in done.stderr  # nothing is unescaped there
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="has no such paths")
+@pytest.mark.parametrize("kind", ["/dev/fd", "fifo"])
+def test_a_prompt_comes_through_a_pipe(kind: str, first: groundling.Run, cli: Any) -> None:
+    words = ("sample", "first", "--max-new-tokens=2", "--seed=1", "--prompt-file")
+    if kind == "fifo":
         os.mkfifo("fifo")
-        with subprocess.Popen([*command, "--seed=1"], stdout=subprocess.PIPE, text=True) as process:
-            Path("fifo").write_text("The class\n", encoding="utf-8")
-            out = process.communicate()[0]
-        done = subprocess.CompletedProcess(command, process.returncode, out, "")
-    if path == "fifo":
-        assert done.stdout == "The class\n" + first.generate("The class\n", max_new_tokens=2, seed=1) + "\n"
+        threading.Thread(target=Path("fifo").write_bytes, args=(b"The class\n",), daemon=True).start()
+        done = cli(*words, "fifo")
     else:
-        assert done.returncode == 1 and "'\\\\' (U+005C) at position 3" in done.stderr  # nothing is unescaped there
+        reader, writer = os.pipe()
+        os.write(writer, b"The class\n")
+        os.close(writer)
+        done = cli(*words, f"/dev/fd/{reader}")
+        os.close(reader)
+    assert done.out == "The class\n" + first.generate("The class\n", max_new_tokens=2, seed=1) + "\n", done.err
 
 
 def test_a_prompt_from_standard_input(first: groundling.Run, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,14 @@ def test_pass_at_k_counts_sampled_replies(run: groundling.Run, count: Environmen
         assert share == pytest.approx(np.mean([pass_at_k(50, int(c), k) for c in counts]), abs=0.1)
 
 
+def test_a_sampled_reply_can_be_judged(run: groundling.Run) -> None:
+    found = run.evaluate_task("count", level=1, items=300, attempts=0, temperature=1.0, against=run)
+    sampled = run.evaluate_task("count", level=1, items=300, attempts=16, seed=1)["pass_at"][1]
+    assert found["accuracy"] == pytest.approx(sampled, abs=0.08) and found["against"]["difference"] == 0
+    cold = run.evaluate_task("count", level=1, items=300, attempts=0, temperature=1e-3)
+    assert cold["right"] == run.evaluate_task("count", level=1, items=300, attempts=0)["right"] != found["right"]
+
+
 def test_more_items_ask_the_same_ones_first(run: groundling.Run, count: Environment) -> None:
     few, more = (run.evaluate_task("count", level=1, items=n, attempts=0) for n in (10, 300))
     assert {example["prompt"] for example in few["examples"]} <= {count.item(i, "test", 1).prompt for i in range(10)}

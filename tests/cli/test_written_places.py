@@ -54,6 +54,7 @@ def refuse_work(*arguments: Any, **options: Any) -> None:
         ("groundling.run.run.score", ["eval", "RUN", "--html", "guarded/x.html"], "--html"),
         ("groundling.checkup.inspect.examine", ["inspect", "TEXT", "--html", "guarded/x.html"], "--html"),
         ("groundling.interchange.export._model", ["export", "RUN", "--to", "onnx", "--out", "guarded/x"], "--out"),
+        ("groundling.run.eject.eject._write", ["eject", "RUN", "--out", "guarded/x"], "--out"),
         ("groundling.data.tokenizers.train.train_tokenizer", ["tokenizer", "train", "TEXT", "--out", "guarded/t"],
          "--out"),
         ("groundling.environments.find_environment", ["tasks", "sums", "--write", "guarded/x.jsonl"], "--write"),

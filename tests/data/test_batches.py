@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from groundling.data.batches import Batch, WindowSampler, permute
 from groundling.data.corpus import Corpus
+from groundling.data.hashing import mix
 from groundling.data.tokens import Tokens
 
 KEYS = np.array([1, 2, 3, 4], dtype=np.uint64)
@@ -180,6 +181,50 @@ def test_the_order_of_a_seed_stays_from_version_to_version(counting: Callable[..
     """A run that is continued by a newer version must go on where it was."""
     assert WindowSampler(counting(1000), 10, 6, seed=1337).offsets(0).tolist() == [121, 101, 881, 161, 811, 761]
     assert WindowSampler(counting(1000), 10, 6, seed=1337).offsets(100).tolist() == [110, 180, 580, 510, 250, 650]
+
+
+# --- a corpus of 10¹² tokens, which nothing here could hold
+
+HUGE = Tokens(Path("unread"), "uint32", 0, 10**12 + 7)
+
+
+def place_of(image: int, n: int, keys: npt.NDArray[np.uint64]) -> int:
+    """What `permute` moves to `image`: its network backwards, until the value is below n."""
+    half = np.uint64(max(1, (int(n - 1).bit_length() + 1) // 2))
+    mask, value = np.uint64((1 << int(half)) - 1), np.array([image], np.uint64)
+    while True:
+        left, right = value >> half, value & mask
+        for key in keys[::-1]:
+            left, right = right ^ (mix(left ^ key) & mask), left
+        value = (left << half) | right
+        if value[0] < n:
+            return int(value[0])
+
+
+@given(st.integers(1, 2**50), st.data())
+@settings(max_examples=50, deadline=None)
+def test_every_window_of_a_huge_corpus_has_its_place_in_an_epoch(n: int, data: st.DataObject) -> None:
+    image = data.draw(st.integers(0, n - 1))
+    assert permute(np.array([place_of(image, n, KEYS)]), n, KEYS)[0] == image
+
+
+@given(st.integers(0, 10**8), st.integers(0, 2**40))
+@settings(max_examples=50, deadline=None)
+def test_windows_of_a_huge_corpus_are_in_it_and_apart(step: int, seed: int) -> None:
+    batches = WindowSampler(HUGE, 256, 512, seed)
+    assert batches.windows_per_epoch == 10**12 // 256 - 1 == 3_906_249_999
+    starts = np.sort(batches.offsets(step))
+    assert starts[0] >= 0 and starts[-1] + 257 <= len(HUGE)
+    if step * 512 // batches.windows_per_epoch == (step * 512 + 511) // batches.windows_per_epoch:
+        assert (np.diff(starts) >= 256).all() and not (np.diff(starts) % 256).any()
+
+
+def test_epochs_of_a_huge_corpus_begin_where_they_should() -> None:
+    batches = WindowSampler(HUGE, 256, 512, 3)
+    border, rest = divmod(batches.windows_per_epoch, 512)
+    assert batches.epochs(border) < 1 < batches.epochs(border + 1)
+    phases = batches.offsets(border) % 256
+    assert len(set(phases[:rest])) == len(set(phases[rest:])) == 1 and phases[0] != phases[-1]
 
 
 # --- what a batch holds

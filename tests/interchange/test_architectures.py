@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from safetensors.torch import load_file, save_file
 from small import TINY_GPT2, logits_of, saved
 
 import groundling
-from groundling.config import ModelSettings
+from groundling.config import ModelSettings, Sampling
 from groundling.data.tokenizers.base import ByteTokenizer
+from groundling.inference.engine import generate
 from groundling.interchange import gguf, onnx
 from groundling.interchange.parity import check_parity, parity_inputs
-from groundling.model.gpt import GPT, rope_frequencies
+from groundling.interchange.weight_names import family_of
+from groundling.model.gpt import GPT
+from groundling.model.rope import rope_frequencies
 
 LLAMA: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 50, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -27,6 +31,7 @@ LLAMA_3 = {
     "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 300.0}
 LINEAR = {"rope_type": "linear", "factor": 2.5, "rope_theta": 1e4}
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", TINY_GPT2 | {"layer_norm_epsilon": 1e-6}),
@@ -35,6 +40,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
                                   "tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
     "llama3": ("Llama", LLAMA | {"rope_parameters": LLAMA_3, "head_dim": 18}),
     "llama-biases": ("Llama", LLAMA | {"attention_bias": True, "mlp_bias": True, "rope_parameters": LINEAR}),
+    "llama-yarn": ("Llama", LLAMA | {"rope_parameters": YARN, "head_dim": 20}),
     "mistral": ("Mistral", LLAMA | {"sliding_window": None, "head_dim": 6}),
     "qwen2": ("Qwen2", LLAMA | {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", LLAMA | {"head_dim": 10, "attention_bias": True, "rms_norm_eps": 1e-5}),
@@ -51,8 +57,8 @@ def test_it_computes_what_transformers_computes_and_is_exported_equal(name: str,
     with torch.no_grad():
         torch.testing.assert_close(logits_of(run, tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
         ids = theirs.generate(torch.tensor([list(b"Once")]), max_new_tokens=20, do_sample=False, pad_token_id=0)
-    text = run.tokenizer.decode(ids[0, 4:].tolist())
-    assert run.generate("Once", max_new_tokens=20, temperature=0) == text  # with the fast decoder
+    decoder = run.variants.decoder("float32")  # the fast one
+    assert list(generate(run.model, list(b"Once"), 20, Sampling(temperature=0), decoder=decoder)) == ids[0, 4:].tolist()
     made = groundling.export(run, to="huggingface", out=tmp_path / "export")
     assert made["proof"]["largest_difference"] < 1e-5
     before, after = (load_file(tmp_path / each / "model.safetensors") for each in ("theirs", "export"))
@@ -89,6 +95,7 @@ def random_model(name: str) -> GPT:
         "smollm2": llama | {"tie_head": False, "n_kv_head": 1},
         "llama3": llama | {"rope_scaling": "llama3:8:1:4:32", "rope_theta": 500.0},
         "llama-biases": llama | {"attention_bias": "on", "mlp_bias": "on", "rope_scaling": "linear:2.5"},
+        "llama-yarn": llama | {"rope_scaling": "yarn:4:16", "rope_theta": 300.0, "head_size": 20},
         "mistral": llama | {"n_kv_head": 4},
         "qwen2": llama | {"attention_bias": "qkv", "norm_eps": 1e-5},
         "qwen3": llama | {"qk_norm": True, "norm_eps": 1e-5},
@@ -133,6 +140,21 @@ def test_its_onnx_computes_the_same(name: str, tmp_path: Path) -> None:
     assert report.largest_difference < 1e-4
 
 
+@pytest.mark.slow
+def test_its_onnx_has_the_windows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    rope: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "n_kv_head": 2}
+    windows: dict[str, Any] = {"sliding_window": 7, "sliding_layers": "SF"}
+    model = GPT(ModelSettings(block_size=48, n_layer=2, n_head=4, n_embd=32, **rope, **windows), 257).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    onnx.write(tmp_path, model, ByteTokenizer(), None)
+    inputs = parity_inputs(model, ByteTokenizer(), None)
+    report = check_parity(model, ByteTokenizer(), onnx.OnnxRuntime(tmp_path), inputs, rounded=False)
+    assert report.largest_difference < 1e-4
+
+
 def test_llama_3_keeps_high_frequencies_and_divides_low_ones() -> None:
     plain = ModelSettings(n_embd=64, n_head=1, position="rope", rope_theta=500_000.0)
     scaled = ModelSettings(
@@ -147,34 +169,65 @@ def test_llama_3_keeps_high_frequencies_and_divides_low_ones() -> None:
 
 @pytest.mark.parametrize("scaling", ["linear", "linear:0", "llama3:8:4:1:32", "yarn:4", "none:1", "linear:x"])
 def test_a_scaling_that_is_none_is_refused(scaling: str) -> None:
-    with pytest.raises(ValueError, match=r"--rope-scaling .* use none, linear:FACTOR, or llama3:"):
+    with pytest.raises(ValueError, match=r"--rope-scaling .* use none, linear:FACTOR, yarn:FACTOR:CONTEXT, or"):
         ModelSettings(rope_scaling=scaling)
 
 
-def test_a_sliding_window_limits_the_context(tmp_path: Path) -> None:
-    theirs = saved(tmp_path / "theirs", ByteTokenizer(), "Mistral", **LLAMA | {"sliding_window": 24})
-    with pytest.raises(ValueError, match="--block-size 32 is too large: this model's sliding attention window has 24"):
-        groundling.import_model(tmp_path / "theirs", block_size=32)
-    notices: list[str] = []
-    run = groundling.import_model(tmp_path / "theirs", notice=notices.append)
-    assert notices == ["The context is 24 tokens, the model's sliding attention window. groundling has no windows."]
-    tokens = torch.arange(24)[None]
+WINDOWS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "mistral": ("Mistral", {}, "S"),
+    "qwen2": ("Qwen2", {"use_sliding_window": True, "max_window_layers": 1}, "FSS"),
+    "qwen3": ("Qwen3", {"use_sliding_window": True, "head_dim": 10,
+                        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, "SF"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_sliding_windows_compute_what_transformers_computes_and_are_exported(name: str, tmp_path: Path) -> None:
+    """In texts that are longer than the window: read at once, generated, and exported."""
+    kind, settings, layers = WINDOWS[name]
+    settings = LLAMA | {"num_hidden_layers": 3, "sliding_window": 24} | settings
+    theirs = saved(tmp_path / "theirs", ByteTokenizer(), kind, **settings)
+    run = groundling.import_model(tmp_path / "theirs", name="mine")
+    model = run.config.model
+    assert (model.sliding_window, model.sliding_layers, model.block_size) == (24, layers, 64)
+    tokens = torch.randint(257, (2, 64), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(logits_of(run, tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
+        ids = theirs.generate(torch.tensor([list(b"Once")]), max_new_tokens=56, do_sample=False, pad_token_id=0)
+    for decoder in (None, run.variants.decoder("float32")):  # PyTorch and the fast one
+        written = list(generate(run.model, list(b"Once"), 56, Sampling(temperature=0), decoder=decoder))
+        assert written == ids[0, 4:].tolist()
+    made = groundling.export(run, to="huggingface", out=tmp_path / "export")
+    assert made["proof"]["largest_difference"] < 1e-5
+    again = groundling.import_model(tmp_path / "export", name="again")
+    assert again.config.model == model
+    with pytest.raises(ValueError, match="has no sliding windows in a Llama, Mistral or Qwen"):
+        groundling.export(run, to="gguf", out=tmp_path / "gguf")
 
 
-def test_the_first_layers_of_a_qwen_have_no_window(tmp_path: Path) -> None:
+def test_windows_that_no_other_engine_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="No other engine supports this model with --sliding-window"):
+        family_of(ModelSettings(sliding_window=8))
+    rope = ModelSettings(norm="rmsnorm", position="rope", mlp="swiglu", sliding_window=8, qk_norm=False)
+    assert family_of(rope) == "mistral"
+    with pytest.raises(ValueError, match="With windows in all layers, a Mistral can be exported"):
+        family_of(dataclasses.replace(rope, sliding_layers="SF"))
+
+
+def test_a_qwen_without_sliding_layers_has_no_window(tmp_path: Path) -> None:
     settings = LLAMA | {"sliding_window": 24, "use_sliding_window": True}
     theirs = saved(tmp_path / "theirs", ByteTokenizer(), "Qwen2", **settings | {"max_window_layers": 2})
     for layer_types in (["full_attention"] * 2, None):  # before transformers 4.53, configs had none
         config = json.loads((tmp_path / "theirs" / "config.json").read_text()) | {"layer_types": layer_types}
         (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
         run = groundling.import_model(tmp_path / "theirs", name=f"mine-{layer_types is None}")
+        assert run.config.model.windows == [0, 0]
         tokens = torch.arange(64)[None]
         with torch.no_grad():
             torch.testing.assert_close(logits_of(run, tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
-    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | {"max_window_layers": 1}))
-    assert groundling.import_model(tmp_path / "theirs", name="windows").config.model.block_size == 24
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | {"layer_types": ["full_attention"]}))
+    with pytest.raises(ValueError, match="num_hidden_layers 2, only 1"):
+        groundling.import_model(tmp_path / "theirs", name="more")
 
 
 @pytest.mark.parametrize("written_by", ["transformers 4", "torch.compile", "original Llama"])

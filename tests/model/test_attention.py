@@ -66,3 +66,39 @@ def test_a_context_too_long_for_its_weights_takes_the_fused_kernel(monkeypatch: 
     monkeypatch.setattr(attention, "_MAX_CHUNKED", 64)
     q, k, v = (x.detach() for x in _inputs(65, 2, 2, torch.bfloat16))
     torch.testing.assert_close(causal_attention(q, k, v), _reference(q, k, v))
+
+
+@pytest.mark.parametrize("window", [1, 7, 63, 64, 100, 199])
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_windows_are_exact(window: int, kv_heads: int) -> None:
+    inputs = _inputs(200, 4, kv_heads, torch.float64)
+    position = torch.arange(200)
+    distances = position[:, None] - position
+    mask = (distances >= 0) & (distances < window)
+
+    def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+    ours = _with_gradients(lambda q, k, v: causal_attention(q, k, v, window=window), inputs)
+    for own, plain in zip(ours, _with_gradients(masked, inputs), strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_a_window_as_long_as_the_text_changes_nothing() -> None:
+    q, k, v = (x.detach() for x in _inputs(64, 2, 1, torch.float32))
+    assert torch.equal(causal_attention(q, k, v, window=64), causal_attention(q, k, v))
+
+
+def test_the_memory_of_windows_grows_with_the_text_and_not_with_its_square() -> None:
+    def kept(T: int) -> int:
+        sizes = list[int]()
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            sizes.append(x.nbytes)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            causal_attention(*_inputs(T, 2, 2, torch.float32), window=64)
+        return sum(sizes)
+
+    assert kept(4096) < 5 * kept(1024)

@@ -74,7 +74,7 @@ def test_a_stopped_run_keeps_its_plan_and_its_clock(text_file: Path) -> None:
     assert run.finished and run.step == 9  # of 12 s, 2.5 are kept for pictures, and 4 % for the last evaluation
 
 
-@pytest.mark.usefixtures("second_a_step", "without_pictures")
+@pytest.mark.usefixtures("second_a_step")
 def test_a_finished_run_can_be_given_more_minutes(
     text_file: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,8 @@ from groundling.analysis.memorization import TrainingText
 from groundling.reporting.run_page import run_page
 from groundling.training.events import Event, Finished
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 
 def page_of(run: Written, *more: Any) -> Page:
     return Page(run_page(run.facts(*more)))

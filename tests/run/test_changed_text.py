@@ -14,8 +14,6 @@ from groundling.data.sources import find_source
 from groundling.run.run import Run
 from groundling.training.events import Event, Notice, Step
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 
 def silent(event: Event) -> None:
     pass

@@ -16,8 +16,6 @@ from groundling.__main__ import main
 from groundling.data.progress import silent
 from tiny import TINY
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:

@@ -13,8 +13,6 @@ import groundling
 from groundling.run.run import Run
 from groundling.training.events import Event, Notice, Step
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 
 def silent(event: Event) -> None:
     pass

@@ -17,8 +17,6 @@ import groundling
 from groundling.run.folder import as_name, checked_name, is_name, runs_folder
 from groundling.run.run import Run
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 ODD = st.text(
     st.characters() | st.sampled_from("-._ /\\\u0301\u034f\u200d\ufe0f\u202e\u3164😀auxconnul1"), max_size=150
 )

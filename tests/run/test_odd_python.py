@@ -21,6 +21,8 @@ from groundling.training.clock import local_time
 from groundling.training.events import Event, Finished, Notice
 from tiny import TINY
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 SHORT = TINY | {"steps": 4, "eval_every": 2, "checkpoint_every": 2, "warmup_steps": 0, "sample_tokens": 0}
 
 
@@ -29,7 +31,7 @@ def silent(event: Event) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(prose: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def trained(prose: str, tmp_path_factory: pytest.TempPathFactory, pictures: None) -> Run:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "prose.txt").write_text(prose, encoding="utf-8", newline="")
     return groundling.train(folder / "prose.txt", name="first", out=folder, on_event=silent, **SHORT)

@@ -17,7 +17,6 @@ import groundling
 from groundling.run.run import Run
 from groundling.training.events import Evaluation, Event, Finished, Notice, Paused, Sample, Saved, Started, Step
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
 SHORT = {"steps": 12, "eval_every": 5, "checkpoint_every": 6}
 
 

@@ -18,8 +18,6 @@ from groundling.tasks.prompts import TaskPrompts
 from groundling.training.events import Evaluation, Event, Notice, Replies, Step
 from tiny import TINY
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 QUICK: dict[str, Any] = {"device": "cpu", "dtype": "float32", "sample_every": 0}
 
 

@@ -15,8 +15,6 @@ from groundling.tasks.prompts import TaskPrompts
 from groundling.training.events import Event, Notice, Step
 from methods import job
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 
 @pytest.fixture(scope="module")
 def folder(models_to_tune: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

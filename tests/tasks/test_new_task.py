@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from answers import Answers
+from forwards import saying
 
 import groundling
 from groundling.config import Config
@@ -67,7 +68,7 @@ def test_prompts_are_read_and_not_learned(sums: Path) -> None:
     V = text.tokenizer.vocab_size
     logits = torch.randn(len(batch), 12, V, generator=torch.Generator().manual_seed(0))
     spoiled = torch.where(batch.weights[:, :, None] > 0, logits, torch.randn(len(batch), 12, V))  # type: ignore[index]
-    assert torch.equal(task.loss(lambda _: logits, batch).value, task.loss(lambda _: spoiled, batch).value)
+    assert torch.equal(task.loss(saying(logits), batch).value, task.loss(saying(spoiled), batch).value)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
@@ -79,11 +80,8 @@ def test_a_token_counts_the_same_in_any_micro_batch(accumulate: int, sums: Path)
     batch = task.batch(3, None)  # type: ignore[arg-type]
     table = torch.zeros(64, 64, requires_grad=True)  # the logits of each token's successor
 
-    def forward(tokens: torch.Tensor) -> torch.Tensor:
-        return table[tokens]
-
     for part, share in micro_batches(batch, accumulate, task.weight, seed=1, step=0, stopped=lambda: False):
-        (task.loss(forward, part).value * (share / accumulate)).backward()
+        (task.loss(saying(lambda tokens: table[tokens]), part).value * (share / accumulate)).backward()
     whole = torch.zeros(64, 64, requires_grad=True)
     logits = whole[batch.tokens].flatten(0, 1)
     losses = torch.nn.functional.cross_entropy(logits, batch.targets.flatten(), reduction="none")

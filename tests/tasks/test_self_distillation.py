@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from forwards import saying
 from safetensors.torch import load_file
 
 import groundling
@@ -28,8 +29,6 @@ from groundling.tasks.self_distillation import SelfDistillation, end_of
 from groundling.training.events import Event, Generation, RolledBack, Step
 from groundling.training.trainer import Trainer
 from tiny import TINY
-
-pytestmark = pytest.mark.usefixtures("without_pictures")
 
 THREE = {"generations": 3, "weight_average": 0.1, "optimizer": "muon", "compile": "off", "schedule": "linear",
          "final_lr_fraction": 0.0}  # fmt: skip
@@ -66,10 +65,10 @@ def test_the_value_is_the_texts_and_the_gradient_is_half_the_teachers() -> None:
     logits, teacher = torch.randn(2, 5, 7, requires_grad=True), torch.randn(2, 5, 7, requires_grad=True)
     tokens, targets = torch.randint(7, (2, 5)), torch.randint(7, (2, 5))
     task, batch = object.__new__(SelfDistillation), Batch(tokens, targets)
-    task._predict = lambda _: teacher
-    loss = task.loss(lambda _: logits, batch).value
+    task._predict = saying(teacher)
+    loss = task.loss(saying(logits), batch).value
     loss.backward()
-    assert loss.detach() == Pretraining.loss(task, lambda _: logits, batch).value.detach()
+    assert loss.detach() == Pretraining.loss(task, saying(logits), batch).value.detach()
     wanted = (F.one_hot(targets, 7) + teacher.detach().softmax(-1)) / 2  # of a cross-entropy: p - wanted
     torch.testing.assert_close(logits.grad, (logits.detach().softmax(-1) - wanted) / 10)
     assert teacher.grad is None

@@ -61,7 +61,7 @@ def shift_dropout() -> None:
     from groundling.training import step
 
     dropout_seed = step._dropout_seed
-    step._dropout_seed = lambda seed, step, micro_step: dropout_seed(seed, step + 1, micro_step)
+    step._dropout_seed = lambda seed, step, *place: dropout_seed(seed, step + 1, *place)
 
 
 def shift_data() -> None:

@@ -57,7 +57,7 @@ def run(time: Time, minutes: float, step: list[float], evaluation: float, before
         done += 1
 
 
-@pytest.mark.parametrize("minutes", [1.0, 3.0, 15.0, 1440.0])
+@pytest.mark.parametrize("minutes", [1.0, 3.0, 15.0, 90.0])
 @pytest.mark.parametrize("step", [[0.05], [0.4], [0.2, 0.6], [0.6, 0.2], [0.1, 0.1, 0.9, 0.1]])
 @pytest.mark.parametrize("evaluation", [0.3, 3.0])
 def test_it_ends_on_time_at_the_schedule_s_end(
@@ -66,6 +66,12 @@ def test_it_ends_on_time_at_the_schedule_s_end(
     took, progress = run(time, minutes, step, evaluation)
     after = 2.0  # what follows the last save
     assert abs(took + after - 60 * minutes) <= max(5.0, 0.02 * 60 * minutes)
+    assert progress > 0.97
+
+
+def test_a_day_of_slow_steps_ends_on_time(time: Time) -> None:
+    took, progress = run(time, 1440.0, [4.0, 12.0], 30.0)
+    assert abs(took + 2.0 - 86_400) <= 0.02 * 86_400
     assert progress > 0.97
 
 

@@ -27,8 +27,6 @@ from groundling.training.state import TrainState, read_state
 from groundling.training.task import Loss, Task
 from groundling.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 TINY: dict[str, Any] = {
     "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "steps": 40, "eval_every": 16,
     "eval_tokens": 256, "checkpoint_every": 10, "log_every": 1, "sample_tokens": 3, "warmup_steps": 2, "dropout": 0.1,

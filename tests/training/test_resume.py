@@ -25,8 +25,6 @@ from groundling.training.events import Event, Notice, Sample, Step
 from groundling.training.state import TrainState
 from tiny import TINY as USUAL
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
-
 TINY = {
     "steps": STEPS, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "eval_tokens": 128,
     "sample_tokens": 3, "learning_rate": 3e-3, "device": "cpu", "threads": 1, "compile": "off",

@@ -40,6 +40,7 @@ class _Weights(NamedTuple):
     wpe: _F32  # (positions, C); 0 positions in a rotary model
     cos: _F32  # (positions, hd / 2); 0 positions in a model with learned ones
     sin: _F32
+    windows: npt.NDArray[np.int64]  # (layers,)
     norms: _F32  # (layers, 2 norms, weight and bias, C)
     head_norms: _F32  # (layers, query and key, hd); 0 instead of hd without QK-norm
     qkv: _Matrices
@@ -72,6 +73,7 @@ class NumbaDecoder:
             none if model.wpe is None else _array(model.wpe.weight),
             none if rope is None else _array(rope.cos),
             none if rope is None else _array(rope.sin),
+            np.array(config.windows),
             np.stack([[_norm(block.ln_1), _norm(block.ln_2)] for block in blocks]),
             np.stack([_head_norms(block.attn) for block in blocks]),
             _matrices([block.attn.c_attn for block in blocks], precision),

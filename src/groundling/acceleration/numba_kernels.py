@@ -175,26 +175,28 @@ def _store(qkv, rows, positions, w, layer, n_head, n_kv, epsilon, keys, values):
 
 
 @_parallel
-def _attend_all(qkv, rows, positions, cos, sin, norm, epsilon, keys, values, scores, y, threads):
-    """y (n, query heads, hd) = attention of the queries in qkv (n, heads, hd) to the keys and values in the cache."""
+def _attend_all(qkv, rows, positions, window, cos, sin, norm, epsilon, keys, values, scores, y, threads):
+    """y (n, query heads, hd) = attention of the queries in qkv (n, heads, hd) to the newest `window` keys and values in
+    the cache. 0: to all."""
     n_head = y.shape[1]
     shared = n_head // keys.shape[1]
     if threads == 1:
         for h in range(n_head):
-            _attend_head(h, h // shared, qkv, rows, positions, cos, sin, norm, epsilon, keys, values, scores, y)
+            _attend_head(h, h // shared, qkv, rows, positions, window, cos, sin, norm, epsilon, keys, values, scores, y)
     else:
         for h in numba.prange(n_head):
-            _attend_head(h, h // shared, qkv, rows, positions, cos, sin, norm, epsilon, keys, values, scores, y)
+            _attend_head(h, h // shared, qkv, rows, positions, window, cos, sin, norm, epsilon, keys, values, scores, y)
 
 
 @_compiled
-def _attend_head(h, shared, qkv, rows, positions, cos, sin, norm, epsilon, keys, values, scores, y):
+def _attend_head(h, shared, qkv, rows, positions, window, cos, sin, norm, epsilon, keys, values, scores, y):
     """Attention of one head's queries to the keys and values of head `shared`."""
     for t in range(len(rows)):
         query, row, place = qkv[t, h], rows[t], positions[t]
         if cos.shape[0]:
             _rotate(query, norm, cos[place], sin[place], epsilon)
-        _attend(query, keys[row, shared], values[row, shared], place + 1, scores[h], y[t, h])
+        first = max(place + 1 - window, 0) if window else 0
+        _attend(query, keys[row, shared, first:], values[row, shared, first:], place + 1 - first, scores[h], y[t, h])
 
 
 @_parallel
@@ -246,8 +248,8 @@ def forward(tokens, rows, positions, w, n_head, n_kv, is_rms, is_gated, epsilon,
         _linear(w.qkv, layer, normed, qkv, threads)
         heads = qkv.reshape(n, -1, hd)
         _store(heads, rows, positions, w, layer, n_head, n_kv, qk_epsilon, keys[layer], values[layer])
-        _attend_all(heads, rows, positions, w.cos, w.sin, w.head_norms[layer, 0], qk_epsilon, keys[layer],
-                   values[layer], scores, gathered.reshape(n, n_head, hd), threads)  # fmt: skip
+        _attend_all(heads, rows, positions, w.windows[layer], w.cos, w.sin, w.head_norms[layer, 0], qk_epsilon,
+                    keys[layer], values[layer], scores, gathered.reshape(n, n_head, hd), threads)  # fmt: skip
         _linear(w.proj, layer, gathered, added, threads)
         _add(x, added)
         _normalize(x, w.norms[layer, 1], is_rms, epsilon, normed)

@@ -121,7 +121,7 @@ class History:
             diverged_by=diverged.get("cause", ""),
             rolled_back=[line for line in lines if line["event"] == "rolledback"],
             inspect_command=command("inspect", *config.text_arguments),
-            train_command=command("train", *config.text_arguments, "--minutes", f"{minutes:.2g}"),
+            train_command=command("train", *config.train_arguments, "--minutes", f"{minutes:.2g}"),
             task=config.task if config.method else "pretraining",
             metric=metric,
             figures=_series((line["step"], measured(line.get("figures", {}))) for line in steps),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,8 +16,9 @@ _VALIDATION_TOKENS, _TRAINING_TOKENS = 1_000_000, 8_000_000  # longer parts are 
 _FILTER_BITS = 27
 
 
-def shared(train: Tokens, validation: Tokens, window: int = WINDOW) -> float:
-    """The share of the validation part's windows of `window` tokens that are also in the training part.
+def shared(train: Tokens | Sequence[Tokens], validation: Tokens, window: int = WINDOW) -> float:
+    """The share of the validation part's windows of `window` tokens that are also in the training part, or in one of
+    several.
 
     Fast: it compares only hashes. Works for all kinds of tokens. Long parts are sampled: then it is a lower bound.
     """
@@ -23,8 +26,11 @@ def shared(train: Tokens, validation: Tokens, window: int = WINDOW) -> float:
     if not len(wanted):
         return 0.0
     table = filter_of(wanted)
-    hashes = window_hashes(spread(train, _TRAINING_TOKENS), window)
-    return float(np.isin(wanted, hashes[table[slots(hashes, table)]]).mean())
+    found = np.zeros(len(wanted), dtype=bool)
+    for part in [train] if isinstance(train, Tokens) else train:
+        hashes = window_hashes(spread(part, _TRAINING_TOKENS), window)
+        found |= np.isin(wanted, hashes[table[slots(hashes, table)]])
+    return float(found.mean())
 
 
 def filter_of(hashes: U64) -> npt.NDArray[np.bool_]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from groundling.data.corpus import Corpus
+from groundling.data.mixture import Text, parts_of
 from groundling.data.progress import Progress, silent
 
 COPIED = 30  # characters from which a span of the training text counts as copied; shorter ones are normal language
@@ -78,20 +79,24 @@ class TrainingText:
         self._order = divsufsort(self._text)
 
     @classmethod
-    def of(cls, corpus: Corpus, names: Sequence[str] = (), progress: Progress = silent) -> TrainingText:
-        """Index the training part of `corpus`. Raises ValueError if it has more than 100 MB."""
-        documents, unfinished, size = list[bytes](), list[bytes](), 0
-        for piece, ends, share in _pieces(corpus):
-            unfinished.append(piece)
-            size += len(piece)
-            if size > MAX_BYTES:
-                raise ValueError(_TOO_LONG)
-            if ends:
-                documents.append(b"".join(unfinished))
-                unfinished = []
-            progress("reading back", size, round(size / share))
+    def of(cls, text: Text, names: Sequence[str] = (), progress: Progress = silent) -> TrainingText:
+        """Index the training part of a text, or those of a mixture. Raises ValueError if they have more than 100 MB."""
+        documents, size, done, tokens = list[bytes](), 0, 0, sum(len(part.corpus.train) for part in parts_of(text))
+        for part in parts_of(text):
+            unfinished = list[bytes]()
+            for piece, ends, read in _pieces(part.corpus):
+                unfinished.append(piece)
+                size += len(piece)
+                if size > MAX_BYTES:
+                    raise ValueError(_TOO_LONG)
+                if ends:
+                    documents.append(b"".join(unfinished))
+                    unfinished = []
+                progress("reading back", size, round(size * tokens / (done + read)))
+            documents += [b"".join(unfinished)] if unfinished else []
+            done += len(part.corpus.train)
         progress("indexing", 0, size)
-        return cls([*documents, b"".join(unfinished)] if unfinished else documents, names)
+        return cls(documents, names)
 
     def report(self, sample: str) -> Originality:
         """What `sample` copied from the text. Leave out the prompt, which the model did not generate."""
@@ -164,8 +169,14 @@ def parts(sample: str, spans: Sequence[S]) -> Iterator[tuple[str, S | None]]:
         yield sample[done:], None
 
 
-def _pieces(corpus: Corpus) -> Iterator[tuple[bytes, bool, float]]:
-    """Yield the training part in pieces of UTF-8, each with whether a document ends there, and the share done."""
+def training_documents(corpus: Corpus) -> int:
+    """The number of documents of the training part. The last one may end in the validation part."""
+    return int(np.searchsorted(corpus.document_ends, len(corpus.train)) + 1)
+
+
+def _pieces(corpus: Corpus) -> Iterator[tuple[bytes, bool, int]]:
+    """Yield the training part in pieces of UTF-8, each with whether a document ends there, and how many tokens are
+    read."""
     tokens, bytes_of, ends, ended = corpus.train, corpus.tokenizer.decode_bytes, corpus.document_ends, 0
     for start in range(0, len(tokens), _PIECE):
         stop = min(start + _PIECE, len(tokens))
@@ -173,6 +184,6 @@ def _pieces(corpus: Corpus) -> Iterator[tuple[bytes, bool, float]]:
         *documents, rest = np.split(tokens.read(start, stop), ends[ended:ending] - start)
         ended = ending
         for document in documents:
-            yield bytes_of(document), True, stop / len(tokens)
+            yield bytes_of(document), True, stop
         if len(rest):
-            yield bytes_of(rest), False, stop / len(tokens)
+            yield bytes_of(rest), False, stop

@@ -38,13 +38,15 @@ class ModelTrace:
     @torch.inference_mode()
     def attention(self, layer: int) -> torch.Tensor:
         """The attention weights of a layer, counted from 0: (nh, T, T). Row t has the weights of position t for the
-        positions up to t, with sum 1."""
+        positions up to t that it sees, with sum 1."""
         block: Block = self.model.blocks[layer]
         q, k, _ = block.attn.qkv(block.ln_1(self.streams[layer])[None])
         k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # for grouped queries
         scores = (q @ k.mT)[0].float() / math.sqrt(q.size(-1))
-        future = torch.ones_like(scores, dtype=torch.bool).triu(1)
-        return scores.masked_fill(future, -math.inf).softmax(-1).cpu()
+        seen = torch.ones_like(scores, dtype=torch.bool).tril()
+        if block.attn.window:
+            seen = seen.triu(1 - block.attn.window)
+        return scores.masked_fill(~seen, -math.inf).softmax(-1).cpu()
 
     @torch.inference_mode()
     def probabilities(self, layer: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ They come from the file of character tokens (data/corpus.py), so a text of gigab
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,11 +58,11 @@ class Text:
         """Where each document ends, including its end mark; shape (documents,)."""
         self.characters = corpus.tokenizer.characters
         self.progress = progress
-        self._path, self._dtype = corpus.train.path, np.dtype(corpus.train.dtype)
+        self._tokens = dataclasses.replace(corpus.train, stop=self.length)
         # An end mark reads as a line feed.
         self._codes = np.array([ord(c) for c in self.characters + "\n"], dtype=np.uint32)
         feed = self.id_of("\n")
-        self._line_feed = np.iinfo(self._dtype).max if feed is None else feed
+        self._line_feed = np.iinfo(corpus.train.dtype).max if feed is None else feed
 
     def id_of(self, character: str) -> int | None:
         place = self.characters.find(character)
@@ -69,7 +70,11 @@ class Text:
 
     def read(self, start: int, stop: int) -> Ids:
         """Character ids at the positions [start, stop)."""
-        return np.fromfile(self._path, self._dtype, max(stop - start, 0), offset=start * self._dtype.itemsize)
+        return self._tokens.stored(start, stop)
+
+    def windows(self, starts: I64, length: int) -> I64:
+        """Character ids at `starts[i] ... starts[i] + length - 1`."""
+        return self._tokens.windows(starts, length)
 
     def pieces(self, doing: str, more: int = 0) -> Iterator[tuple[int, Ids]]:
         """Pieces of PIECE characters with their positions, each plus up to `more` characters of the next.

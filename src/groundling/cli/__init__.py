@@ -7,6 +7,8 @@ from groundling.cli import (
     interchange,
     machine,
     models,
+    plan,
+    prepare,
     runs,
     serve,
     studio,
@@ -18,6 +20,6 @@ from groundling.cli import (
 from groundling.cli.app import app
 
 __all__ = [
-    "app", "chat", "demo", "inspect", "interchange", "machine", "models", "runs", "serve", "studio", "tasks",
-    "tokenizers", "train", "tune",
+    "app", "chat", "demo", "inspect", "interchange", "machine", "models", "plan", "prepare", "runs", "serve", "studio",
+    "tasks", "tokenizers", "train", "tune",
 ]  # fmt: skip

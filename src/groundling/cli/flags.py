@@ -15,9 +15,11 @@ from groundling.config import (
     GROUPS,
     METHODS,
     PRESETS,
+    PROCESSES,
     READING,
     WITH_ESCAPES,
     CorpusSettings,
+    MachineSettings,
     Sampling,
     TrainingSettings,
 )
@@ -26,10 +28,11 @@ from groundling.config.methods import training_defaults
 _ALIASES = {"accumulate": "--gradient-accumulation-steps"}
 _GROUPS: dict[str, Any] = {
     **GROUPS, **METHODS, "sampling": Sampling,
-    "reading": CorpusSettings, "data": CorpusSettings, "tuning": TrainingSettings,
+    "reading": CorpusSettings, "data": CorpusSettings, "tuning": TrainingSettings, "processes": MachineSettings,
 }  # fmt: skip
 _SUBSETS: dict[str, Sequence[str]] = {
     "reading": READING,
+    "processes": PROCESSES,
     "data": ("glob", "format", "field", "val_fraction"),
     "tuning": (
         "steps", "minutes", "batch_size", "accumulate", "learning_rate", "schedule", "warmup_steps",

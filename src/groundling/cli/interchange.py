@@ -1,14 +1,17 @@
-"""Commands that exchange models with other engines: export, import."""
+"""Commands that exchange models with other engines: export, import; and eject, for people."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from groundling.cli.app import Json, Out, RunReference, app, note, print_json, print_rows
-from groundling.escape import command
+from groundling.escape import command, quoted
 
 
 @app.command(sort_key=8)
@@ -79,3 +82,40 @@ def import_(
     further = command("train", "my.txt", "--init-from", run.reference)
     print(f"Next: `{command('sample', run.reference)}`, or train it further on a text, such as my.txt: `{further}`")
     return None
+
+
+@app.command(sort_key=8)
+def eject(run: RunReference, /, *, out: Path | None = None) -> None:
+    """Write a run as plain PyTorch: model.py, train.py and generate.py, to read, change and own.
+
+    They do not need groundling. They compute the same logits, losses and texts, with the run's settings as constants.
+
+    Args:
+        out: The folder to create. Default: ejected in the run's folder.
+    """
+    from groundling.run.store import load
+
+    loaded = load(run)
+    folder = loaded.eject(out, notice=note)
+    files = sorted(folder.iterdir(), key=lambda file: (file.suffix != ".py", file.name))
+    print_rows([(file.name, _size(file)) for file in files])
+    print(f"Saved to {folder}")
+    prompt = loaded.example_prompt(loaded.config.model.block_size // 2)
+    words = {"generate.py": ["--prompt", prompt] if prompt else [], "train.py": []}
+    print("Next:")
+    for file in files:
+        if file.name in words:
+            print(" ", _python(), *map(quoted, [os.path.relpath(file), *words[file.name]]))
+
+
+def _size(file: Path) -> str:
+    if file.suffix == ".py":
+        return f"{len(file.read_text(encoding='utf-8').splitlines())} lines"
+    return f"{file.stat().st_size:,} bytes"
+
+
+def _python() -> str:
+    """What to type for this Python, which has torch."""
+    found = shutil.which("python")
+    here = os.path.realpath(os.path.dirname(sys.executable))
+    return "python" if found and os.path.realpath(os.path.dirname(found)) == here else quoted(sys.executable)

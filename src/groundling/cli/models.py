@@ -105,11 +105,13 @@ def evaluate(
     sliding: bool = False,
     html: Path | None = None,
     html_tokens: int = 4000,
+    by_position: bool = False,
     unknown: Unknown = "error",
     task: Annotated[str | None, Parameter(help="Score it on this task instead. `groundling tasks` lists them.")] = None,
     level: int | None = None,
     items: int | None = None,
     attempts: int | None = None,
+    temperature: float | None = None,
     seed: int | None = None,
     tool: bool = False,
     against: str | None = None,
@@ -123,29 +125,40 @@ def evaluate(
         sliding: Overlap windows by half for more context. Losses are lower, and not comparable with the training log.
         html: Write an HTML page that colors each token by its loss.
         html_tokens: How many tokens that page shows, from the start of the text. 0: all.
+        by_position: Also measure the loss by how many tokens came before. `groundling report` draws it.
         level: Level of the task. Default: the task's.
         items: How many questions of the task's test part. Default: 256.
         attempts: How many replies to sample for each question, for pass@k. 0: none. Default: 8.
+        temperature: Of the reply that is judged. 0: the most likely reply. Default: 0.
         seed: Seed of the sampled replies. Default: 0.
         tool: Let the model call the calculator.
         against: Another run to ask the same questions, such as the parent.
     """
     from groundling.run.store import load
 
-    numbers = {"level": level, "items": items, "attempts": attempts, "seed": seed}
+    numbers: dict[str, float | None] = {
+        "level": level,
+        "items": items,
+        "attempts": attempts,
+        "temperature": temperature,
+        "seed": seed,
+    }
     given = {name: number for name, number in numbers.items() if number is not None}
     for name, number in given.items():
         limits.TASK[name].check(f"--{name}", number)
     if task is not None:
-        if text or sliding or html is not None or max_tokens is not None:
-            raise ValueError("--task asks questions. --text, --max-tokens, --sliding and --html are for a loss.")
+        if text or sliding or by_position or html is not None or max_tokens is not None:
+            raise ValueError(
+                "--task asks questions. --text, --max-tokens, --sliding, --by-position and --html are for a loss."
+            )
         other = None if against is None else load(against, out=out)
         return show_task_score(load(run, out=out), task, other, json, tool=tool, **given)
     if given or tool or against is not None:
-        raise ValueError("--level, --items, --attempts, --seed, --tool and --against need a --task.")
+        raise ValueError("--level, --items, --attempts, --temperature, --seed, --tool and --against need a --task.")
     result = load(run, out=out).evaluate(
-        text or None, max_tokens=max_tokens, sliding=sliding, html=html, html_tokens=html_tokens, unknown=unknown
-    )
+        text or None, max_tokens=max_tokens, sliding=sliding, html=html, html_tokens=html_tokens,
+        by_position=by_position, unknown=unknown,
+    )  # fmt: skip
     if json:
         return print_json(result)
     for sentence in result["notes"]:
@@ -158,6 +171,11 @@ def evaluate(
         ("windows", result["protocol"]),
         ("scored", f"{result['tokens']:,} tokens, {result['characters']:,} characters"),
         ("checkpoint", f"{os.path.relpath(result['checkpoint'])} (step {result['step']:,})"),
+        *((f"loss on {text['name']}", f"{text['loss']:.4f} ({text['share']:.1%})") for text in result.get("texts", [])),
+        *(
+            (f"after {group['first']:,} to {group['last']:,} tokens", f"{group['loss']:.4f} nats per token")
+            for group in result.get("positions", [])
+        ),
     ])  # fmt: skip
     return None
 

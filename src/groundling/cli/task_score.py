@@ -39,7 +39,10 @@ def show_task_score(run: Run, task: str, against: Run | None, json: bool, **opti
 def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     low, high = result["interval"]
     yield "task", f"{result['task']}, level {result['level']} ({result['about']}), {result['items']:,} test questions"
-    yield "accuracy", f"{result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}); chance {result['chance']:.1%}"
+    chance = f"chance {result['chance']:.1%}"
+    if result["temperature"]:
+        chance += f"; sampled at temperature {result['temperature']:g}"
+    yield "accuracy", f"{result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}); {chance}"
     if result["pass_at"]:
         shares = ", ".join(f"pass@{k} {share:.1%}" for k, share in result["pass_at"].items())
         yield "sampled", f"{shares} ({result['attempts']} replies to each at temperature 1)"

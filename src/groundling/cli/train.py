@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -27,6 +30,15 @@ _PRESETS = "; ".join(f"{name}: {preset.description}" for name, preset in cfg.PRE
 @with_settings(*cfg.GROUPS)
 def train(
     *corpus: Corpus,
+    mix: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=True,
+            negative="",
+            help="Instead of CORPUS: several texts with weights, such as a.txt=0.7 b/=0.3. A weight that changes over "
+            "the run is two numbers: a.txt=0.9:0.1.",
+        ),
+    ] = (),
     preset: Annotated[
         Literal[tuple(cfg.PRESETS)] | None,  # type: ignore[valid-type]
         Parameter(help=f"Named settings to start from. Default: {cfg.DEFAULT_PRESET}. {_PRESETS}."),
@@ -45,10 +57,12 @@ def train(
     Args:
         name: The run's name. Default: made from the corpus.
     """
-    return train_and_show("train", json, corpus or None, preset=preset, name=name, out=out, track=track, **settings)
+    options = {"out": out, "track": track, **settings}
+    return train_and_show("train", json, corpus or None, mix=mix or None, preset=preset, name=name, **options)
 
 
 @app.command(sort_key=1)
+@with_settings("processes")
 def resume(
     run: RunReference,
     /,
@@ -65,6 +79,7 @@ def resume(
     out: Out = None,
     track: Track = None,
     json: Json = False,
+    **settings: Any,
 ) -> int:
     """Resume a run from its newest checkpoint, bit for bit as if it had never stopped.
 
@@ -74,11 +89,16 @@ def resume(
         accept_changed_text: Continue even though the training text changed. The run records it.
     """
     changes = {"steps": steps, "minutes": minutes, "corpus": corpus or None, "accept_changed_text": accept_changed_text}
+    changes |= settings
     return train_and_show("resume", json, run, out=out, track=track, **changes)
 
 
 def train_and_show(command: str, json: bool, *arguments: Any, **options: Any) -> int:
-    """Call the Python function of that name, and show its events."""
+    """Call the Python function of that name, and show its events. Of several processes, only rank 0 shows them."""
+    if "WORLD_SIZE" not in os.environ and (n := _processes(command, arguments, options)) > 1:
+        with ended_by_signals():
+            from groundling.parallel.launch import launch
+        return launch(n, sys.argv[1:])
     with ended_by_signals():
         import groundling
         from groundling.machine import process_age
@@ -86,14 +106,30 @@ def train_and_show(command: str, json: bool, *arguments: Any, **options: Any) ->
         from groundling.training.events import Event, Finished, Paused
 
         ending: list[Event] = []
-        with Console(sys.stderr if json else None) as console:
+        with Console(sys.stderr if json else None) if os.environ.get("RANK", "0") == "0" else nullcontext() as console:
 
             def tell(event: Event) -> None:
-                console(event)
+                if console is not None:
+                    console(event)
                 if isinstance(event, Finished | Paused):
                     ending.append(event)
 
             run = getattr(groundling, command)(*arguments, on_event=tell, elapsed=process_age(), **options)
-    if json:
+    if json and ending:
         print_json(ending[-1].to_dict() | {"folder": str(run.folder)})
     return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+def _processes(command: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> int:
+    """How many processes a command is to start. A run resumes with as many as it had."""
+    if command != "resume" or "processes" in options:
+        asked = cfg.MachineSettings(
+            processes=options.get("processes", 1)
+        ).processes  # raises if it is out of its limits
+        return asked if command in ("train", "resume", "sft") else 1  # the others refuse more
+    from groundling.run.store import load
+
+    try:
+        return load(arguments[0], out=options["out"]).config.machine.processes
+    except (ValueError, OSError):
+        return 1  # which says what is wrong

@@ -10,15 +10,15 @@ from numbers import Integral
 from typing import Any
 
 from groundling.config.methods import METHODS, training_defaults
+from groundling.config.mix import Mix
 from groundling.config.presets import DEFAULT_PRESET, PRESETS
+from groundling.config.setting import flag, flags
 from groundling.config.settings import (
     GROUPS,
     CorpusSettings,
     MachineSettings,
     ModelSettings,
     TrainingSettings,
-    flag,
-    flags,
     setting_fields,
 )
 
@@ -48,6 +48,8 @@ class Config:
     task: str = "pretraining"
     method: Any = None
     """The settings of a post-training task, one of `METHODS`."""
+    mix: Mix | None = None
+    """The weights of the texts, in the order of their addresses, if a run mixes several."""
 
     @staticmethod
     def build(
@@ -134,17 +136,29 @@ class Config:
         return [*self.inputs, *flags(text)]
 
     @property
+    def train_arguments(self) -> list[str]:
+        """As `text_arguments`, for a command that trains: with the weights of a mix."""
+        words = self.text_arguments
+        if self.mix is None:
+            return words
+        mixed = [f"{path}={weight}" for path, weight in zip(self.inputs, self.mix.words, strict=True)]
+        return ["--mix", *mixed, *words[len(self.inputs) :]]
+
+    @property
     def values(self) -> dict[str, Any]:
         """All settings by name, without where the text is."""
         groups = self.to_dict()
-        return {name: value for group in (*GROUPS, "method") for name, value in (groups[group] or {}).items()}
+        settings = {name: value for group in (*GROUPS, "method") for name, value in (groups[group] or {}).items()}
+        return settings | {"mix": self.mix}
 
     @property
     def tokens_per_step(self) -> int:
         return self.training.batch_size * self.training.accumulate * self.model.block_size
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """JSON-ready. Most runs have no mix, and then there is no entry for it."""
+        values = dataclasses.asdict(self)
+        return values if self.mix is not None else {name: value for name, value in values.items() if name != "mix"}
 
 
 def _plain(value: Any) -> Any:
@@ -158,7 +172,7 @@ def _with_legacy_defaults(values: Any) -> Any:
     which may differ from what the run used."""
     if not isinstance(values, dict):
         return values  # pydantic rejects it
-    values = {"task": "pretraining", "method": None} | values
+    values = {"task": "pretraining", "method": None, "mix": None} | values
     missing = [f.name for f in dataclasses.fields(Config) if f.name not in values]
     method = METHODS.get(values["task"]) if isinstance(values["task"], str) else None
     for name, group in (GROUPS | ({"method": method} if method else {})).items():
@@ -180,7 +194,8 @@ def _adapter(task: str) -> Any:
 
     rules = pydantic.ConfigDict(extra="forbid", strict=True)
     kind = METHODS.get(task, Config)
-    for each in (*GROUPS.values(), kind):
+    groups: list[Any] = [*GROUPS.values(), Mix, kind]
+    for each in groups:
         each.__pydantic_config__ = rules
     return pydantic.TypeAdapter(kind)
 

@@ -42,6 +42,10 @@ TOKENS = Limits(0)
 VOCAB_SIZE = Limits(257, 2**22)
 WIDTH = Limits(1, 2**20)
 BLOCK_SIZE = Limits(1, 2**24)
+BLOCK_SIZE_OR_0 = Limits(0, 2**24)
 PORT = Limits(0, 2**16 - 1)
-TASK = {"level": Limits(0, 1000), "items": Limits(1, 10_000), "attempts": Limits(0, 256), "seed": SEED}
+TASK = {
+    "level": Limits(0, 1000), "items": Limits(1, 10_000), "attempts": Limits(0, 256), "seed": SEED,
+    "temperature": Limits(0, 100, fractions=True),
+}  # fmt: skip
 """Of scoring a run on a task."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from groundling.config import limits
 from groundling.config.limits import Limits
-from groundling.config.settings import check_numbers, setting
+from groundling.config.setting import check_numbers, setting
 
 _WHOLE, _NOT_NEGATIVE = Limits(0), Limits(0, 1e6, fractions=True)
 _EPOCHS = "How often each example is used, if you give neither steps nor minutes."

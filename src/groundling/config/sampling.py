@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from groundling.config import limits
 from groundling.config.limits import Limits
-from groundling.config.settings import check_numbers, setting
+from groundling.config.setting import check_numbers, setting
 
 _LARGEST_BIAS = 100.0  # as in OpenAI's interface: enough to force a token, or to forbid it
 

@@ -9,64 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from groundling.config import limits
 from groundling.config.limits import Limits
 from groundling.config.paths import slip
-
-T = TypeVar("T")
+from groundling.config.setting import check_numbers, require_short, setting
 
 _COUNT, _COUNT_OR_0 = Limits(1), Limits(0)
 _PART = Limits(0, 1, fractions=True, below=True)  # some of a whole
+_PROCESSES = Limits(1, 100_000)
 TOKENIZERS = ("char", "byte", "bpe")
 """The kinds of tokenizers that need no file."""
-WITH_ESCAPES = ("document_separator", "sample_prompt")
-"""The settings in which \\n, \\t and \\\\ on the command line stand for a line break, a tab and a backslash."""
-READING = ("glob", "format", "field", "document_separator")
+READING = ("glob", "format", "field", "document_separator", "deduplicate")
 """The settings that decide which files are read, and how they become documents."""
-
-
-def setting(default: T, help: str, limits: Limits | None = None, legacy_default: Any = dataclasses.MISSING) -> T:
-    """A dataclass field with its text for `--help`, and the limits of a number.
-
-    A new setting also needs `legacy_default`, the value that runs had before the setting existed. A config.json without
-    the setting gets this value, whatever the default is.
-    """
-    return field(default=default, metadata={"help": help, "limits": limits, "legacy_default": legacy_default})
-
-
-def flag(name: str) -> str:
-    """`n_layer` -> `--n-layer`."""
-    return "--" + name.replace("_", "-")
-
-
-def flags(settings: Any) -> list[str]:
-    """The words of a command that give the settings of a group which differ from their defaults."""
-    words = list[str]()
-    for each in dataclasses.fields(settings):
-        name, value = flag(each.name), str(getattr(settings, each.name))
-        if each.name in WITH_ESCAPES:
-            value = value.replace("\\", "\\\\")
-        if value != str(each.default):
-            words += [f"{name}={value}"] if value.startswith("-") else [name, value]
-    return words
-
-
-def check_numbers(settings: Any) -> None:
-    """Raise ValueError if a setting is out of its limits. None is within all of them."""
-    for each in dataclasses.fields(settings):
-        allowed, value = each.metadata.get("limits"), getattr(settings, each.name)
-        if allowed is not None and value is not None:
-            allowed.check(flag(each.name), value)
-
-
-def _require_short(settings: Any, *names: str, most: int = 4096) -> None:
-    for name in names:
-        length = len(getattr(settings, name) or "")
-        if length > most:
-            raise ValueError(f"{flag(name)} must have at most {most:,} characters, not {length:,}.")
+PROCESSES = ("processes", "parallel", "tensor_parallel", "pipeline_parallel", "context_parallel")
+"""The settings of processes that train together. They may differ between the sessions of a run."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +55,12 @@ class CorpusSettings:
     document_separator: str = setting(
         "<|endoftext|>", "Text that separates the documents in a plain text file. '' for none.", legacy_default=""
     )
+    deduplicate: bool = setting(
+        False, "Leave out documents that are exact copies of earlier ones.", legacy_default=False
+    )
 
     def __post_init__(self) -> None:
-        _require_short(self, "tokenizer", "glob", "field", "document_separator")
+        require_short(self, "tokenizer", "glob", "field", "document_separator")
         if self.tokenizer not in TOKENIZERS:
             path = os.path.expanduser(self.tokenizer)
             if not (os.path.isabs(path) or os.path.exists(path)):
@@ -152,9 +114,19 @@ class ModelSettings:
     rope_theta: float = setting(10_000.0, "RoPE: base of the wavelengths.", Limits(1, fractions=True))
     rope_scaling: str = setting(
         "none",
-        "RoPE for a longer context than the model was first trained on: linear:FACTOR, or "
-        "llama3:FACTOR:LOW:HIGH:CONTEXT as in Llama 3, such as llama3:32:1:4:8192.",
+        "RoPE for a longer context than the model was first trained on: yarn:FACTOR:CONTEXT, such as yarn:4:256, "
+        "linear:FACTOR, or llama3:FACTOR:LOW:HIGH:CONTEXT as in Llama 3.",
         legacy_default="none",
+    )
+    sliding_window: int = setting(
+        0, "How many tokens the sliding layers see, the newest included. 0: all tokens.", limits.BLOCK_SIZE_OR_0,
+        legacy_default=0,
+    )  # fmt: skip
+    sliding_layers: str = setting(
+        "S",
+        "With --sliding-window: which layers slide (S) and which see all tokens (F). Repeated over the layers, so S is "
+        "every layer, and SSSF is all but every fourth.",
+        legacy_default="S",
     )
     dropout: float = setting(
         0.0, "Share of activations to drop in training, on embeddings and residual branches.", _PART
@@ -176,6 +148,10 @@ class ModelSettings:
                 f"{heads}."
             )
         self.rope_factors  # noqa: B018  (raises ValueError)
+        if not self.sliding_layers or len(self.sliding_layers) > 1000 or set(self.sliding_layers) - set("SF"):
+            raise ValueError(f"--sliding-layers {self.sliding_layers[:80]!r}: use a pattern of S and F, such as SSSF.")
+        if self.sliding_layers != "S" and not self.sliding_window:
+            raise ValueError(f"--sliding-layers {self.sliding_layers[:80]} does nothing without --sliding-window.")
 
     @property
     def head_dim(self) -> int:
@@ -201,17 +177,23 @@ class ModelSettings:
         return attention != "off", attention == "on", mlp == "on"
 
     @property
+    def windows(self) -> list[int]:
+        """How many tokens each layer sees, the newest included. 0: all."""
+        slides = self.sliding_layers * self.n_layer
+        return [self.sliding_window if slides[layer] == "S" else 0 for layer in range(self.n_layer)]
+
+    @property
     def rope_factors(self) -> tuple[float, ...]:
-        """The numbers of `rope_scaling`: none, FACTOR, or FACTOR, LOW, HIGH and CONTEXT."""
+        """The numbers of `rope_scaling`: none, FACTOR, FACTOR and CONTEXT, or FACTOR, LOW, HIGH and CONTEXT."""
         kind, *parts = self.rope_scaling.split(":")
         try:
             numbers = tuple(map(float, parts))
         except ValueError:
             numbers = (0.0,)
         sound = all(1e-6 <= number <= 1e9 for number in numbers) and (len(numbers) < 4 or numbers[1] < numbers[2])
-        if len(numbers) != {"none": 0, "linear": 1, "llama3": 4}.get(kind) or not sound:
+        if len(numbers) != {"none": 0, "linear": 1, "yarn": 2, "llama3": 4}.get(kind) or not sound:
             raise ValueError(
-                f"--rope-scaling {self.rope_scaling[:80]!r}: use none, linear:FACTOR, or "
+                f"--rope-scaling {self.rope_scaling[:80]!r}: use none, linear:FACTOR, yarn:FACTOR:CONTEXT, or "
                 "llama3:FACTOR:LOW:HIGH:CONTEXT with LOW below HIGH."
             )
         return numbers
@@ -240,6 +222,12 @@ class TrainingSettings:
     )
     batch_size: int = setting(32, "Micro-batch size: windows of text per forward pass.", _COUNT)
     accumulate: int = setting(1, "Micro-batches per step. Their gradients are averaged.", _COUNT)
+    recompute: Literal["none", "attention", "blocks"] = setting(
+        "none",
+        "Save memory: keep only the input of each attention or of each block, and compute it again in the backward "
+        "pass. The results are the same. blocks takes about a third longer.",
+        legacy_default="none",
+    )
     optimizer: Literal["adamw", "muon"] = setting("adamw", "muon: Muon for the blocks' matrices, AdamW for the rest.")
     learning_rate: float = setting(1e-3, "Peak learning rate of AdamW.", limits.POSITIVE)
     matrix_learning_rate: float = setting(0.02, "Peak learning rate of Muon.", limits.POSITIVE)
@@ -284,8 +272,8 @@ class TrainingSettings:
     seed: int = setting(1337, "Random seed for initial weights, order of the text and dropout.", limits.SEED)
 
     def __post_init__(self) -> None:
-        _require_short(self, "init_from")
-        _require_short(self, "sample_prompt", most=100_000)
+        require_short(self, "init_from")
+        require_short(self, "sample_prompt", most=100_000)
         check_numbers(self)
         if self.minutes != 0:
             limits.MINUTES.check("--minutes", self.minutes)
@@ -314,10 +302,28 @@ class MachineSettings:
     compile: Literal["auto", "on", "off"] = setting(
         "auto", "Whether to use torch.compile. auto tries it if the run is long enough to benefit."
     )
-    threads: int = setting(0, "CPU threads. 0: chosen automatically.", Limits(0, 10_000))
+    threads: int = setting(0, "CPU threads of each process. 0: chosen automatically.", Limits(0, 10_000))
+    processes: int = setting(
+        1, "Processes that train together, on this machine: one for each GPU, or for some cores.", limits=_PROCESSES,
+        legacy_default=1,
+    )  # fmt: skip
+    parallel: Literal["auto", "ddp", "fsdp"] = setting(
+        "auto",
+        "How processes hold weights: ddp, each has all; fsdp, each has a shard. auto: ddp if they fit in its memory.",
+        legacy_default="auto",
+    )
+    tensor_parallel: int = setting(
+        1, "Processes that divide each matrix among them.", limits=_PROCESSES, legacy_default=1
+    )
+    pipeline_parallel: int = setting(
+        1, "Processes that divide the blocks among them.", limits=_PROCESSES, legacy_default=1
+    )
+    context_parallel: int = setting(
+        1, "Processes that divide each window of text among them.", limits=_PROCESSES, legacy_default=1
+    )
 
     def __post_init__(self) -> None:
-        _require_short(self, "device")
+        require_short(self, "device")
         check_numbers(self)
 
 

@@ -25,6 +25,14 @@ _PIECE = 1 << 24  # tokens copied to a GPU at a time
 _WIDTHS = 32  # micro-batches are shortened to multiples of this, so that they have few shapes
 
 
+def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on `device`. From pinned memory, a GPU takes it when its queue is there; for other memory Python waits
+    until the queue is empty."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.contiguous().pin_memory()
+    return x.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Batch:
     """The examples of an optimizer step, or of a micro-batch.
@@ -69,7 +77,7 @@ class Batch:
         return self._map(lambda x: x[:, :width] if x.dim() > 1 and x.size(1) == T else x)
 
     def to(self, device: torch.device) -> Batch:
-        return self._map(lambda x: x.to(device, non_blocking=True))
+        return self._map(lambda x: sent(x, device))
 
     def _map(self, change: Any) -> Batch:
         weights = None if self.weights is None else change(self.weights)
@@ -90,6 +98,8 @@ class WindowSampler:
     seed: int
     on_device: torch.Tensor | None = None
     """All tokens on a GPU, if they fit. Then training copies no batches there."""
+    stream: tuple[int, ...] = ()
+    """Numbers that give another order with the same seed, for one of several texts."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) <= self.block_size:
@@ -107,10 +117,15 @@ class WindowSampler:
     def offsets(self, step: int) -> npt.NDArray[np.int64]:
         """Start of each window of a step in the training part, shape (batch_size,)."""
         first = step * self.batch_size
-        epochs, places = np.divmod(np.arange(first, first + self.batch_size), self.windows_per_epoch)
-        offsets = np.empty(self.batch_size, dtype=np.int64)
-        for epoch in range(epochs[0], epochs[-1] + 1):
-            keys = np.random.SeedSequence([self.seed, epoch]).generate_state(5, np.uint64).astype(np.uint64)
+        return self.starts(np.arange(first, first + self.batch_size))
+
+    def starts(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Start of each of these windows, which are counted from the run's first. The numbers rise."""
+        epochs, places = np.divmod(numbers, self.windows_per_epoch)
+        offsets = np.empty(len(numbers), dtype=np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            sequence = np.random.SeedSequence([self.seed, epoch], spawn_key=self.stream)
+            keys = sequence.generate_state(5, np.uint64).astype(np.uint64)
             slack = len(self.tokens) - self.windows_per_epoch * self.block_size
             phase = int(keys[4] % np.uint64(slack))  # the largest ends at the text's last token
             here = epochs == epoch
@@ -119,13 +134,15 @@ class WindowSampler:
 
     def __call__(self, step: int) -> Batch:
         """The windows of a step, with the next tokens as targets."""
-        offsets = self.offsets(step)
-        if self.on_device is None:
-            windows = torch.from_numpy(self.tokens.windows(offsets, self.block_size + 1))
-        else:
-            steps = torch.arange(self.block_size + 1, device=self.on_device.device)
-            windows = self.on_device[torch.from_numpy(offsets).to(self.on_device.device)[:, None] + steps].long()
+        windows = self.read(self.offsets(step))
         return Batch(windows[:, :-1], windows[:, 1:])
+
+    def read(self, starts: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The windows that start there, each with the token after it: (len(starts), block_size + 1)."""
+        if self.on_device is None:
+            return torch.from_numpy(self.tokens.windows(starts, self.block_size + 1))
+        steps = torch.arange(self.block_size + 1, device=self.on_device.device)
+        return self.on_device[sent(torch.from_numpy(starts), steps.device)[:, None] + steps].long()
 
     def to(self, device: torch.device) -> WindowSampler:
         """The same batches, made on `device`, which holds all tokens as int32, 4 bytes each."""
@@ -137,10 +154,14 @@ class WindowSampler:
 
     def near(self, machine: Machine) -> WindowSampler:
         """The same batches, made on the machine's GPU if the whole text fits in an eighth of its memory."""
-        if machine.device.type != "cuda" or self.on_device is not None:
-            return self
-        room = torch.cuda.get_device_properties(machine.device).total_memory // 8
-        return self.to(machine.device) if 4 * len(self.tokens) <= room else self
+        return self.to(machine.device) if self.on_device is None and fits(len(self.tokens), machine) else self
+
+
+def fits(n_tokens: int, machine: Machine) -> bool:
+    """Whether so many tokens fit in an eighth of a GPU's memory."""
+    if machine.device.type != "cuda":
+        return False
+    return 4 * n_tokens <= torch.cuda.get_device_properties(machine.device).total_memory // 8
 
 
 def permute(places: npt.NDArray[np.int64], n: int, keys: U64) -> npt.NDArray[np.int64]:

@@ -8,12 +8,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from groundling import storage
 from groundling.data.files import file_at, read_text, shown
+from groundling.data.tokenizers.alphabet import code_points
 from groundling.data.tokenizers.lookalikes import continues
 from groundling.escape import command, quoted
 
@@ -25,6 +27,7 @@ ODD = {
     "unassigned or private character": "Unicode gives these characters no meaning, so others may not see what you see",
 }
 _HELD = 2**20  # characters counted at a time
+_USUAL = bytes([*b"\t\n\r", *range(0x20, 0x7F)])  # characters of ASCII that are not odd
 
 
 def odd_kind(character: str) -> str | None:
@@ -55,9 +58,8 @@ class OddCharacters:
     def __init__(self) -> None:
         self._held: list[str] = []
         self._n_held = 0
-        self._last = ""  # character counted so far
-        self._counts = np.zeros(128, np.int64)  # of each code point
-        self._pairs = self._split = 0  # CR LF, and letters that could be one character
+        self._first = self._last = ""  # character counted so far
+        self._found = Counter[str]()  # kinds of `ODD`, and what else `counts` needs
 
     def add(self, chunk: str) -> None:
         self._held.append(chunk)
@@ -65,35 +67,68 @@ class OddCharacters:
         if self._n_held >= _HELD:
             self._count()
 
+    def state(self) -> dict[str, Any]:
+        """All that was counted, as JSON."""
+        self._count()
+        return {"found": dict(self._found), "first": self._first, "last": self._last}
+
+    def merge(self, state: dict[str, Any]) -> None:
+        """Continue with a text of which another counter has this state."""
+        self._count()
+        self._found.update(state["found"])
+        self._count_across(self._last + state["first"])
+        self._first, self._last = self._first or state["first"], state["last"] or self._last
+
     def counts(self) -> dict[str, int]:
         """The number of characters of each kind in `ODD`, of letters in the rarer of two Unicode forms (`letters in two
         forms`), and of lines that end otherwise than most (`mixed line ends`). Only kinds that occur."""
         self._count()
-        found, composed = Counter[str](), 0
-        for code in np.flatnonzero(self._counts).tolist():
-            n = int(self._counts[code])
-            if kind := odd_kind(chr(code)):
-                found[kind] += n
-            if code >= 0xC0 and unicodedata.normalize("NFD", chr(code)) != chr(code):
-                composed += n
-        ends = line_ends(int(self._counts[10]), int(self._counts[13]), self._pairs).values()
-        found["letters in two forms"] = min(self._split, composed)
+        found = Counter({kind: n for kind, n in self._found.items() if kind in ODD})
+        ends = line_ends(self._found["LF"], self._found["CR"], self._found["CR LF"]).values()
+        found["letters in two forms"] = min(self._found["split"], self._found["composed"])
         found["mixed line ends"] = sum(ends) - max(ends, default=0)
         return +found
 
     def _count(self) -> None:
-        text = "".join([self._last, *self._held])
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
-        new = np.bincount(codes[len(self._last) :], minlength=len(self._counts))
-        marks = [c for c in np.flatnonzero(new).tolist() if c >= 0x300 and continues(chr(c))]
-        new[: len(self._counts)] += self._counts
-        self._counts, self._held, self._n_held, self._last = new, [], 0, text[-1:]
-        self._pairs += text.count("\r\n")
-        after = np.flatnonzero(np.isin(codes[1:], marks)) if marks else codes[:0]
-        pairs, n = np.unique(codes[after] << 32 | codes[after + 1], return_counts=True)
-        for pair, count in zip(pairs.tolist(), n.tolist(), strict=True):
-            if len(unicodedata.normalize("NFC", chr(pair >> 32) + chr(pair & 0xFFFFFFFF))) == 1:
-                self._split += count
+        text = "".join(self._held)
+        self._held, self._n_held = [], 0
+        if not text:
+            return
+        self._found["LF"] += text.count("\n")
+        self._found["CR"] += text.count("\r")
+        self._found["CR LF"] += text.count("\r\n")
+        rare = text.encode("utf-8", "surrogatepass").translate(None, _USUAL).decode("utf-8", "surrogatepass")
+        numbers, marks = np.bincount(code_points(rare)), list[int]()
+        for code in np.flatnonzero(numbers).tolist():
+            character, n = chr(code), int(numbers[code])
+            if kind := odd_kind(character):
+                self._found[kind] += n
+            if code >= 0xC0 and unicodedata.normalize("NFD", character) != character:
+                self._found["composed"] += n
+            if code >= 0x300 and continues(character):
+                marks.append(code)
+        if marks:
+            self._count_split(code_points(text), marks)
+        self._count_across(self._last + text[0])
+        self._first, self._last = self._first or text[0], text[-1]
+
+    def _count_split(self, codes: npt.NDArray[np.uint32], marks: list[int]) -> None:
+        """Count the letters before a mark that are one character together with it."""
+        after = np.flatnonzero(np.isin(codes[1:], marks))
+        pairs, numbers = np.unique(codes[after].astype(np.int64) << 32 | codes[after + 1], return_counts=True)
+        for pair, n in zip(pairs.tolist(), numbers.tolist(), strict=True):
+            if _is_split(chr(pair >> 32) + chr(pair & 0xFFFFFFFF)):
+                self._found["split"] += n
+
+    def _count_across(self, pair: str) -> None:
+        """Count what the last character before and the first one after are together."""
+        if len(pair) == 2:
+            self._found["CR LF"] += pair == "\r\n"
+            self._found["split"] += ord(pair[1]) >= 0x300 and continues(pair[1]) and _is_split(pair)
+
+
+def _is_split(pair: str) -> bool:
+    return len(unicodedata.normalize("NFC", pair)) == 1
 
 
 _HARMFUL = {

@@ -26,6 +26,9 @@ class NotText(ValueError):
         self.what = what
         """What it is, in a word or two."""
 
+    def __reduce__(self) -> tuple[type[NotText], tuple[str, str]]:
+        return type(self), (str(self), self.what)  # it may come from another process
+
 
 class NeedsExtra(NotText):
     """A file that a package which is not installed could read."""

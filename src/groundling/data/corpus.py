@@ -2,7 +2,8 @@
 
 A tokenized corpus is a folder in the cache, named by a hash of the text's fingerprint and the tokenizer:
 
-    tokens.bin       ids of all documents in order, 16 bits each, or 32 if the vocabulary needs them
+    tokens.bin       ids of all documents in order, 16 bits each, or 32 if the vocabulary needs them;
+                     tokens-00000.bin and so on for a large text, which is prepared in shards
     documents.bin    the end of each document in tokens.bin, 64 bits each
     files.bin        how many documents end up to the end of each file, 64 bits each; none if each file is one document
     places.bin       pairs of 64 bits: the first N tokens hold M characters and document ends
@@ -14,12 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,22 @@ import numpy.typing as npt
 
 from groundling import storage
 from groundling.config import CorpusSettings
-from groundling.data.characters import OddCharacters
 from groundling.data.fingerprint import fingerprint_of
-from groundling.data.progress import Notice, Progress, ProgressMeter, silent
-from groundling.data.sources import CorpusPath, HashingSource, Source, find_source
+from groundling.data.progress import Notice, Progress, silent
+from groundling.data.shards.count import count_text
+from groundling.data.shards.duplicates import without_copies
+from groundling.data.shards.pool import processes_for
+from groundling.data.shards.read import finished_shards
+from groundling.data.shards.tokenize import tokenize
+from groundling.data.sources import CorpusPath, Source, find_source
 from groundling.data.split import split_point
-from groundling.data.tokenizers.base import Tokenizer, Unknown, UnknownText
-from groundling.data.tokenizers.train import fit_tokenizer
-from groundling.data.tokens import Tokens
+from groundling.data.tokenizers.base import Tokenizer, Unknown
+from groundling.data.tokenizers.train import fit_to, fit_tokenizer
+from groundling.data.tokens import Tokens, part_name
 from groundling.storage.safe_read import LARGEST_TOKENIZER
 
 _PIECE = 4 * 2**20  # tokens searched at a time
-_WRITTEN = 2**20  # tokens written at a time, or more
+_AROUND = 4  # documents before and after a place
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ class Corpus:
 
     @property
     def document_ends(self) -> npt.NDArray[np.int64]:
-        """End of each document in tokens from the start of the text, its end token included: (n_documents,)."""
-        return np.fromfile(self.train.path.with_name("documents.bin"), dtype=np.int64)
+        """End of each document in tokens from the start of the text, its end token included: (n_documents,), mapped."""
+        return np.memmap(self.train.path.with_name("documents.bin"), dtype=np.int64, mode="r")
 
     @cached_property
     def _file_ends(self) -> npt.NDArray[np.int64]:
@@ -90,6 +95,12 @@ class Corpus:
         name = source.files[file].short if len(source.files) > 1 else source.name
         alone = self._file_ends[file] - before == 1
         return name if alone else f"{name}, document {document - before + 1:,}"
+
+    def count_left_out(self) -> int:
+        """Count the characters of the text that are in no token. Reads all tokens."""
+        sizes, whole = self.tokenizer.sizes[1], dataclasses.replace(self.train, stop=self.validation.stop)
+        pieces = (whole.read(i, min(i + _PIECE, len(whole))) for i in range(0, len(whole), _PIECE))
+        return self.n_characters - sum(int(sizes[piece].sum()) for piece in pieces)
 
     @staticmethod
     def open(
@@ -107,28 +118,37 @@ def prepare(
     tokenizer: Tokenizer | None = None,
     fingerprint: str | None = None,
     unknown: Unknown = "error",
+    processes: int | None = None,
     notice: Notice = silent,
     progress: Progress = silent,
 ) -> Corpus:
     """Tokenize `source`, or reuse it from the cache. Without `tokenizer`, use the one from the settings.
 
-    `fingerprint` is the text's, if you have it from `fingerprint_of`; otherwise the text is hashed first.
+    `fingerprint` is the text's, if you have it from `fingerprint_of`; otherwise the text is hashed first. Large texts
+    are prepared by several `processes`, by default as many as there are cores. Their number changes nothing.
     Raises ValueError with a sentence for the user if the text is empty, or cannot be decoded or encoded.
     """
     notice = cache(notice)  # without repetition: the text may be read several times
     for sentence in source.notices:
         notice(sentence)
     fingerprint = fingerprint or fingerprint_of(source, progress).fingerprint
+    processes = processes_for(source.size, processes)
+
+    # Called only if it must be read.
+    text = cache(partial(_deduplicated, source, fingerprint, settings, processes, notice, progress))
     if tokenizer is None:
-        tokenizer = _tokenizer_of(source, fingerprint, settings, notice, progress)
+        tokenizer = _tokenizer_of([text], [fingerprint], settings, processes, notice, progress)
     folder = _token_folder(fingerprint, tokenizer, unknown, settings)
-    if not _is_prepared(folder):
+    shards = folder.with_suffix(".shards")
+    storage.remove_temporary(folder.parent, shards.name)  # what a kill left after the last shard
+    if shards.exists() or not _is_prepared(folder):
         storage.make_folder(folder.parent)
-        with storage.locked(folder.with_suffix(".lock")):  # two runs may start on the same new text at once
+        # Two runs may start on the same new text at once.
+        with storage.locked(folder.with_suffix(".lock")), finished_shards(shards):
             if not _is_prepared(folder, lambda fault: notice(f"{fault} Tokenizing the text again.")):
                 storage.remove_folder(folder)
                 storage.remove_temporary(folder.parent, folder.name)
-                _tokenize(source, fingerprint, tokenizer, unknown, folder, notice, progress)
+                tokenize(text(), fingerprint, tokenizer, unknown, folder, shards, processes, notice, progress)
     corpus = _open(folder, source.name, settings)
     if sentence := source.idle_separator(corpus.n_documents):
         notice(sentence)
@@ -143,24 +163,48 @@ def reopen(
     return _open(folder, name, settings) if _is_prepared(folder, notice) else None
 
 
+def common_tokenizer(
+    sources: Sequence[Source], fingerprints: Sequence[str], settings: CorpusSettings, notice: Notice = silent,
+    progress: Progress = silent,
+) -> Tokenizer:  # fmt: skip
+    """The tokenizer from the settings, fitted to several texts, each with its fingerprint."""
+    processes = processes_for(sum(source.size for source in sources))
+    texts = [
+        partial(_deduplicated, source, fingerprint, settings, processes, notice, progress)
+        for source, fingerprint in zip(sources, fingerprints, strict=True)
+    ]
+    return _tokenizer_of(texts, fingerprints, settings, processes, notice, progress)
+
+
+def _deduplicated(
+    source: Source, fingerprint: str, settings: CorpusSettings, processes: int, notice: Notice, progress: Progress
+) -> Source:
+    """The text to read: without copies, if the settings say so."""
+    return without_copies(source, fingerprint, processes, notice, progress) if settings.deduplicate else source
+
+
 def _tokenizer_of(
-    source: Source, fingerprint: str, settings: CorpusSettings, notice: Notice, progress: Progress
-) -> Tokenizer:
-    """The tokenizer from the settings, fitted to this text once and then cached."""
+    texts: Sequence[Callable[[], Source]], fingerprints: Sequence[str], settings: CorpusSettings, processes: int,
+    notice: Notice, progress: Progress,
+) -> Tokenizer:  # fmt: skip
+    """The tokenizer from the settings, fitted to these texts once and then cached."""
     if settings.tokenizer not in ("char", "bpe"):
-        return fit_tokenizer(source, settings, notice, progress)  # nothing to fit, so nothing to cache
-    key = {"version": 2, "text": fingerprint, "tokenizer": settings.tokenizer} | _reading(settings)
+        return fit_tokenizer(None, settings, notice, progress)  # nothing to fit, so nothing to cache
+    content = fingerprints[0] if len(fingerprints) == 1 else list(fingerprints)
+    key = {"version": 2, "text": content, "tokenizer": settings.tokenizer} | _reading(settings)
     if settings.tokenizer == "bpe":
         key |= {"vocab_size": settings.vocab_size, "val_fraction": settings.val_fraction}
     path = storage.cache_folder() / "tokenizers" / f"{_short_hash(key)}.json"
     storage.make_folder(path.parent)
-    with storage.locked(path.with_suffix(".lock")):
+    with storage.locked(path.with_suffix(".lock")), finished_shards(path.with_suffix(".shards")) as saved:
         try:
             return Tokenizer.of(storage.read_checksummed(path, LARGEST_TOKENIZER), path)
         except (FileNotFoundError, ValueError):
-            reading = HashingSource(source)
-            tokenizer = fit_tokenizer(reading.source, settings, notice, progress)
-            reading.check(fingerprint)
+            counted = [
+                count_text(text(), fingerprint, saved / f"text-{i}", processes, notice, progress)
+                for i, (text, fingerprint) in enumerate(zip(texts, fingerprints, strict=True))
+            ]
+            tokenizer = fit_to(counted, settings, notice, progress, processes)
             storage.remove_temporary(path.parent, path.name)
             storage.write_checksummed(path, tokenizer.to_dict())
             return tokenizer
@@ -174,7 +218,9 @@ def _token_folder(fingerprint: str, tokenizer: Tokenizer, unknown: Unknown, sett
 
 def _reading(settings: CorpusSettings) -> dict[str, Any]:
     """What decides how the same files are split into documents. Their formats are in the fingerprint."""
-    return {name: value for name in ("field", "document_separator") if (value := getattr(settings, name))}
+    return {
+        name: value for name in ("field", "document_separator", "deduplicate") if (value := getattr(settings, name))
+    }
 
 
 def _short_hash(key: dict[str, Any]) -> str:
@@ -192,91 +238,11 @@ def _is_prepared(folder: Path, notice: Notice = silent) -> bool:
     return False
 
 
-def _tokenize(
-    source: Source, fingerprint: str, tokenizer: Tokenizer, unknown: Unknown, folder: Path,
-    notice: Notice, progress: Progress,
-) -> None:  # fmt: skip
-    """Write the folder described at the top of this file."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    meter, reading = ProgressMeter(progress, "tokenizing", source.size), HashingSource(source)
-    about, document_ends, file_ends, n_characters = dict[str, Any](), array("q"), array("q"), 0
-    end = [] if tokenizer.end_of_text_id is None else [np.array([tokenizer.end_of_text_id], np.uint32)]
-    start = [np.array([id], np.uint32) for id in tokenizer.start_ids]
-    units = tokenizer.sizes[1].copy()  # characters and document ends of each token
-    units[end] = 1
-    odd = OddCharacters()
-
-    def read(chunks: Iterable[str]) -> Iterator[str]:
-        nonlocal n_characters
-        for chunk in chunks:
-            n_characters += len(chunk)
-            odd.add(chunk)
-            yield chunk
-
-    # An estimate of the bytes to write: a token holds at least one byte of text.
-    with storage.readable_errors(folder, source.size * dtype.itemsize), storage.new_folder(folder, about) as temporary:
-        tokens = _TokenFile(temporary / "tokens.bin", dtype, units)
-        for file in reading.source.files:
-            for document in reading.source.documents(file, notice, meter.add):
-                try:
-                    for ids in itertools.chain(start, tokenizer.encode_chunks(read(document.chunks), unknown), end):
-                        tokens.write(ids)
-                except UnknownText as error:
-                    raise UnknownText(f"{document.name}: {error}") from None
-                document_ends.append(tokens.n_tokens)
-            file_ends.append(len(document_ends))
-        tokens.flush()
-        reading.check(fingerprint)
-        if n_characters == 0:
-            raise ValueError(f"{source.name} is empty: there is no text in it.")
-        if tokens.n_units == len(end) * len(document_ends):  # nothing but document ends
-            raise ValueError(f"{source.name} has no character that is in the vocabulary. Use another text.")
-        storage.disk.write(temporary / "documents.bin", document_ends.tobytes())
-        storage.disk.write(temporary / "places.bin", np.concatenate(tokens.places).tobytes())
-        if len(file_ends) != len(document_ends) or any(end != i for i, end in enumerate(file_ends, 1)):
-            storage.disk.write(temporary / "files.bin", file_ends.tobytes())
-        tokenizer.save(temporary / "tokenizer.json")
-        about |= {
-            "fingerprint": fingerprint, "dtype": dtype.name, "tokens": tokens.n_tokens, "characters": n_characters,
-            "documents": len(document_ends), "vocab_size": tokenizer.vocab_size,
-            **({"odd": counts} if (counts := odd.counts()) else {}),
-        }  # fmt: skip
-
-
-class _TokenFile:
-    """Writes `tokens.bin`, and counts the units of text in it. Pieces are collected: a document may be a few tokens."""
-
-    def __init__(self, path: Path, dtype: np.dtype[Any], units: npt.NDArray[np.int64]) -> None:
-        self._path, self._dtype, self._units = path, dtype, units
-        self._pieces, self._ends = list[npt.NDArray[np.uint32]](), array("q")
-        self._n_written = self.n_tokens = self.n_units = 0
-        self.places = [np.zeros((1, 2), np.int64)]
-        """The content of `places.bin`, a pair after each piece."""
-
-    def write(self, ids: npt.NDArray[np.uint32]) -> None:
-        self._pieces.append(ids)
-        self.n_tokens += len(ids)
-        self._ends.append(self.n_tokens - self._n_written)
-        if self._ends[-1] >= _WRITTEN:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the collected pieces, if there are any."""
-        if not self._pieces:
-            return
-        ids, ends = np.concatenate(self._pieces), np.array(self._ends)
-        storage.disk.write(self._path, ids.astype(self._dtype).tobytes())
-        counted = np.pad(self._units[ids].cumsum(), (1, 0))
-        self.places.append(np.stack([self._n_written + ends, self.n_units + counted[ends]], axis=1))
-        self._n_written, self.n_units = self.n_tokens, self.n_units + int(counted[-1])
-        self._pieces.clear()
-        del self._ends[:]
-
-
 def _open(folder: Path, name: str, settings: CorpusSettings) -> Corpus:
     about = _checked_manifest(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    whole = Tokens(folder / "tokens.bin", about["dtype"], 0, about["tokens"])
+    ends = tuple(accumulate(about.get("parts", ())))
+    whole = Tokens(folder / "tokens.bin", about["dtype"], 0, about["tokens"], ends)
     cut = _validation_start(folder, whole, tokenizer, settings.val_fraction)
     train, validation = dataclasses.replace(whole, stop=cut), dataclasses.replace(whole, start=cut)
     counts = about["documents"], about["characters"], about.get("odd", {})
@@ -287,22 +253,32 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
     """The manifest's entries about the corpus. Raises ValueError if the files do not fit them."""
     about = storage.read_manifest(folder)
     counts: list[Any] = [about.get(name) for name in ("tokens", "documents", "characters")]
-    files = {name: (folder / f"{name}.bin") for name in ("tokens", "documents", "places")}
+    parts = about.get("parts", counts[:1])
     if (
         about.get("dtype") not in ("uint16", "uint32")
-        or not all(type(count) is int and count > 0 for count in counts)
+        or not isinstance(parts, list)
+        or not all(type(count) is int and count > 0 for count in [*counts, *parts])
         or not isinstance(about.get("fingerprint"), str)
-        or not all(file.is_file() for file in files.values())
-        or files["tokens"].stat().st_size != counts[0] * np.dtype(about["dtype"]).itemsize
-        or files["documents"].stat().st_size != 8 * counts[1]
-        or files["places"].stat().st_size % 16
+        or sum(parts) != counts[0]
+    ):
+        raise ValueError(f"{folder} is damaged: its manifest does not match its files.")
+    names = [part_name(i) for i in range(len(parts))] if "parts" in about else ["tokens.bin"]
+    width = np.dtype(about["dtype"]).itemsize
+    sizes = {name: width * n for name, n in zip(names, parts, strict=True)} | {"documents.bin": 8 * counts[1]}
+    places = folder / "places.bin"
+    if (
+        any(not (folder / name).is_file() or (folder / name).stat().st_size != size for name, size in sizes.items())
+        or not places.is_file()
+        or places.stat().st_size % 16
     ):
         raise ValueError(f"{folder} is damaged: its manifest does not match its files.")
     return about
 
 
 def _rises(numbers: npt.NDArray[np.int64], end: int | None = None) -> bool:
-    rises = len(numbers) > 0 and numbers[0] >= 0 and bool((np.diff(numbers) >= 0).all())
+    """Whether numbers do not decrease from 0 or more, to `end`. Reads a piece at a time."""
+    pieces = (numbers[max(i - 1, 0) : i + _PIECE] for i in range(0, len(numbers), _PIECE))
+    rises = len(numbers) > 0 and numbers[0] >= 0 and all(bool((np.diff(piece) >= 0).all()) for piece in pieces)
     return rises and end in (None, int(numbers[-1]))
 
 
@@ -310,11 +286,11 @@ def _validation_start(folder: Path, whole: Tokens, tokenizer: Tokenizer, val_fra
     """The first token of the validation part. It starts at the same character for every tokenizer, or at the first
     token after that, so that results with different tokenizers are about the same text."""
     ends = np.memmap(folder / "documents.bin", dtype=np.int64, mode="r")
-    tokens, units = np.fromfile(folder / "places.bin", dtype=np.int64).reshape(-1, 2).T
+    tokens, units = _columns(folder / "places.bin")
     if not (_rises(ends, len(whole)) and _rises(tokens, len(whole)) and _rises(units)):
         raise ValueError(f"{folder} is damaged: places.bin or documents.bin does not match its tokens.")
-    wanted = split_point(units[np.searchsorted(tokens, ends)], int(units[-1]), val_fraction)
-    before = int(np.searchsorted(units, wanted, side="right")) - 1
+    wanted = _wanted_units(ends, tokens, units, val_fraction)
+    before = bisect_right(units, wanted) - 1
     cut, missing = int(tokens[before]), wanted - int(units[before])
     if missing == 0:
         return cut
@@ -330,3 +306,19 @@ def _validation_start(folder: Path, whole: Tokens, tokenizer: Tokenizer, val_fra
             return cut + int(possible.argmax())
         cut, missing = cut + len(ids), missing - int(counted[-1])
     return cut
+
+
+def _columns(path: Path) -> npt.NDArray[np.int64]:
+    """The two columns of `places.bin`, mapped."""
+    return np.memmap(path, dtype=np.int64, mode="r").reshape(-1, 2).T if path.stat().st_size else np.empty((2, 0), int)
+
+
+def _wanted_units(
+    ends: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64], units: npt.NDArray[np.int64], val_fraction: float
+) -> int:
+    """Where the validation part starts, in characters and document ends. Of the documents, only those around that
+    place are looked at: a large text has a billion."""
+    cut = int((1 - val_fraction) * int(units[-1]))
+    near = bisect_left(ends, int(tokens[min(bisect_left(units, cut), len(units) - 1)]))
+    around = ends[max(near - _AROUND, 0) : near + _AROUND]
+    return split_point(units[[bisect_left(tokens, int(end)) for end in around]], int(units[-1]), val_fraction)

@@ -32,18 +32,29 @@ class Document:
 
     name: str
     chunks: Iterator[str]
+    starts: bool = True
+    """Whether it starts here. The first of a part of a plain file does not."""
+    ends: bool = True
+    """Whether it ends here, once the chunks are read. The last of a part of a plain file does not."""
 
 
 def read_documents(
-    file: TextFile, format: str, reading: Reading, notice: Notice, progress: Callable[[int], None]
-) -> Iterator[Document]:
-    """The documents of a file. `progress` gets the number of bytes read.
+    file: TextFile, format: str, reading: Reading, notice: Notice, progress: Callable[[int], None],
+    skipped: Callable[[int], None] | None = None,
+) -> Iterator[Document]:  # fmt: skip
+    """The documents of a file. `progress` gets the number of bytes read. `skipped` gets the number of entries without
+    text, instead of a notice.
 
     Raises ValueError or OSError with a sentence that names file and line if something cannot be read.
     """
     if format == "text":
         return _plain(file, read_text(file, notice, progress), reading.document_separator, notice)
-    return _with_text(read_entries(file, format, reading, notice, progress), file, notice)
+    entries = read_entries(file, format, reading, notice, progress)
+    return _with_text(entries, file, skipped or (lambda n: notice(skipped_entries(file.name, n))))
+
+
+def skipped_entries(name: str, n: int) -> str:
+    return f"Skipped {n:,} entries of {name} without text."
 
 
 def read_entries(
@@ -59,7 +70,9 @@ def read_entries(
 _OR_TEXT = ", or use --format text to read the file as it is."
 
 
-def _with_text(entries: Iterator[tuple[str, Any]], file: TextFile, notice: Notice) -> Iterator[Document]:
+def _with_text(
+    entries: Iterator[tuple[str, Any]], file: TextFile, skipped: Callable[[int], None]
+) -> Iterator[Document]:
     """A document for each entry, given as its place in the file and its text. Those without text are counted."""
     without = 0
     for place, text in entries:
@@ -76,7 +89,7 @@ def _with_text(entries: Iterator[tuple[str, Any]], file: TextFile, notice: Notic
             raise ValueError(f"{file.name}, {place}: half of a UTF-16 pair (\\ud800 to \\udfff), not a character.")
         yield Document(f"{file.name}, {place}", iter((text,)))
     if without:
-        notice(f"Skipped {without:,} entries of {file.name} without text.")
+        skipped(without)
 
 
 def _plain(file: TextFile, chunks: Iterator[str], separator: str, notice: Notice) -> Iterator[Document]:
@@ -88,7 +101,21 @@ def _plain(file: TextFile, chunks: Iterator[str], separator: str, notice: Notice
             if number == 2:
                 notice(f"{separator!r} ends a document (--document-separator '' turns this off).")
             name = file.name if number == 1 else f"{file.name}, document {number:,}"
-            yield Document(name, itertools.chain([piece], itertools.takewhile(lambda piece: piece is not None, pieces)))  # type: ignore[arg-type]
+            document = Document(name, iter(()), starts=number > 1 or file.start == 0)
+            document.chunks = _up_to_separator(piece, pieces, document, file)
+            yield document
+
+
+def _up_to_separator(first: str, pieces: Iterator[str | None], document: Document, file: TextFile) -> Iterator[str]:
+    yield first
+    for piece in pieces:
+        if piece is None:
+            return
+        yield piece
+    document.ends = file.stop is None
+
+
+_LINE_END = re.compile(r"\r?\n|\Z")
 
 
 def _split(chunks: Iterator[str], separator: str) -> Iterator[str | None]:
@@ -104,7 +131,7 @@ def _split(chunks: Iterator[str], separator: str) -> Iterator[str | None]:
             if found > at:
                 yield text[at:found]
             own_line = text[found - 1] == "\n" if found > at else after_line
-            line_end = re.compile(r"\r?\n|\Z").match(text, end) if own_line and not has_lines else None
+            line_end = _LINE_END.match(text, end) if own_line and not has_lines else None
             yield None
             at, after_line = line_end.end() if line_end else end, line_end is not None
         safe = len(text) if chunk is None else max(at, found if found >= 0 else len(text) - len(separator) + 1)

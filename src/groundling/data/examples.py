@@ -21,8 +21,9 @@ import torch
 from groundling.config import CorpusSettings
 from groundling.data.batches import Batch, permute
 from groundling.data.conversations import Message, Preference, Row, read_conversations
+from groundling.data.fingerprint import HashingSource
 from groundling.data.progress import Notice, Progress, silent
-from groundling.data.sources import HashingSource, Source
+from groundling.data.sources import Source
 from groundling.data.tokenizers.base import UnknownText
 from groundling.data.tokenizers.chat import ChatTokenizer
 

@@ -12,6 +12,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,6 +49,13 @@ class TextFile:
     """How documents are read from it; see data/formats.py and data/documents.py."""
     on_read: Callable[[bytes], None] | None = None
     """Gets the SHA-256 of the bytes when `read_bytes` has read them all."""
+    start: int = 0
+    stop: int | None = None
+    """The bytes to read, if this is one of several parts of a file: see data/shards/plan.py."""
+
+    @property
+    def is_part(self) -> bool:
+        return self.start > 0 or self.stop is not None
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -56,7 +64,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 def file_at(path: Path, name: str, short: str) -> TextFile:
-    return TextFile(name, short, lambda: open_unpacked(path, name), path.stat().st_size)
+    return TextFile(name, short, partial(open_unpacked, path, name), path.stat().st_size)
 
 
 def read_bytes(file: TextFile) -> Iterator[bytes]:
@@ -64,7 +72,9 @@ def read_bytes(file: TextFile) -> Iterator[bytes]:
     n_bytes, digest = 0, hashlib.sha256()
     try:
         with file.open() as opened:
-            while chunk := opened.read(CHUNK):
+            if file.start:
+                opened.seek(file.start)
+            while chunk := opened.read(_until_next(file, file.start + n_bytes)):
                 n_bytes += len(chunk)
                 if n_bytes > _MOST_UNPACKED * max(file.size, 2**20):
                     raise OSError(
@@ -80,6 +90,12 @@ def read_bytes(file: TextFile) -> Iterator[bytes]:
         file.on_read(digest.digest())
 
 
+def _until_next(file: TextFile, offset: int) -> int:
+    """Bytes to read from `offset`: those of a part end at the same places as those of the whole file."""
+    n_bytes = CHUNK - offset % CHUNK
+    return n_bytes if file.stop is None else min(n_bytes, file.stop - offset)
+
+
 def read_text(file: TextFile, notice: Notice = silent, progress: Callable[[int], None] = silent) -> Iterator[str]:
     """The file's text in chunks, decoded strictly. Line ends stay as they are.
 
@@ -91,7 +107,7 @@ def read_text(file: TextFile, notice: Notice = silent, progress: Callable[[int],
     for chunk in itertools.chain(read_bytes(file), [b""]):  # the empty one is the end
         n_bytes = len(chunk)
         if decoder is None:
-            encoding, skip = _detect(file, chunk, notice)
+            encoding, skip = ("utf-8", 0) if file.start else _detect(file, chunk, notice)
             decoder = codecs.getincrementaldecoder(encoding)()
             chunk, offset = chunk[skip:], skip
         pending = len(decoder.getstate()[0])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import pairwise
+from typing import Any, NoReturn
 
 import numpy as np
 
-from groundling.data.files import read_bytes
+from groundling.data.files import TextFile, read_bytes
 from groundling.data.progress import Progress, ProgressMeter, silent
-from groundling.data.sources import Source, combined
+from groundling.data.shards.pool import processes_for
+from groundling.data.sources import Source
 
 MOST_FILES = 1000
 """A run records the names and hashes of this many, to describe a later change of the text."""
@@ -21,26 +27,89 @@ _NAMED = 3  # files to name for each kind of change
 @dataclass(frozen=True)
 class TextFingerprint:
     """`fingerprint` is the SHA-256 of the files' bytes and formats, without their names. `files` has name, size in
-    bytes and SHA-256 of each of the first thousand."""
+    bytes and SHA-256 of each of the first thousand, and `parts` the fingerprints of the text's inputs."""
 
     fingerprint: str
     files: tuple[dict[str, Any], ...]
+    parts: tuple[str, ...] = ()
 
 
 def fingerprint_of(source: Source, progress: Progress = silent) -> TextFingerprint:
-    """Read the whole text and hash it. Raises OSError with a sentence if it cannot be read."""
+    """Read the whole text and hash it, several files at once if it is large. Raises OSError with a sentence if it
+    cannot be read."""
     meter, digests, facts = ProgressMeter(progress, "checking", source.size), list[bytes](), list[dict[str, Any]]()
-    for file in source.files:
-        digest, size = hashlib.sha256(), 0
-        for chunk in read_bytes(file):
-            digest.update(chunk)
-            size += len(chunk)
-            meter.add(len(chunk))
-        digests.append(digest.digest())
-        if len(facts) < MOST_FILES:
-            name = file.short if len(source.files) > 1 else source.name
-            facts.append({"name": name[:4096], "bytes": size, "sha256": digest.hexdigest()})
-    return TextFingerprint(combined(source.files, digests), tuple(facts))
+    with _hashed(source, meter) as hashed:
+        for file, (digest, size) in zip(source.files, hashed, strict=True):
+            digests.append(digest)
+            if len(facts) < MOST_FILES:
+                name = file.short if len(source.files) > 1 else source.name
+                facts.append({"name": name[:4096], "bytes": size, "sha256": digest.hex()})
+    ends = [0, *(each.end for each in source.inputs)]
+    parts = (combined(source.files[start:end], digests[start:end]) for start, end in pairwise(ends))
+    return TextFingerprint(combined(source.files, digests), tuple(facts), tuple(parts))
+
+
+@contextmanager
+def _hashed(source: Source, meter: ProgressMeter) -> Iterator[Iterator[tuple[bytes, int]]]:
+    """The hash and the size of each file. Threads are enough: Python lets them hash and unpack at the same time."""
+    threads = processes_for(source.size) if len(source.files) > 1 else 1
+    if threads == 1:
+        yield (_hash(file, meter.add) for file in source.files)
+        return
+    executor = ThreadPoolExecutor(threads)
+
+    def results() -> Iterator[tuple[bytes, int]]:
+        for file, found in zip(source.files, executor.map(_hash, source.files), strict=True):
+            meter.add(file.size)
+            yield found
+
+    try:
+        yield results()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _hash(file: TextFile, progress: Callable[[int], None] = silent) -> tuple[bytes, int]:
+    digest, size = hashlib.sha256(), 0
+    for chunk in read_bytes(file):
+        digest.update(chunk)
+        size += len(chunk)
+        progress(len(chunk))
+    return digest.digest(), size
+
+
+class HashingSource:
+    """A source that hashes what is read from it, to check afterwards that it was the expected text."""
+
+    def __init__(self, source: Source) -> None:
+        self._digests = [b""] * len(source.files)  # if a file is read twice, the last time counts
+        files = (
+            dataclasses.replace(file, on_read=partial(self._digests.__setitem__, i))
+            for i, file in enumerate(source.files)
+        )
+        self.source = dataclasses.replace(source, files=tuple(files))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what was read, once all of it was."""
+        return combined(self.source.files, self._digests)
+
+    @property
+    def hex_digests(self) -> list[str]:
+        """The hash of each file that was read."""
+        return [digest.hex() for digest in self._digests]
+
+
+def refuse_edited(name: str) -> NoReturn:
+    raise ValueError(
+        f"The text {name} was changed while it was read. Run the same command again when no program writes to it."
+    )
+
+
+def combined(files: Sequence[TextFile], digests: Sequence[bytes]) -> str:
+    """The fingerprint of a text, SHA-256 in hexadecimal, from the SHA-256 of each of its files."""
+    formats = [b"" if file.format == "text" else file.format.encode() for file in files]
+    return hashlib.sha256(b"".join(map(bytes.__add__, digests, formats))).hexdigest()
 
 
 def difference(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:

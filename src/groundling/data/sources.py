@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import os
@@ -27,12 +26,23 @@ from groundling.data.files import TextFile, file_at, shown
 from groundling.data.folders import GLOB, Found, model_in
 from groundling.data.formats import Reading, is_packed
 from groundling.data.progress import Notice, silent
+from groundling.data.shards.kept import Kept
 from groundling.escape import command, quoted
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 CorpusPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file, folder or name that was given: its name, the address that finds it again, and where its files end among
+    those of all inputs."""
+
+    name: str
+    address: str
+    end: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,10 @@ class Source:
     files: tuple[TextFile, ...]
     reading: Reading = Reading()  # noqa: RUF009  (frozen)
     notices: tuple[str, ...] = ()
+    kept: tuple[Kept, ...] | None = None
+    """Which documents of each of its shards are read, if copies are left out: see data/shards/duplicates.py."""
+    inputs: tuple[Input, ...] = ()
+    """Each file, folder or name that was given."""
 
     @property
     def size(self) -> int:
@@ -57,6 +71,15 @@ class Source:
     def corpus(self) -> str | tuple[str, ...]:
         """The address, or the addresses of several inputs, as a run's settings hold them."""
         return self.addresses[0] if len(self.addresses) == 1 else self.addresses
+
+    @property
+    def parts(self) -> list[Source]:
+        """Each input as a text of its own."""
+        ends = [0, *(each.end for each in self.inputs)]
+        return [
+            Source(each.name, (each.address,), self.files[start : each.end], self.reading)
+            for each, start in zip(self.inputs, ends, strict=False)
+        ]
 
     @property
     def plain_path(self) -> str | None:
@@ -76,10 +99,11 @@ class Source:
         return f"--document-separator {separator!r} separates nothing: each file is one document.{hint}"
 
     def documents(
-        self, file: TextFile, notice: Notice = silent, progress: Callable[[int], None] = silent
-    ) -> Iterator[Document]:
+        self, file: TextFile, notice: Notice = silent, progress: Callable[[int], None] = silent,
+        skipped: Callable[[int], None] | None = None,
+    ) -> Iterator[Document]:  # fmt: skip
         """The documents of one of the files, as `read_documents` gives them."""
-        return read_documents(file, file.format, self.reading, notice, progress)
+        return read_documents(file, file.format, self.reading, notice, progress, skipped)
 
     def entries(
         self, file: TextFile, notice: Notice = silent, progress: Callable[[int], None] = silent
@@ -123,24 +147,17 @@ def find_source(
     name = parts[0].name if len(parts) == 1 else f"{parts[0].name} and {len(parts) - 1} more"
     counted = found.left_out or (len(found.files) > 1 and not (len(parts) == 1 and parts[0].name in _NAMED))
     notices = (found.summary,) if counted else ()
-    return Source(name, tuple(part.address for part in parts), tuple(found.files), found.reading, notices)
+    addresses = tuple(part.address for part in parts)
+    return Source(name, addresses, tuple(found.files), found.reading, notices, inputs=tuple(parts))
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One input: its name, and the address that finds it again."""
-
-    name: str
-    address: str
-
-
-def _add(name: str, found: Found, stored: bool) -> list[_Part]:
+def _add(name: str, found: Found, stored: bool) -> list[Input]:
     """Add the files of an input to `found`. It is several inputs if it is a pattern that the shell did not expand."""
     path = _path(name)
     exists = _exists(path)
     if name in _NAMED and (stored or not exists or model_in(path)):
         found.files += _NAMED[name]()
-        return [_Part(name, name)]
+        return [Input(name, name, len(found.files))]
     if name == "-":
         if sys.stdin is None:
             raise ValueError("Standard input is closed. Give the path of a file.")
@@ -155,11 +172,11 @@ def _add(name: str, found: Found, stored: bool) -> list[_Part]:
         if what := model_in(path):
             raise ValueError(f"{shown(name)} is {_written(what, name)}")
         found.add_folder(path)
-        return [_Part(shown(path.name) or "folder", _address(path))]
+        return [Input(shown(path.name) or "folder", _address(path), len(found.files))]
     if path.is_file():
         path = path.resolve()
         found.add_file(path, shown(name))
-        return [_Part(_stem(shown(path.name)), _address(path))]
+        return [Input(_stem(shown(path.name)), _address(path), len(found.files))]
     if path.is_fifo() or (path.is_char_device() and (path.samefile(os.devnull) or _is_terminal(path))):
         return [_add_pipe(path.read_bytes(), shown(name), found)]
     broken = path.is_symlink() and not path.exists()
@@ -260,7 +277,7 @@ def _is_terminal(path: Path) -> bool:
         return device.isatty()
 
 
-def _add_pipe(content: bytes, name: str, found: Found) -> _Part:
+def _add_pipe(content: bytes, name: str, found: Found) -> Input:
     """A pipe's content, saved in the cache under the hash of its content, so that you can resume the run."""
     if not content:
         raise ValueError(f"{name[0].upper()}{name[1:]} is empty. Pipe a text into it, or give a file.")
@@ -268,7 +285,7 @@ def _add_pipe(content: bytes, name: str, found: Found) -> _Part:
     storage.make_folder(path.parent)
     storage.write_file(path, content)
     found.add_file(path, name)
-    return _Part("stdin", str(path))
+    return Input("stdin", str(path), len(found.files))
 
 
 def _shakespeare() -> list[TextFile]:
@@ -313,34 +330,3 @@ def _python_docs() -> list[TextFile]:
 
 
 _NAMED: dict[str, Callable[[], list[TextFile]]] = {"shakespeare": _shakespeare, "python-docs": _python_docs}
-
-
-class HashingSource:
-    """A source that hashes what is read from it, to check afterwards that it was the expected text."""
-
-    def __init__(self, source: Source) -> None:
-        self._digests = [b""] * len(source.files)  # if a file is read twice, the last time counts
-        files = (
-            dataclasses.replace(file, on_read=partial(self._digests.__setitem__, i))
-            for i, file in enumerate(source.files)
-        )
-        self.source = dataclasses.replace(source, files=tuple(files))
-
-    @property
-    def fingerprint(self) -> str:
-        """Of what was read, once all of it was."""
-        return combined(self.source.files, self._digests)
-
-    def check(self, fingerprint: str) -> None:
-        """Raise ValueError if the bytes that were read are not the text with this fingerprint."""
-        if self.fingerprint != fingerprint:
-            raise ValueError(
-                f"The text {self.source.name} was changed while it was read. Run the same command again when no "
-                "program writes to it."
-            )
-
-
-def combined(files: Sequence[TextFile], digests: Sequence[bytes]) -> str:
-    """The fingerprint of a text, SHA-256 in hexadecimal, from the SHA-256 of each of its files."""
-    formats = [b"" if file.format == "text" else file.format.encode() for file in files]
-    return hashlib.sha256(b"".join(map(bytes.__add__, digests, formats))).hexdigest()

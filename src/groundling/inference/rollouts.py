@@ -221,8 +221,10 @@ class _Decoder:
         B, nkv, _, hd = k.shape
         keys, values = self._keys[layer], self._values[layer]
         keys[..., self._slot], values[..., self._slot, :] = k[:, :, 0], v[:, :, 0]
+        first = max(self._slot + 1 - attn.window, 0) if attn.window else 0
+        keys, values = keys[..., first:], values[..., first:, :]
         q = q.reshape(B * nkv, -1, hd) * hd**-0.5  # queries that share a key head are neighbours
-        scores = torch.bmm(q, keys.flatten(0, 1)).view(B, -1, keys.size(3)) + self._mask[:, None]  # (B, nh, S)
+        scores = torch.bmm(q, keys.flatten(0, 1)).view(B, -1, keys.size(3)) + self._mask[:, None, first:]
         weights = scores.softmax(-1).to(q.dtype).view(B * nkv, -1, keys.size(3))
         return attn.c_proj(torch.bmm(weights, values.flatten(0, 1)).view(B, 1, -1))
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from groundling import storage
 from groundling.config import Limits, user_path
 from groundling.data.corpus import Corpus
+from groundling.data.mixture import Mixture, parts_of
 from groundling.data.progress import Notice, silent
 from groundling.data.tokens import Tokens
 from groundling.evaluation.score import score
@@ -76,7 +77,8 @@ def export(
     storage.check_writable(folder.parent, "--out", notice)
     try:
         data = run.text.open()
-        validation = data.validation if isinstance(data, Corpus) else None  # windows of random tokens, for examples
+        text = parts_of(data)[0].corpus if isinstance(data, Corpus | Mixture) else None  # any text of a mix will do
+        validation = text.validation if text else None  # windows of random tokens, for examples
     except ValueError as error:
         notice(f"{error} Comparing on random tokens instead.")
         validation = None
@@ -156,6 +158,8 @@ def _model(run: Run, average: int, validation: Tokens | None) -> tuple[GPT, dict
                 f"--average {average}: the newest {average} checkpoints of run {run.name} are from different "
                 "generations or texts, so averaging them makes no sense. Use a smaller --average."
             )
+        if run.config.mix is not None:
+            raise ValueError(f"--average compares losses on one text, and the run {run.name} mixes several. Omit it.")
         if validation is None:
             raise ValueError("--average needs the run's text, to measure if the average is better.")
     mean: dict[str, torch.Tensor] = {}

@@ -32,7 +32,8 @@ from groundling.inference.engine import generate
 from groundling.interchange import gguf_eos
 from groundling.interchange.modelfile import modelfile
 from groundling.interchange.weight_names import Family, Names, family_of, from_external, to_external
-from groundling.model.gpt import GPT, rope_frequencies
+from groundling.model.gpt import GPT
+from groundling.model.rope import rope_frequencies
 
 QUANTIZATIONS = ("f16", "q8_0", "q5_0", "q4_0")
 FILE = "model.gguf"
@@ -85,6 +86,10 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, quantize: str | None) 
         if settings.rope_scaling.startswith("linear"):
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(settings.rope_factors[0])
+        elif settings.rope_scaling.startswith("yarn"):
+            writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+            writer.add_rope_scaling_factor(settings.rope_factors[0])
+            writer.add_rope_scaling_orig_ctx_len(int(settings.rope_factors[1]))
         elif settings.rope_factors:
             plain = dataclasses.replace(settings, rope_scaling="none")
             tensors[_ROPE_FACTORS] = (rope_frequencies(plain) / rope_frequencies(settings)).float().numpy()
@@ -117,7 +122,11 @@ def _architecture(settings: ModelSettings) -> Family:
         raise ValueError("llama.cpp has no Qwen3 with biases in attention. Use --to huggingface or --to onnx.")
     if family == "qwen3" and settings.rope_scaling.startswith("llama3"):
         raise ValueError("llama.cpp scales rotations as Llama 3 only in a Llama. Use --to huggingface or --to onnx.")
-    return "llama" if family == "qwen2" else family
+    if any(0 < window < settings.block_size for window in settings.windows):
+        raise ValueError(
+            "llama.cpp has no sliding windows in a Llama, Mistral or Qwen. Use --to huggingface or --to onnx."
+        )
+    return "llama" if family in ("qwen2", "mistral") else family
 
 
 def _paired(tensors: gguf_eos.Tensors, settings: ModelSettings, undo: bool = False) -> gguf_eos.Tensors:

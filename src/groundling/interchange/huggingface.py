@@ -44,6 +44,11 @@ ARCHITECTURES: dict[Family, str] = {
     "mistral": "MistralForCausalLM",
 }  # fmt: skip
 """A family's name is also its `model_type` in config.json."""
+ROPE_SCALINGS = {
+    "none": (), "linear": ("factor",), "yarn": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}  # fmt: skip
+"""What the numbers of `--rope-scaling` are called in config.json."""
 
 
 def transposed(tensors: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
@@ -107,14 +112,16 @@ def _config(model: ModelSettings, family: Family) -> dict[str, Any]:
             "attn_pdrop": 0.0,
         }  # fmt: skip
     kind, (qkv_bias, _, mlp_bias) = model.rope_scaling.partition(":")[0], model.biases
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     rope: dict[str, Any] = {"rope_type": "default" if kind == "none" else kind}
-    rope |= {name: int(n) if name == names[3] else n for name, n in zip(names, model.rope_factors, strict=False)}
+    rope |= {
+        name: int(n) if name.startswith("original") else n
+        for name, n in zip(ROPE_SCALINGS[kind], model.rope_factors, strict=True)
+    }
     of_family: dict[Family, dict[str, Any]] = {
-        "qwen3": {"attention_bias": qkv_bias, "use_sliding_window": False},
-        "qwen2": {"use_sliding_window": False},
+        "qwen3": {"attention_bias": qkv_bias, **_windows(model)},
+        "qwen2": _windows(model),
         "llama": {"attention_bias": qkv_bias, "mlp_bias": mlp_bias},
-        "mistral": {"sliding_window": None},
+        "mistral": {"sliding_window": model.sliding_window or None},
     }
     return of_family[family] | {
         "max_position_embeddings": model.block_size, "hidden_size": model.n_embd,
@@ -124,6 +131,17 @@ def _config(model: ModelSettings, family: Family) -> dict[str, Any]:
         # transformers 4 reads the first two entries, transformers 5 the third.
         "rope_theta": model.rope_theta, "rope_scaling": None if kind == "none" else rope,
         "rope_parameters": rope | {"rope_theta": model.rope_theta},
+    }  # fmt: skip
+
+
+def _windows(model: ModelSettings) -> dict[str, Any]:
+    """The layers of a Qwen that slide. Before `layer_types`, they were all from `max_window_layers` on."""
+    if not model.sliding_window:
+        return {"use_sliding_window": False}
+    return {
+        "use_sliding_window": True, "sliding_window": model.sliding_window,
+        "max_window_layers": [*model.windows, model.sliding_window].index(model.sliding_window),
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in model.windows],
     }  # fmt: skip
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from groundling.data.progress import Notice
-from groundling.interchange.huggingface import ARCHITECTURES
+from groundling.interchange.huggingface import ARCHITECTURES, ROPE_SCALINGS
 from groundling.interchange.weight_names import Family
 
+_MOST_LAYERS = 1000  # that a model may have; ModelSettings refuses more
 _LONGEST = 2048  # default limit of the context: generating with Qwen3's 40,960 tokens would need gigabytes
 
 # What transformers takes if config.json has no such entry.
@@ -21,6 +22,8 @@ _LLAMA = {
     "num_key_value_heads": None, "head_dim": None, "rope_theta": 10_000.0,
 }  # fmt: skip
 _WINDOW = {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
+_YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "attention_factor": None, "mscale": None,
+         "mscale_all_dim": None}  # fmt: skip
 _CONTEXT = dict.fromkeys(ARCHITECTURES, "max_position_embeddings") | {"gpt2": "n_positions"}
 _DEFAULTS: dict[Family, dict[str, Any]] = {
     "gpt2": {"tie_word_embeddings": True, "layer_norm_epsilon": 1e-5, "resid_pdrop": 0.1, "n_inner": None},
@@ -68,14 +71,10 @@ def read_settings(
     if dropped:
         notice(f"Ignored its dropout of {dropped} on attention weights. groundling has no such dropout.")
     model = _gpt2(theirs) if family == "gpt2" else _llama(theirs, source, family)
-    own, window = int(_number(theirs, _CONTEXT[family])), _window(theirs, source, family)
-    longest = own if window is None else min(own, window)
+    longest = int(_number(theirs, _CONTEXT[family]))
     model["block_size"] = block_size or min(longest, _LONGEST)
     if model["block_size"] > longest:
-        limit = "context" if longest == own else "sliding attention window"
-        raise ValueError(f"--block-size {block_size} is too large: this model's {limit} has {longest:,} tokens.")
-    if window is not None and model["block_size"] == window < own:
-        notice(f"The context is {window:,} tokens, the model's sliding attention window. groundling has no windows.")
+        raise ValueError(f"--block-size {block_size} is too large: this model's context has {longest:,} tokens.")
     return family, model, int(_number(theirs, "vocab_size"))
 
 
@@ -118,6 +117,7 @@ def _llama(theirs: dict[str, Any], source: Path, family: Family) -> dict[str, An
         "attention_bias": "qkv" if family == "qwen2" else attention_bias if family != "mistral" else "off",
         "mlp_bias": "on" if theirs["mlp_bias"] and family == "llama" else "off",
         "dropout": 0.0, "tie_head": theirs["tie_word_embeddings"], **_rope(theirs, source),
+        **_windows(theirs, source, family),
     }  # fmt: skip
 
 
@@ -132,12 +132,12 @@ def _rope(theirs: dict[str, Any], source: Path) -> dict[str, Any]:
     rope = {"rope_theta": theirs["rope_theta"]}
     rope |= (theirs.get("rope_parameters") or {}) | (theirs.get("rope_scaling") or {})
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    names = {
-        "default": (), "linear": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    }  # fmt: skip
+    names = ROPE_SCALINGS | {"default": ()}
     if not isinstance(kind, str) or kind not in names or any(isinstance(value, dict) for value in rope.values()):
-        raise _unsupported(source, "rope_scaling", kind, "default", "linear", "llama3")
+        raise _unsupported(source, "rope_scaling", kind, "default", "linear", "yarn", "llama3")
+    for name, usual in _YARN.items() if kind == "yarn" else ():
+        if rope.get(name) not in (None, usual):
+            raise _unsupported(source, name, rope[name], usual)
     if rope.get("partial_rotary_factor") not in (None, 1):
         raise _unsupported(source, "partial_rotary_factor", rope["partial_rotary_factor"], 1)
     rope.setdefault("original_max_position_embeddings", theirs["max_position_embeddings"])
@@ -148,16 +148,25 @@ def _rope(theirs: dict[str, Any], source: Path) -> dict[str, Any]:
     }
 
 
-def _window(theirs: dict[str, Any], source: Path, family: Family) -> int | None:
-    """How many tokens the layers with sliding attention see. None if all layers see all tokens."""
-    kinds = set(theirs.get("layer_types") or [])
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise _unsupported(source, "layer_types", sorted(map(str, unknown)), "full_attention")
-    window = theirs["sliding_window"] if family in ("mistral", "qwen2", "qwen3") else None
-    slides = theirs.get("use_sliding_window", True) and kinds != {"full_attention"}
-    if family in ("qwen2", "qwen3") and not kinds:  # the first layers of a Qwen see all tokens
-        slides = slides and theirs["num_hidden_layers"] > theirs["max_window_layers"]
-    return int(_number(theirs, "sliding_window")) if window and slides else None
+def _windows(theirs: dict[str, Any], source: Path, family: Family) -> dict[str, Any]:
+    """Which layers see how many tokens."""
+    layers, kinds = int(_number(theirs, "num_hidden_layers")), theirs.get("layer_types")
+    if unknown := set(kinds or ()) - {"full_attention", "sliding_attention"}:
+        raise _unsupported(source, "layer_types", sorted(map(str, unknown)), "full_attention", "sliding_attention")
+    if kinds and len(kinds) != layers:
+        raise _unsupported(source, "num_hidden_layers", layers, len(kinds))  # as many as `layer_types`
+    has_windows = family in ("mistral", "qwen2", "qwen3") and theirs.get("use_sliding_window", True)
+    if not has_windows or layers > _MOST_LAYERS:
+        return {}
+    if kinds:
+        slides = [kind == "sliding_attention" for kind in kinds]
+    else:  # a Qwen's first layers see all tokens
+        slides = [family == "mistral" or layer >= theirs["max_window_layers"] for layer in range(layers)]
+    if not theirs["sliding_window"] or not any(slides):
+        return {}
+    pattern = "".join("S" if each else "F" for each in slides)
+    shortest = next(n for n in range(1, len(pattern) + 1) if (pattern[:n] * len(pattern)).startswith(pattern))
+    return {"sliding_window": int(_number(theirs, "sliding_window")), "sliding_layers": pattern[:shortest]}
 
 
 def _unsupported(source: Path, name: str, value: Any, *allowed: Any) -> ValueError:

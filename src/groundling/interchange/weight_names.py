@@ -20,12 +20,13 @@ their names are separated by spaces, in the order of their rows.
 
 
 def family_of(model: ModelSettings, imported: str | None = None) -> Family:
-    """What the model is in other engines. A Mistral is a Llama, unless its settings were `imported` from a Mistral.
+    """What the model is in other engines. A Mistral is a Llama, unless its layers have windows or its settings were
+    `imported` from a Mistral.
 
     Raises ValueError if it is a mixture that no other engine knows.
     """
-    parts, biases = (model.norm, model.position, model.mlp), model.biases
-    if parts == ("layernorm", "learned", "gelu"):
+    parts, biases, slides = (model.norm, model.position, model.mlp), model.biases, any(model.windows)
+    if parts == ("layernorm", "learned", "gelu") and not slides:
         if model.n_kv_head in (0, model.n_head) and not model.head_size and all(biases):
             return "gpt2"
     elif parts == ("rmsnorm", "rope", "swiglu"):
@@ -33,8 +34,15 @@ def family_of(model: ModelSettings, imported: str | None = None) -> Family:
             return "qwen3"
         if not model.qk_norm and biases == (True, False, False):
             return "qwen2"
-        if not model.qk_norm and biases[0] == biases[1]:
-            return "mistral" if imported == "MistralForCausalLM" and not any(biases) else "llama"
+        if not model.qk_norm and not any(biases) and (all(model.windows) or imported == "MistralForCausalLM"):
+            return "mistral"
+        if not model.qk_norm and biases[0] == biases[1] and not slides:
+            return "llama"
+    if slides:
+        raise ValueError(
+            "No other engine supports this model with --sliding-window. With windows in all layers, a Mistral can be "
+            "exported (rmsnorm, rope, swiglu, no qk-norm, no biases), and with windows in any layers a Qwen3 or Qwen2."
+        )
     raise ValueError(
         "No other engine supports this mixture of --norm, --position, --mlp, --n-kv-head, --head-size, --qk-norm, "
         "--attention-bias and --mlp-bias. Only models that are entirely GPT-2 (layernorm, learned, gelu), or Qwen3, "

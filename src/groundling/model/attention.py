@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 
 _MAX_CHUNKED = 2048  # tokens: for a longer context, the weights of all chunks would fill the memory
+_MULTIPLE = 64  # of a window's blocks, so that the kernels have whole vectors
 
 
 def causal_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None = None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None = None, window: int = 0
 ) -> torch.Tensor:
     """softmax(q kᵀ / √hd) v, where each query attends to the keys up to its own position.
 
@@ -26,6 +27,7 @@ def causal_attention(
             queries share one (Ainslie et al., "GQA", 2023).
         attn_mask: (B or 1, 1, T, S), added to the scores: -inf where a query must not see a key. For rows at different
             positions. Without it T must be S or 1.
+        window: each query attends to this many keys at most, the newest ones. 0: to all. A mask includes the window.
 
     Returns: (B, nh, T, hd)
     """
@@ -34,11 +36,38 @@ def causal_attention(
     if attn_mask is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, enable_gqa=shared)
     if T == S:
+        if 0 < window < T:
+            return _in_windows(q, k, v, window)
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= _MAX_CHUNKED:
             return _in_chunks(q, k, v)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
     assert T == 1
+    k, v = k[:, :, -window:], v[:, :, -window:]  # all if it is 0
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
+
+
+def _in_windows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+    """The same for T = S > window. Queries are in blocks of at least a window, and each block attends to its own keys
+    and those of the block before: time and memory grow with T, and not with its square."""
+    if torch.compiler.is_exporting():  # other engines get a graph for any T
+        return _newest(q, k, v, window)
+    B, _, T, _ = q.shape
+    size = -(-window // _MULTIPLE) * _MULTIPLE
+    # (B, blocks, heads, size, hd)
+    q, k, v = (F.pad(x, (0, 0, 0, -T % size)).unflatten(2, (-1, size)).transpose(1, 2) for x in (q, k, v))
+    first = _newest(q[:, 0], k[:, 0], v[:, 0], window)
+    k, v = (torch.cat((x[:, :-1], x[:, 1:]), dim=3).flatten(0, 1) for x in (k, v))
+    others = _newest(q[:, 1:].flatten(0, 1), k, v, window).unflatten(0, (B, -1))
+    return torch.cat((first[:, None], others), dim=1).transpose(1, 2).flatten(2, 3)[:, :, :T]
+
+
+def _newest(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+    """Attention of the newest T of S positions, each to the `window` keys up to itself, with a mask (T, S)."""
+    T, S = q.size(2), k.size(2)
+    keys = torch.arange(S, device=q.device)
+    distances = keys[S - T :, None] - keys
+    mask = (distances >= 0) & (distances < window)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.size(1) != k.size(1))
 
 
 def _in_chunks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

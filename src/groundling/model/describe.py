@@ -34,10 +34,19 @@ def matrix_parameters(config: ModelSettings, vocab_size: int, prefix: str = "") 
 def flops_per_token(config: ModelSettings, vocab_size: int) -> float:
     """Floating-point operations of training on one token: the matrix products, forward and backward.
 
-    Attention counts half of its weights, since the other half is masked. `vocab_size` 0 leaves out the output head.
+    Attention counts half of its weights, since the other half is masked, and fewer where a layer has a window.
+    `vocab_size` 0 leaves out the output head.
     """
     products = matrix_parameters(config, 1, "h.") + vocab_size * config.n_embd
-    return 6.0 * (products + config.n_layer * config.block_size * config.n_embd)
+    keys = sum(_mean_keys(config.block_size, window) for window in config.windows)
+    return 6.0 * (products + 2 * keys * config.n_embd)
+
+
+def _mean_keys(block_size: int, window: int) -> float:
+    """How many keys a position sees, on average."""
+    if not 0 < window < block_size:
+        return block_size / 2
+    return window - window * window / (2 * block_size)  # fewer at the start
 
 
 def inference_memory(config: ModelSettings, vocab_size: int) -> int:

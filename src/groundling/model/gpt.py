@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -23,12 +24,12 @@ import torch.nn.functional as F
 
 from groundling.config import ModelSettings
 from groundling.model.attention import causal_attention
+from groundling.model.cross_entropy import chunked_cross_entropy, cross_entropy, in_chunks
 from groundling.model.dropout import Dropout
-from groundling.model.kv_cache import CachePosition, KVCache
-from groundling.model.packing import PackedRows
-
-Cache = KVCache | PackedRows
-Position = CachePosition | PackedRows
+from groundling.model.kv_cache import KVCache
+from groundling.model.packing import Cache, Position
+from groundling.model.recompute import recomputed
+from groundling.model.rope import RoPE
 
 
 def _norm(config: ModelSettings) -> nn.Module:
@@ -45,59 +46,8 @@ class StackedLinear(nn.Linear):
     def __init__(self, in_features: int, sizes: Sequence[int], bias: bool) -> None:
         super().__init__(in_features, sum(sizes), bias=bias)
         self.sizes = tuple(sizes)
-
-
-def rope_frequencies(config: ModelSettings) -> torch.Tensor:
-    """By what angle each pair of channels turns from one position to the next, (hd / 2), in float64.
-
-    `linear` divides all frequencies by a factor: the same angles reach that many times as far. `llama3` (the Llama 3
-    Herd of Models, 2024) divides only the low ones, with fewer than `low` turns in the first context, and interpolates
-    up to those with `high` turns.
-    """
-    hd = config.head_dim
-    frequencies = config.rope_theta ** (-torch.arange(0, hd, 2, dtype=torch.float64) / hd)
-    match config.rope_factors:
-        case (factor,):
-            return frequencies / factor
-        case (factor, low, high, context):
-            turns = context * frequencies / (2 * math.pi)
-            kept = ((turns - low) / (high - low)).clamp(0, 1)
-            return frequencies * (kept + (1 - kept) / factor)
-    return frequencies
-
-
-class RoPE(nn.Module):
-    """Rotary position embedding (Su et al., "RoFormer", 2021) of queries and keys. With `qk_norm`, these are
-    RMS-normalized first.
-
-    Queries and keys are rotated by angles proportional to their positions, so that their dot product depends on the
-    distance between them and not on where they are.
-    """
-
-    cos: torch.Tensor
-    sin: torch.Tensor
-
-    def __init__(self, config: ModelSettings) -> None:
-        super().__init__()
-        self.q_norm, self.k_norm = (
-            nn.RMSNorm(config.head_dim, eps=config.qk_epsilon) if config.qk_norm else nn.Identity() for _ in range(2)
-        )
-        angles = torch.outer(torch.arange(config.block_size, dtype=torch.float64), rope_frequencies(config))
-        self.register_buffer("cos", angles.cos().float(), persistent=False)  # (block_size, hd / 2)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
-
-    def forward(self, q: torch.Tensor, k: torch.Tensor, position: Position | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """q (B, nh, T, hd) and k (B, nkv, T, hd), rotated. Without a `position` they start at 0."""
-        positions = slice(q.size(2)) if position is None else position.positions
-        cos, sin = self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # (B or 1, 1, T, hd / 2)
-        return self._rotate(self.q_norm, q, cos, sin), self._rotate(self.k_norm, k, cos, sin)
-
-    @staticmethod
-    def _rotate(norm: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        # In float32, as in Qwen3: bfloat16 is too coarse for norms and angles.
-        # Pairs are (i, i + hd/2), as in transformers. The paper pairs neighbours; only the order differs.
-        a, b = norm(x.float()).chunk(2, dim=-1)
-        return torch.cat(((a * cos - b * sin).type_as(x), (b * cos + a * sin).type_as(x)), dim=-1)
+        self.order: torch.Tensor | None = None
+        """Which rows they are, if they are in another order: see parallel/tensor.py."""
 
 
 class SelfAttention(nn.Module):
@@ -113,14 +63,15 @@ class SelfAttention(nn.Module):
         self.c_attn = StackedLinear(config.n_embd, sizes, bias=qkv_bias)
         self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=output_bias)
         self.rope = RoPE(config) if config.position == "rope" else None
+        self.window = config.windows[layer]
 
     def forward(self, x: torch.Tensor, position: Position | None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C). With a `position`, the tokens in its cache come before."""
         q, k, v = self.qkv(x, position)
         mask = None
         if position is not None:
-            (k, v), mask = position.store(self.layer, k, v), position.attn_mask
-        y = causal_attention(q, k, v, mask)  # (B, nh, T, hd)
+            (k, v), mask = position.store(self.layer, k, v), position.mask(self.window)
+        y = causal_attention(q, k, v, mask, self.window)  # (B, nh, T, hd)
         return self.c_proj(y.transpose(1, 2).flatten(2))
 
     def qkv(self, x: torch.Tensor, position: Position | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -159,6 +110,9 @@ class SwigluMLP(nn.Module):
 
 
 class Block(nn.Module):
+    recompute: Literal["none", "attention", "blocks"] = "none"
+    """What the backward pass computes again. The `Learner` sets it."""
+
     def __init__(self, config: ModelSettings, layer: int) -> None:
         super().__init__()
         self.ln_1 = _norm(config)
@@ -168,7 +122,11 @@ class Block(nn.Module):
         self.drop = Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, position: Position | None = None) -> torch.Tensor:
-        x = x + self.drop(self.attn(self.ln_1(x), position))
+        if self.recompute == "attention":
+            attended = recomputed(nn.Module.__call__, self.attn, self.ln_1(x), position)
+        else:
+            attended = self.attn(self.ln_1(x), position)
+        x = x + self.drop(attended)
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
@@ -176,12 +134,13 @@ PartRunner = Callable[..., torch.Tensor]
 """Calls a part of the model: `runner(part, *arguments)`. See `GPT.forward`."""
 
 
-def _run(part: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
-    return part(*arguments)
+def _run(part: Callable[..., torch.Tensor], module: nn.Module, *arguments: Any) -> torch.Tensor:
+    # A block is called as PyTorch calls modules, so that hooks can gather its weights (parallel/data_parallel.py).
+    return module(*arguments) if part == Block.forward else part(module, *arguments)
 
 
 class GPT(nn.Module):
-    """Tokens in, logits out. Losses are in `tasks`, sampling is in `inference`."""
+    """Tokens in, logits out, or their loss. Other losses are in `tasks`, sampling is in `inference`."""
 
     def __init__(self, config: ModelSettings, vocab_size: int) -> None:
         super().__init__()
@@ -204,8 +163,11 @@ class GPT(nn.Module):
                 branches = 2 * self.config.n_layer if name.endswith("c_proj.weight") else 1
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(branches))
 
-    def forward(self, tokens: torch.Tensor, cache: Cache | None = None, run: PartRunner = _run) -> torch.Tensor:
-        """Logits for the token after each position.
+    def forward(
+        self, tokens: torch.Tensor, cache: Cache | None = None, run: PartRunner = _run,
+        targets: torch.Tensor | None = None, weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Logits for the token after each position, or the loss of the `targets`.
 
         Args:
             tokens: (B, T) int64.
@@ -213,11 +175,24 @@ class GPT(nn.Module):
                 of `tokens` is several documents.
             run: calls each part below with its arguments. A compiled model passes a `run` that compiles the parts, and
                 a trace passes one that records their outputs.
+            targets: (B, T) int64, the tokens after each position.
+            weights: (B, T), what each target counts in the mean. Default: the same.
 
-        Returns: (B, T, V)
+        Returns: (B, T, V), or with `targets` their mean cross-entropy in nats, a scalar in float32
         Raises: ValueError if `tokens` has another shape or does not fit into the context.
         """
-        return run(GPT.unembed, self, self.hidden(tokens, cache, run))
+        return self.head(self.hidden(tokens, cache, run), run, targets, weights)
+
+    def head(
+        self, x: torch.Tensor, run: PartRunner = _run,
+        targets: torch.Tensor | None = None, weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The rest of `forward`, for the residual stream (B, T, C)."""
+        if targets is None:
+            return run(GPT.unembed, self, x)
+        if in_chunks(x, (self.wte if self.lm_head is None else self.lm_head).weight):
+            return run(GPT.chunked_loss, self, x, targets, weights)
+        return cross_entropy(run(GPT.unembed, self, x), targets, weights)
 
     def hidden(self, tokens: torch.Tensor, cache: Cache | None = None, run: PartRunner = _run) -> torch.Tensor:
         """`forward` up to the last block: the residual stream, (B, T, C). Prefill needs no more than this."""
@@ -234,8 +209,12 @@ class GPT(nn.Module):
         # The lookup is never compiled: the gradient that Inductor generates for it adds up in a random order on
         # several threads, and a run would not repeat to the bit.
         x = run(GPT.add_positions, self, self.wte(tokens), position)
+        block_forward = partial(run, Block.forward)
         for block in self.blocks:
-            x = run(Block.forward, block, x, position)
+            if block.recompute == "blocks":
+                x = recomputed(block_forward, block, x, position)
+            else:
+                x = block_forward(block, x, position)
         if cache is not None:
             cache.advance(T)
         return x
@@ -243,16 +222,19 @@ class GPT(nn.Module):
     def add_positions(self, x: torch.Tensor, position: Position | None = None) -> torch.Tensor:
         """Token embeddings (B, T, C) -> the residual stream that the first block reads, (B, T, C)."""
         if self.wpe is not None:
-            if position is None:
-                x = x + self.wpe(torch.arange(x.size(1), device=x.device))
-            else:
-                x = x + self.wpe.weight[position.positions]
+            positions = slice(x.size(1)) if position is None else position.positions
+            x = x + self.wpe(torch.arange(self.config.block_size, device=x.device)[positions])
         return self.drop(x)
 
     def unembed(self, x: torch.Tensor) -> torch.Tensor:
         """The residual stream (B, T, C) -> logits (B, T, V)."""
         x = self.ln_f(x)
         return F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
+
+    def chunked_loss(self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        """The loss of `forward` from the residual stream (B, T, C), without all logits at once."""
+        head = self.wte if self.lm_head is None else self.lm_head
+        return chunked_cross_entropy(self.ln_f(x), head.weight, targets, weights)
 
     @property
     def blocks(self) -> list[Block]:

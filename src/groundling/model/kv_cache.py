@@ -26,6 +26,7 @@ class KVCache:
         shape = (model.n_layer, batch_size, model.kv_heads, capacity, model.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (layer, B, nkv, T, hd)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.windows = set(model.windows)
         self.lengths = np.zeros(batch_size, dtype=np.int64)
         """Positions filled, by row. Lower it to drop a row's newest ones."""
 
@@ -61,17 +62,22 @@ class CachePosition:
         device, past = cache.keys.device, max_length - T
         self.positions: slice | torch.Tensor
         """Of the newest tokens: a slice of T where all rows are equally long, else (B, T)."""
-        self.attn_mask: torch.Tensor | None = None
-        """Added to the attention scores, (B or 1, 1, T, max_length): 0, or -inf where a key is after the query. None
-        where plain causal attention is right."""
+        self._masks: dict[int, torch.Tensor] = {}
         level = int(cache.lengths.min()) == past
         positions = torch.from_numpy(cache.lengths[: 1 if level else None, None] + np.arange(T)).to(device)
         self.positions = slice(past, max_length) if level else positions
         self._rows = torch.arange(len(cache.lengths), device=device)[:, None]
         if not level or (T > 1 and past > 0):
-            hidden = torch.arange(max_length, device=device) > positions[:, None, :, None]
             zero = torch.zeros((), device=device, dtype=cache.keys.dtype)
-            self.attn_mask = torch.where(hidden, -math.inf, zero)
+            distances = positions[:, None, :, None] - torch.arange(max_length, device=device)
+            for window in cache.windows:
+                hidden = (distances < 0) | (distances >= (window or max_length))
+                self._masks[window] = torch.where(hidden, -math.inf, zero)
+
+    def mask(self, window: int) -> torch.Tensor | None:
+        """Added to the attention scores, (B or 1, 1, T, max_length): 0, or -inf where a key is after the query or
+        outside of its window. None where plain causal attention is right."""
+        return self._masks.get(window)
 
     def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store k and v, (B, nkv, T, hd), and return everything up to them, (B, nkv, max_length, hd)."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from groundling.model.kv_cache import CachePosition, KVCache
+
 
 class PackedRows:
     """Takes the place of a `KVCache` in `GPT.forward`: it keeps nothing, and says where each token is in its document.
@@ -18,8 +20,16 @@ class PackedRows:
         starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
         self.positions = place - torch.where(starts, place, 0).cummax(1).values
         """Of each token in its document, (B, T)."""
+        self.key_positions = self.positions
         self.attn_mask = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
         """Whether a token, (B, 1, T, -), sees another, (-, T)."""
+
+    def mask(self, window: int) -> torch.Tensor:
+        """`attn_mask` for a layer in which a token sees no more than `window` tokens. 0: all."""
+        if not window:
+            return self.attn_mask
+        distances = self.positions[:, :, None] - self.key_positions[:, None, :]
+        return self.attn_mask & (distances < window)[:, None]
 
     def next_position(self, T: int) -> PackedRows:
         return self
@@ -29,3 +39,7 @@ class PackedRows:
 
     def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return k, v
+
+
+Cache = KVCache | PackedRows
+Position = CachePosition | PackedRows

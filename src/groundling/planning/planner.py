@@ -20,8 +20,9 @@ import torch.nn.functional as F
 
 from groundling.analysis.ngrams import TRAINING_TOKENS, ngram_losses
 from groundling.config import Config, ModelSettings
-from groundling.data.corpus import Corpus
+from groundling.data.mixture import Text, distinct_tokens, parts_of
 from groundling.machine import Machine, Speed, has_compiler, measure_speed
+from groundling.model.cross_entropy import LARGE_VOCABULARY
 from groundling.model.describe import flops_per_token, matrix_parameters
 from groundling.model.gpt import GPT
 from groundling.tasks.self_distillation import end_of
@@ -40,6 +41,10 @@ _COMPILED, _WORTH_COMPILING = 0.75, 200.0  # a compiled step's share of the time
 _EVALUATION = 0.04  # the share of the time that an evaluation may take; it reads fewer tokens if it would take longer
 _FEWEST_EVALUATED = 8192
 _OUTSIDE = 8.0  # seconds of a run outside of steps: imports, reading the text, the last evaluation, the plot
+_KEPT = {"none": 100, "attention": 70, "blocks": 5}  # bytes of activations by --recompute, per token, layer and width
+_LONGER = {"none": 1.0, "attention": 1.15, "blocks": 1.35}  # the time of a pass
+_LOGITS_AT_ONCE = 1 << 24
+_MOST_MEMORY = 0.8  # of all memory, from which on something is computed again
 _SIZE_SETTINGS = (*_SHAPE, "batch_size", "matrix_learning_rate")
 # From which training cost (in floating-point operations) on they are best. On a text of a million tokens, the first two
 # were the best we measured. The third was as good as they are at 3e14, and better than the fourth at 1.5e15. Where the
@@ -95,14 +100,27 @@ def benchmark_pass(machine: Machine) -> float:
     return min(seconds)  # the others were disturbed, or include the set-up of libraries
 
 
-def memory_needed(model: ModelSettings, vocab_size: int, batch_size: int) -> int:
+def memory_needed(model: ModelSettings, vocab_size: int, batch_size: int, recompute: str = "none") -> int:
     """Estimate the bytes that training takes: PyTorch itself, five floats per parameter, and activations."""
-    tokens = batch_size * model.block_size
-    activations = tokens * (model.n_layer * model.n_embd * 100 + vocab_size * 24)  # a third less if compiled
-    return round(0.45e9 + 20 * matrix_parameters(model, vocab_size) + activations)
+    tokens, kept = batch_size * model.block_size, _KEPT[recompute]
+    layers = tokens * model.n_embd * (model.n_layer * kept + _KEPT["none"] - kept)  # a third less if compiled
+    logits = tokens * vocab_size
+    if vocab_size >= LARGE_VOCABULARY:  # a few positions at a time
+        logits = min(logits, _LOGITS_AT_ONCE)
+    return round(0.45e9 + 20 * matrix_parameters(model, vocab_size) + layers + 24 * logits)
 
 
-def plan(config: Config, given: Set[str], text: Corpus, machine: Machine, used: float) -> tuple[Config, Planned | None]:
+def with_recompute(config: Config, given: Set[str], vocab_size: int, memory: float) -> Config:
+    """The configuration with as little recomputation as makes it fit into `memory` bytes, or with most if none does."""
+    for recompute in _KEPT:
+        candidate = _with(config, given, {"recompute": recompute})
+        t = candidate.training
+        if memory_needed(candidate.model, vocab_size, t.batch_size, t.recompute) <= memory:
+            break
+    return candidate
+
+
+def plan(config: Config, given: Set[str], text: Text, machine: Machine, used: float) -> tuple[Config, Planned | None]:
     """Choose all settings that the user did not, for this machine, text and time.
 
     Args:
@@ -116,11 +134,13 @@ def plan(config: Config, given: Set[str], text: Corpus, machine: Machine, used: 
         if not given & {"batch_size", "accumulate"}:
             config = larger_passes(config, text.tokenizer.vocab_size, memory // 2)
     if not config.training.minutes:
-        return config, None
+        return with_recompute(config, given, text.tokenizer.vocab_size, _MOST_MEMORY * memory), None
     seconds = max(60 * config.training.minutes - used - _OUTSIDE, 1.0)
     step = _step_timer(machine, text.tokenizer.vocab_size, seconds)
     if not given & {"preset", *_SHAPE}:
         config = _sized(config, given, text, seconds, step, memory)
+    else:
+        config = with_recompute(config, given, text.tokenizer.vocab_size, _MOST_MEMORY * memory)
     config = _scheduled(config, given, text, seconds, step(config))
     return config, _event(config, given, text, step(config), used)
 
@@ -136,28 +156,30 @@ def _step_timer(machine: Machine, vocab_size: int, seconds: float) -> Callable[[
     def step(config: Config) -> float:
         m, t = config.model, config.training
         optimizer = 30 * matrix_parameters(m, vocab_size) / (speed.gbytes * 1e9) + 0.001 * m.n_layer
-        return factor * (t.accumulate * pass_seconds(m, vocab_size, t.batch_size, speed) + optimizer)
+        passes = t.accumulate * pass_seconds(m, vocab_size, t.batch_size, speed) * _LONGER[t.recompute]
+        return factor * (passes / config.machine.processes + optimizer)
 
     return step
 
 
 def _sized(
-    config: Config, given: Set[str], text: Corpus, seconds: float, step: Callable[[Config], float], memory: int
+    config: Config, given: Set[str], text: Text, seconds: float, step: Callable[[Config], float], memory: int
 ) -> Config:
     """Choose the model and batch that are best for the training that fits the time, and that fit text and memory."""
     vocab_size = text.tokenizer.vocab_size
     for flops, size in reversed(_SIZES):
         candidate = _with(config, given, dict(zip(_SIZE_SETTINGS, size, strict=True)) | {"accumulate": 1})
-        model = candidate.model
+        candidate = with_recompute(candidate, given, vocab_size, memory / 2)
+        model, t = candidate.model, candidate.training
         cost = seconds / step(candidate) * candidate.tokens_per_step * flops_per_token(model, vocab_size)
-        small_enough = matrix_parameters(model, vocab_size) <= _PARAMETERS_PER_TOKEN * len(text.train)
-        fits = memory_needed(model, vocab_size, candidate.training.batch_size) <= memory / 2
+        small_enough = matrix_parameters(model, vocab_size) <= _PARAMETERS_PER_TOKEN * distinct_tokens(text)
+        fits = memory_needed(model, vocab_size, t.batch_size, t.recompute) <= memory / 2
         if cost >= flops and small_enough and fits:
             break
     return candidate  # the smallest if none fits
 
 
-def _scheduled(config: Config, given: Set[str], text: Corpus, seconds: float, per_step: float) -> Config:
+def _scheduled(config: Config, given: Set[str], text: Text, seconds: float, per_step: float) -> Config:
     """Choose as many steps as fit, the evaluations, and generations, dropout and decay by the number of epochs."""
     eval_tokens, evaluations, cost = _evaluations(config, given, text, per_step, seconds)
     most = max(seconds - evaluations * cost, seconds / 2) / per_step
@@ -180,10 +202,11 @@ def _scheduled(config: Config, given: Set[str], text: Corpus, seconds: float, pe
     return _with(config, given, wanted | {"warmup_steps": min(warmup, steps - 1)})
 
 
-def _equivalent_epochs(config: Config, text: Corpus, steps: float) -> float:
+def _equivalent_epochs(config: Config, text: Text, steps: float) -> float:
     """The epochs in which a model of 1.3 parameters per token would memorize as much of the text."""
-    size = matrix_parameters(config.model, text.tokenizer.vocab_size) / len(text.train)
-    return steps * config.tokens_per_step / len(text.train) * (size / _SIZE) ** (1 / 3)
+    distinct = distinct_tokens(text)
+    size = matrix_parameters(config.model, text.tokenizer.vocab_size) / distinct
+    return steps * config.tokens_per_step / distinct * (size / _SIZE) ** (1 / 3)
 
 
 def _steps_share(generations: int) -> float:
@@ -193,7 +216,7 @@ def _steps_share(generations: int) -> float:
 
 
 def _evaluations(
-    config: Config, given: Set[str], text: Corpus, per_step: float, seconds: float
+    config: Config, given: Set[str], text: Text, per_step: float, seconds: float
 ) -> tuple[int, int, float]:
     """Tokens per evaluation at most, number of evaluations, and the seconds of one, with its sample.
 
@@ -201,14 +224,15 @@ def _evaluations(
     """
     t = config.training
     per_token = 0.5 * per_step / config.tokens_per_step  # an evaluation is a forward pass only, not compiled
-    tokens = t.eval_tokens or len(text.validation)
+    validation = text.token_counts[1]
+    tokens = t.eval_tokens or validation
     if "eval_tokens" not in given:
         tokens = min(tokens, max(_FEWEST_EVALUATED, int(_EVALUATION * seconds / per_token)))
-    cost = per_token * min(tokens, len(text.validation)) + 0.005 * t.sample_tokens + 0.3
+    cost = per_token * min(tokens, validation) + 0.005 * t.sample_tokens + 0.3
     return tokens, max(2, min(20, int(seconds / 30 / cost))), cost
 
 
-def _event(config: Config, given: Set[str], text: Corpus, per_step: float, used: float) -> Planned:
+def _event(config: Config, given: Set[str], text: Text, per_step: float, used: float) -> Planned:
     m, t, vocab_size = config.model, config.training, text.tokenizer.vocab_size
     loss = None if "preset" in given else forecast(config, text)
     ends = local_time() + timedelta(seconds=60 * t.minutes - used)
@@ -219,8 +243,8 @@ def _event(config: Config, given: Set[str], text: Corpus, per_step: float, used:
         batch_size=t.batch_size * t.accumulate,
         steps=t.steps,
         seconds_per_step=per_step / _steps_share(t.generations),
-        epochs=t.steps * config.tokens_per_step / len(text.train),
-        memory=memory_needed(m, vocab_size, t.batch_size),
+        epochs=t.steps * config.tokens_per_step / text.token_counts[0],
+        memory=memory_needed(m, vocab_size, t.batch_size, t.recompute),
         loss=loss,
         low=None if loss is None else loss * (1 - _SPREAD),
         high=None if loss is None else loss * (1 + _SPREAD),
@@ -248,14 +272,16 @@ def _with(config: Config, given: Set[str], wanted: dict[str, Any]) -> Config:
     return Config.from_dict(values)
 
 
-def forecast(config: Config, text: Corpus) -> float:
+def forecast(config: Config, text: Text) -> float:
     """The expected validation loss, in nats per token.
 
     It is the loss of the best n-gram model that counts as many tokens as training will read, times the share of that
-    loss which other models reached at this training cost.
+    loss which other models reached at this training cost. Of a mixture, each text is counted alone.
     """
-    tokens, V = config.training.steps * config.tokens_per_step, text.tokenizer.vocab_size
-    counted = min(ngram_losses(text.train, text.validation, V, _COUNTED, training_tokens=min(tokens, TRAINING_TOKENS)))
+    tokens, V, counted = config.training.steps * config.tokens_per_step, text.tokenizer.vocab_size, 0.0
+    for part in parts_of(text):
+        read, corpus = max(min(round(part.mean * tokens), TRAINING_TOKENS), 1), part.corpus
+        counted += part.end * min(ngram_losses(corpus.train, corpus.validation, V, _COUNTED, training_tokens=read))
     # Without the head: in a large vocabulary it is most of the cost, and adds little to what is learned.
     cost = tokens * flops_per_token(config.model, 0)
     costs, shares = zip(*_SHARES, strict=True)

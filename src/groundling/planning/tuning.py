@@ -66,7 +66,7 @@ def _step_seconds(config: Config, data: TrainingData, others: Mapping[str, Initi
             start = time.perf_counter()
             _try_step(task, step, model, config.training.accumulate, machine)
             seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(seconds) / config.machine.processes
 
 
 def _try_step(task: Task, step: int, model: GPT, accumulate: int, machine: Machine) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
@@ -16,10 +17,9 @@ from rich.text import Text
 
 from groundling.analysis.diagnosis import standing
 from groundling.config.methods import METHODS
-from groundling.escape import command, printable
+from groundling.escape import command, printable, say
 from groundling.reporting.figures import best_of, brief, shown, step_figures, worded
 from groundling.training import events
-from groundling.training.signals import say
 
 _SECONDS_BETWEEN_LINES = 5.0
 _LINE = 100  # characters of a reply
@@ -171,6 +171,10 @@ class Console:
                 f"{corpus['vocab_size']:,}; {corpus['training_tokens']:,} training tokens, "
                 f"{corpus['validation_tokens']:,} validation tokens"
             )
+        for part in corpus.get("parts", []):
+            self.out.print(f"        {escape(printable(part['name']))}: {mixed(part)}")
+        if corpus.get("parts"):
+            self.out.print("        validation loss: the mean of the texts' own, weighted by their shares at the end")
         self.out.print(
             f"machine {machine['device']}, {machine['dtype']}, {machine['threads']} threads"
             + (f" ({'; '.join(machine['reasons'])})" if machine["reasons"] else "")
@@ -268,6 +272,13 @@ class Console:
         if live:
             with suppress(OSError):  # the terminal is gone
                 live.stop()
+
+
+def mixed(part: Mapping[str, Any]) -> str:
+    """What a run reads of one of its texts, such as `70% of the windows, 12,345 training tokens, 2.1 epochs`."""
+    start, end = f"{100 * part['start']:.3g}%", f"{100 * part['end']:.3g}%"
+    share = start if start == end else f"{start} to {end}"
+    return f"{share} of the windows, {part['training_tokens']:,} training tokens, {part['epochs']:.1f} epochs"
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +12,10 @@ import numpy as np
 
 from groundling.analysis.history import History, Series
 from groundling.analysis.memorization import COPIED
-from groundling.reporting.charts import Chart, Curve, Line
+from groundling.evaluation.positions import PositionLoss
+from groundling.reporting.charts import Chart, Curve, Line, drawn
 from groundling.reporting.plot import Lines, baselines, smooth
+from groundling.training.events import LOSS_ON
 
 Point = tuple[float, float]
 _WINDOWS = 15  # of a curve, to smooth: rewards vary more from step to step than losses
@@ -50,7 +54,8 @@ _GROUPS = (
     _Group("kl", "KL from the parent", "nats per token", [("kl", "", "")]),
     _Group("tool_calls", "Tool calls", "per reply", [("tool_calls", "", "")], low=0.0),
 )  # fmt: skip
-FIGURE_CHARTS = tuple(group.key for group in _GROUPS)
+_TEXTS = _Group("texts", "Loss by text", "nats per token", ())  # of a mix: its figures are named after them
+FIGURE_CHARTS = (_TEXTS.key, *(group.key for group in _GROUPS))
 """Their keys, in the order in which they are shown."""
 
 
@@ -108,8 +113,10 @@ def _loss(history: History, best: Point | None, generations: Sequence[str]) -> C
 
 def figure_charts(history: History) -> list[Chart]:
     """The figures of the run's task, of training and of the evaluations."""
-    charts = list[Chart]()
-    for group in _GROUPS:
+    charts, texts = list[Chart](), [name for name in history.scored if name.startswith(LOSS_ON)]
+    looks = ("chosen", "rejected", "plain", "validation")  # colors that differ
+    by_text = [(name, name.removeprefix(LOSS_ON), looks[i % len(looks)]) for i, name in enumerate(texts)]
+    for group in (dataclasses.replace(_TEXTS, figures=by_text), *_GROUPS):
         factor, curves = 100.0 if group.show is _percent else 1.0, list[Curve]()
         for name, curve, look in group.figures:
             if name == history.metric:
@@ -141,6 +148,21 @@ def rate_chart(history: History, is_muon: bool) -> Chart:
     curve = Curve("learning rate", "plain", history.steps, history.rates)
     said = f"Learning rate over steps, at most {history.peak_rate:.2g}."
     return Chart("rate", "Learning rate", "of AdamW" if is_muon else "", [curve], said, "{:.3g}".format, low=0.0)
+
+
+def position_chart(step: int, losses: Sequence[PositionLoss]) -> dict[str, Any] | None:
+    """The loss by how many tokens came before, as it is drawn. The axis is logarithmic."""
+    curve = Curve("", "validation", [math.log2(each.last) for each in losses], [each.loss for each in losses])
+    said = f"Validation loss by the number of tokens before, at step {step:,}."
+    chart = Chart(
+        "positions", "Loss by position", f"nats, by tokens before, at step {step:,}", [curve], said, "{:.3f}".format
+    )
+    last = math.log2(losses[-1].last) if losses else 0.0
+    if not last or (shown := drawn(chart, last)) is None:
+        return None
+    ticks = range(0, int(last) + 1, 2)
+    across = [{"left": round(100 * tick / last, 2), "label": f"{2**tick:,}"} for tick in ticks]
+    return shown | {"across": across, "readings": []}  # it has no steps to look up
 
 
 def speed_chart(steps: Lines) -> Chart:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -15,13 +15,21 @@ from groundling.analysis.history import History
 from groundling.analysis.memorization import TrainingText, parts
 from groundling.config import GROUPS, Config, flag
 from groundling.escape import command, printable
+from groundling.evaluation.positions import PositionLoss
 from groundling.reporting.charts import drawn
-from groundling.reporting.console import duration
+from groundling.reporting.console import duration, mixed
 from groundling.reporting.figures import brief, shown
 from groundling.reporting.lineage import Origin
 from groundling.reporting.plot import Lines, baselines
 from groundling.reporting.rollouts import rollout_slides
-from groundling.reporting.run_charts import copy_charts, figure_charts, rate_chart, score_charts, speed_chart
+from groundling.reporting.run_charts import (
+    copy_charts,
+    figure_charts,
+    position_chart,
+    rate_chart,
+    score_charts,
+    speed_chart,
+)
 from groundling.training.events import VALIDATION_LOSS
 
 _SAMPLES = 100  # positions of the slider
@@ -33,12 +41,14 @@ class Facts:
 
     `record`, `lines`, `samples` and `result` are the run's config.json, metrics.jsonl, samples.jsonl and result.json
     (None if it is not finished). `training_text` is searched for samples that do not say what they copied. `replies`
-    are the groups of replies in samples.jsonl. Raises ValueError if no step was logged.
+    are the groups of replies in samples.jsonl. `positions` are losses by position, and the step at which they were
+    measured. Raises ValueError if no step was logged.
     """
 
     def __init__(
         self, reference: str, record: Mapping[str, Any], config: Config, lines: Lines, samples: Lines,
         result: Mapping[str, Any] | None, training_text: TrainingText | None = None, replies: Lines = (),
+        positions: tuple[int, Sequence[PositionLoss]] = (0, ()),
     ) -> None:  # fmt: skip
         self.steps = _of(lines, "step")
         self.evaluations = _of(lines, "evaluation")
@@ -53,7 +63,7 @@ class Facts:
         self.samples = _selected(samples)
         self.samples_in_all = len(samples)
         self.copies = [_copied(sample, training_text) for sample in self.samples]
-        self._replies = replies
+        self._replies, self._positions = replies, positions
         self.origin = Origin(record, config.task)
         self.parameters: list[tuple[str, int]] = self._started.get("parameters", [])
         self._planned = next(iter(_of(lines, "planned")), None)
@@ -148,7 +158,9 @@ class Facts:
             *score_charts(self.whole, best, self.generations), *figure_charts(self.whole),
             rate_chart(self.whole, is_muon), speed_chart(self.steps), *copy_charts(self.copies),
         ]  # fmt: skip
-        return {chart.key: shown for chart in charts if (shown := drawn(chart, self.last_step))}
+        drawings = {chart.key: shown for chart in charts if (shown := drawn(chart, self.last_step))}
+        positions = position_chart(*self._positions)
+        return drawings | ({"positions": positions} if positions else {})
 
     @property
     def slides(self) -> list[dict[str, Any]]:
@@ -194,7 +206,12 @@ class Facts:
     def corpus(self) -> dict[str, Any]:
         """Facts about the text from the run's record, and the sizes of its two parts."""
         corpus = self._started.get("corpus", {})
-        return {"training_tokens": 0, "validation_tokens": 0} | self.record["corpus"] | corpus
+        return {"training_tokens": 0, "validation_tokens": 0, "parts": []} | self.record["corpus"] | corpus
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """The texts of a mix, and what is read of each."""
+        return [(printable(part["name"]), mixed(part)) for part in self.corpus["parts"]]
 
     @property
     def ladder(self) -> list[tuple[str, float]]:

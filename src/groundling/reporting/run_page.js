@@ -22,7 +22,7 @@ function nearest(steps, wanted) {
 }
 
 function point(event) {
-  const plot = event.target.closest?.(".plot");
+  const plot = event.target.closest?.("[data-chart] .plot");
   if (!plot) { read(null); return; }
   const box = plot.getBoundingClientRect(), share = (event.clientX - box.left) / box.width;
   read(Math.round(data.last * Math.min(Math.max(share, 0), 1)));

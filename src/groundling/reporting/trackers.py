@@ -174,7 +174,7 @@ def values_of(event: Step | Evaluation | Sample | Replies | Finished) -> dict[st
                 f"validation/{event.metric.removeprefix('validation ').replace(' ', '_')}": event.validation_loss,
                 "validation/bits_per_byte": event.bits_per_byte,
                 "train/mean_loss": event.training_loss,
-                **{f"validation/{name}": value for name, value in event.figures.items()},
+                **{f"validation/{name.replace(' ', '_')}": value for name, value in event.figures.items()},
             }
         case Sample():
             values = {

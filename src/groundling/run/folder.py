@@ -10,6 +10,7 @@ runs/<name>/
   reward/          a copy of the reward model of `grpo --reward`
   checkpoints/     see training/checkpoints.py
   result.json      the event Finished, written at the end
+  positions.json   the loss by place in the context, after `eval --by-position`
   loss.png         the loss curve, drawn at the end
   report.html      the report, written at the end
 """

@@ -6,13 +6,14 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from groundling import storage
+from groundling.config import MOST_TEXTS
 from groundling.data.progress import Notice, silent
-from groundling.run.record import CorpusFacts
+from groundling.run.record import CorpusFacts, PartFacts
 from groundling.storage.safe_read import parse
 from groundling.training import events
 from groundling.training.events import Event, OutOfMemory, Preparing, Replies, RolledBack, Sample
@@ -21,9 +22,18 @@ _EVENTS = [kind for kind in vars(events).values() if isinstance(kind, type) and 
 _KINDS = {kind.__name__.lower(): kind for kind in _EVENTS if kind not in (Event, Preparing)}
 
 
+class _StartedPart(PartFacts):
+    start: float
+    end: float
+    training_tokens: int
+    validation_tokens: int
+    epochs: float
+
+
 class _StartedCorpus(CorpusFacts):
     training_tokens: int
     validation_tokens: int
+    parts: Annotated[list[_StartedPart], Field(max_length=MOST_TEXTS, default_factory=list)]  # type: ignore[assignment]
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

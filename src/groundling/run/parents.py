@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 
 from groundling import storage
+from groundling.config import ModelSettings
 from groundling.model.initial import InitialModel
 from groundling.model.weights_file import read_shapes, read_tensors, write_tensors
+from groundling.run.longer_context import resized_positions
 from groundling.run.record import ModelFacts
 from groundling.run.run import Run
 
 _BY_TOKEN = ("wte.weight", "lm_head.weight")
 """The weights with a row for each token."""
+_BY_POSITION = "wpe.weight"
 
 
 def facts_of(run: Run) -> ModelFacts:
@@ -27,8 +30,9 @@ def facts_of(run: Run) -> ModelFacts:
     )  # fmt: skip
 
 
-def copy_weights(parent: Run, folder: Path, vocab_size: int, is_reward: bool = False) -> None:
-    """Copy the weights of a run's checkpoint, with a row for each token that its tokenizer gained.
+def copy_weights(parent: Run, folder: Path, model: ModelSettings, vocab_size: int, is_reward: bool = False) -> None:
+    """Copy the weights of a run's checkpoint for a model with these settings, whose context may be another, with a row
+    for each token that its tokenizer gained.
 
     New rows are the mean of the old ones, so no new token is likely at first, and the logits of the others stay what
     they were (Hewitt, "Initializing new word embeddings for pretrained language models", 2021). With `is_reward`, the
@@ -38,7 +42,8 @@ def copy_weights(parent: Run, folder: Path, vocab_size: int, is_reward: bool = F
     storage.remove_folder(folder)
     about = {"from": str(parent.checkpoint), "vocab_size": parent.tokenizer.vocab_size}
     with storage.new_folder(folder, about) as new:
-        if vocab_size == parent.tokenizer.vocab_size and not is_reward:
+        same_positions = model.position == "rope" or model.block_size == parent.config.model.block_size
+        if vocab_size == parent.tokenizer.vocab_size and same_positions and not is_reward:
             storage.disk.fill(new / weights.name, lambda to: shutil.copyfile(weights, to))
             return
         tensors = read_tensors(weights, read_shapes(weights))
@@ -47,6 +52,8 @@ def copy_weights(parent: Run, folder: Path, vocab_size: int, is_reward: bool = F
             rows = tensors[name]
             mean = rows.mean(0, keepdim=True).expand(vocab_size - len(rows), -1)
             tensors[name] = torch.cat((rows, mean))
+        if not same_positions:
+            tensors[_BY_POSITION] = resized_positions(tensors[_BY_POSITION], model.block_size)
         if is_reward:
             tensors[heads[-1]][-1] = 0.0
         write_tensors(new / weights.name, tensors)

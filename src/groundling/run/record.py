@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
 from groundling import __version__
-from groundling.config import Config, did_you_mean
+from groundling.config import MOST_TEXTS, Config, did_you_mean
 from groundling.data.fingerprint import MOST_FILES
 
 FORMAT = 1
@@ -43,6 +43,15 @@ class DocumentFacts(_Part):
     sha256: _Text
 
 
+class PartFacts(_Part):
+    """One of several texts that a run mixes. Its weight is in the settings."""
+
+    name: _Text
+    fingerprint: _Text
+    documents: _Count
+    characters: _Count
+
+
 class CorpusFacts(_Part):
     """The text that a run is trained on, from the step `since` on."""
 
@@ -53,6 +62,8 @@ class CorpusFacts(_Part):
     vocab_size: _Count
     tokenizer: _Text
     contents: Annotated[list[DocumentFacts], Field(max_length=MOST_FILES)] = []
+    parts: Annotated[list[PartFacts], Field(max_length=MOST_TEXTS)] = []
+    """The texts of a mix."""
     since: _Count = 0
 
 

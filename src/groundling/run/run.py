@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from groundling import storage
 from groundling.acceleration.model_variants import ModelVariants
 from groundling.acceleration.precision import Precision
@@ -24,6 +22,7 @@ from groundling.data.characters import clean_command
 from groundling.data.conversations import Message
 from groundling.data.corpus import Corpus, prepare
 from groundling.data.files import shown as shown_path
+from groundling.data.mixture import Mixture, Text
 from groundling.data.progress import Notice, Progress, silent
 from groundling.data.sources import CorpusPath, find_source
 from groundling.data.tokenizers.base import Unknown, UnknownText
@@ -42,7 +41,10 @@ from groundling.reporting.plot import plot_curves
 from groundling.reporting.run_facts import Facts
 from groundling.reporting.run_page import run_page
 from groundling.reporting.token_loss_page import loss_page
+from groundling.run.eject.eject import eject_run
 from groundling.run.folder import RunFolder
+from groundling.run.mixed import document_names, evaluate_mix
+from groundling.run.position_losses import keep_position_losses, read_position_losses
 from groundling.run.run_text import RunText
 from groundling.run.task_score import score_task
 from groundling.training.events import VALIDATION_LOSS
@@ -185,6 +187,7 @@ class Run(RunFolder):
         sliding: bool = False,
         html: str | os.PathLike[str] | None = None,
         html_tokens: int = 4000,
+        by_position: bool = False,
         unknown: Unknown = "error",
     ) -> dict[str, Any]:
         """Score the checkpoint on the run's validation part, or on `text` (files, folders or corpora, as for `train`).
@@ -194,14 +197,19 @@ class Run(RunFolder):
                 is the loss of the training log.
             sliding: overlapping windows; see evaluation/score.py.
             html: a page to write. It colors the first `html_tokens` tokens (0: all) by their loss.
+            by_position: also measure the loss by how many tokens came before. `report` draws it.
             unknown: what to do with characters that the tokenizer does not know.
 
-        Returns the fields of `Score`, `step`, `checkpoint`, and `notes`: what was read, and what is not counted.
+        Returns the fields of `Score`, `step`, `checkpoint`, and `notes`: what was read, and what is not counted. With
+        `by_position` also `positions`: the loss of `tokens` tokens that had `first` to `last` tokens before them. Of
+        a mix also `texts`, with name, share and loss of each; the rest are weighted means.
         """
         limits.TOKENS.check("--html-tokens", html_tokens)
         limits.TOKENS.check("--max-tokens", 0 if max_tokens is None else max_tokens)
         self.check_writes()
         page_file = storage.output_file("--html", html) if html is not None else None
+        if text is None and self.config.mix is not None and page_file is None and not by_position:
+            return evaluate_mix(self, self._text(), max_tokens, sliding)
         tokens, notes = self._tokens(text, unknown)
         if max_tokens is None:
             max_tokens = self.config.training.eval_tokens if text is None else 0
@@ -216,10 +224,14 @@ class Run(RunFolder):
             storage.write_file(page_file, page)
         if text is not None and unknown == "skip" and self.tokenizer.normalizer:
             notes.append(f"The figures are about the text as the tokenizer changes it ({self.tokenizer.normalizer}).")
-        about = {"step": self.step, "checkpoint": str(self.checkpoint), "notes": notes}
+        about: dict[str, Any] = {"step": self.step, "checkpoint": str(self.checkpoint), "notes": notes}
+        if by_position:
+            groups = keep_position_losses(self, self.model, tokens, max_tokens)
+            about["positions"] = [dataclasses.asdict(group) for group in groups]
         return dataclasses.asdict(result) | about
 
     evaluate_task = score_task
+    eject = eject_run
 
     def explain(self) -> dict[str, Any]:
         """Diagnose the run's curves. Returns JSON-ready values: `verdict` (a few sentences), `outcome` (what it
@@ -262,31 +274,26 @@ class Run(RunFolder):
 
         Raises ValueError if the text is gone, has changed, or has more than 100 MB.
         """
-        corpus = self._corpus(progress)
-        return TrainingText.of(corpus, self._document_names(corpus) if corpus.n_documents > 1 else (), progress)
+        text = self._text(progress)
+        return TrainingText.of(text, document_names(self.config, text) if text.n_documents > 1 else (), progress)
 
-    def _corpus(self, progress: Progress = silent) -> Corpus:
-        """The text of pretraining."""
+    def _text(self, progress: Progress = silent) -> Text:
+        """The text of pretraining, or the mixture."""
         text = self.text.open(progress=progress)
-        if not isinstance(text, Corpus):
+        if not isinstance(text, Corpus | Mixture):
             raise ValueError(
                 f"The run {self.name} was trained on {self.config.task} data, not on a text. Give one with --text."
             )
         return text
-
-    def _document_names(self, corpus: Corpus) -> list[str]:
-        try:
-            source = find_source(self.config.corpus, self.config.text, stored=True)
-        except (FileNotFoundError, ConnectionError):
-            return []  # the text is gone, and the cache keeps no names
-        return [corpus.document_name(source, i) for i in range(corpus.n_documents)]
 
     def _tokens(self, text: CorpusPath | Sequence[CorpusPath] | None, unknown: Unknown) -> tuple[Tokens, list[str]]:
         """The validation part, or all of `text`, and sentences about what was read."""
         if text is None:
             if self.record.imported:
                 raise ValueError(f"The run {self.name} was imported, without a text. Give one with --text.")
-            return self._corpus().validation, []
+            if isinstance(found := self._text(), Mixture):
+                raise ValueError(f"The run {self.name} mixes {len(found.parts)} texts. Give one of them with --text.")
+            return found.validation, []
         settings, notes = dataclasses.replace(self.config.text, glob=None, format="auto"), list[str]()
         try:
             source = find_source(text, settings)
@@ -297,7 +304,7 @@ class Run(RunFolder):
             if form is None or len(files) != 1:
                 raise
             raise UnknownText(f"{error} To write a converted copy: `{clean_command(files[0], form)}`.") from None
-        left_out = _left_out(corpus) if unknown == "skip" else 0
+        left_out = corpus.count_left_out() if unknown == "skip" else 0
         if left_out > 0:
             notes.append(f"{left_out:,} characters of the text were dropped (--unknown skip), so nothing counts them.")
         return dataclasses.replace(corpus.train, stop=corpus.validation.stop), notes
@@ -318,16 +325,13 @@ class Run(RunFolder):
         """
         target = storage.output_file("--to", self.folder / "report.html" if path is None else path)
         samples, text = self.samples(), None
+        unknown = any(sample.get("copied_spans") is None for sample in samples)
         # What was tuned has conversations, or replies of its own.
-        if (
-            originality
-            and self.config.task == "pretraining"
-            and any(sample.get("copied_spans") is None for sample in samples)
-        ):
+        if originality and unknown and self.config.task == "pretraining":
             with suppress(ValueError):  # the text is gone, has changed, or is too long
                 text = self.training_text()
         files = (self.record.to_dict(), self.config, self.metrics(), samples, self.result)
-        facts = Facts(self.reference, *files, text, self.replies())
+        facts = Facts(self.reference, *files, text, self.replies(), read_position_losses(self.folder))
         storage.write_file(target, run_page(facts).encode("utf-8", "replace"))
         return target
 
@@ -337,12 +341,6 @@ class Run(RunFolder):
 
 def _listed(paths: CorpusPath | Sequence[CorpusPath]) -> Sequence[CorpusPath]:
     return [paths] if isinstance(paths, str | os.PathLike) else paths
-
-
-def _left_out(corpus: Corpus) -> int:
-    """The characters of the text that are in no token."""
-    ids = np.fromfile(corpus.train.path, corpus.train.dtype)
-    return corpus.n_characters - int(corpus.tokenizer.sizes[1][ids].sum())
 
 
 def _first(tokens: Tokens, n: int) -> Tokens:

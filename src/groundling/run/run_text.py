@@ -13,11 +13,12 @@ from groundling.data.compression import NeedsExtra, NotText
 from groundling.data.corpus import Corpus, reopen
 from groundling.data.files import read_text
 from groundling.data.fingerprint import TextFingerprint, difference, fingerprint_of, first_difference_at
+from groundling.data.mixture import Mixture, Text
 from groundling.data.progress import Notice, Progress, silent
 from groundling.data.sources import CorpusPath, Source, find_source, is_there
 from groundling.data.tokenizers.base import Tokenizer
 from groundling.escape import command
-from groundling.run.record import CorpusFacts
+from groundling.run.record import CorpusFacts, PartFacts
 from groundling.run.training_data import entries_of, prepare_data, task_prompts
 from groundling.training.task import TrainingData
 
@@ -42,18 +43,19 @@ class RunText:
         """Raises ValueError if the text is gone, and TextChanged, with the difference, if it has changed."""
         if (prompts := task_prompts(self.config, self.tokenizer)) is not None:
             return prompts
-        fingerprint, settings = self.was.fingerprint, self.config.text
+        settings = self.config.text
         try:
             source = self.find(self.config.corpus, settings, stored=True)
         except (FileNotFoundError, ConnectionError) as error:
             moved = self._moved(progress)
             if moved is None:
                 return self._kept(error, notice)
-            source = moved
+            source, contents = moved
             notice(f"The text was moved. Using {_places(source)}, which has the same content.")
         else:
-            self.refuse_change(source, fingerprint_of(source, progress))
-        text = prepare_data(source, self.config, settings, self.tokenizer, fingerprint, notice, progress)
+            contents = fingerprint_of(source, progress)
+            self.refuse_change(source, contents)
+        text = prepare_data(source, self.config, settings, self.tokenizer, contents, notice, progress)
         if (text.n_documents, text.n_characters) != (self.was.documents, self.was.characters):
             raise TextChanged(
                 f"The settings of the run {self.run} ({', '.join(map(flag, READING))}) were edited: its files give "
@@ -75,9 +77,9 @@ class RunText:
                 f"({error.what}). Restore the old text, or start a new run on the new one with another --name."
             ) from None
 
-    def _kept(self, error: OSError, notice: Notice) -> Corpus:
+    def _kept(self, error: OSError, notice: Notice) -> Text:
         """The tokens from the cache, if they are still there."""
-        kept = reopen(self.was.fingerprint, self.was.name, self.tokenizer, self.config.text, notice)
+        kept = self._cached(notice)
         gone = [address for address in self.config.inputs if not is_there(address)]
         missing, exist = ", ".join(gone), "exists" if len(gone) == 1 else "exist"
         if kept is None:
@@ -89,24 +91,37 @@ class RunText:
         notice(f"{missing} no longer {exist}. Using the text's tokens from the cache.")
         return kept
 
-    def _moved(self, progress: Progress) -> Source | None:
+    def _cached(self, notice: Notice) -> Text | None:
+        """The text from the cache, if all of it is there."""
+        parts: Sequence[CorpusFacts | PartFacts] = self.was.parts or [self.was]
+        found = [reopen(part.fingerprint, part.name, self.tokenizer, self.config.text, notice) for part in parts]
+        kept = tuple(part for part in found if part is not None)
+        if len(kept) < len(parts):
+            return None
+        return kept[0] if self.config.mix is None else Mixture(kept, self.config.mix, self.was.fingerprint)
+
+    def _moved(self, progress: Progress) -> tuple[Source, TextFingerprint] | None:
         """The text at a place where it may be now: it, or the folder around it, was moved or copied with the run."""
         for base in dict.fromkeys((Path.cwd(), self.folder.parent, self.folder.parent.parent)):
             for n_parts in (1, 2, 3):
                 places = [base.joinpath(*Path(address).parts[-n_parts:]) for address in self.config.inputs]
                 with suppress(OSError, ValueError):
                     source = self.find([str(place) for place in places], self.config.text)
-                    if fingerprint_of(source, progress).fingerprint == self.was.fingerprint:
-                        return source
+                    contents = fingerprint_of(source, progress)
+                    self.refuse_change(source, contents)
+                    return source, contents
         return None
 
     def refuse_change(self, source: Source, contents: TextFingerprint) -> None:
         """Raise TextChanged, with the difference, if `source`, with these contents, is not the run's text."""
         was = self.was
-        if contents.fingerprint == was.fingerprint:
+        parts = [part.fingerprint for part in was.parts]
+        if contents.fingerprint == was.fingerprint and (not parts or parts == list(contents.parts)):
             return
         what = "it differs"
-        if len(source.files) == (len(was.contents) or was.documents) == 1:
+        if parts:
+            what = self._changed_parts(source, contents)
+        elif len(source.files) == (len(was.contents) or was.documents) == 1:
             size = f"{was.contents[0].bytes:,} bytes" if was.contents else f"{was.characters:,} characters"
             what = f"it had {size} and has {contents.files[0]['bytes']:,} bytes now"
             with suppress(ValueError, OSError):  # it is no longer text, or the cache is damaged
@@ -124,6 +139,14 @@ class RunText:
             "old text, start a new run on the new one with another --name, or continue with the new one: "
             f"`{command('resume', self.run, *moved, '--accept-changed-text')}`."
         )
+
+    def _changed_parts(self, source: Source, contents: TextFingerprint) -> str:
+        """Which texts of a mix have changed."""
+        if len(contents.parts) != len(self.was.parts):
+            return f"it mixes {len(self.was.parts)} texts, and these are {len(contents.parts)}"
+        pairs = zip(self.was.parts, contents.parts, source.addresses, strict=True)
+        names = [f"{was.name} ({place})" for was, now, place in pairs if was.fingerprint != now]
+        return f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} changed"
 
 
 def _places(source: Source) -> str:

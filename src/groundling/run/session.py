@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from groundling import storage
 from groundling.analysis.diagnosis import verdict
 from groundling.analysis.history import History
 from groundling.config import Config
 from groundling.data.corpus import Corpus
+from groundling.data.progress import silent
 from groundling.escape import command
 from groundling.evaluation.causality import sees_the_future
 from groundling.inference.example_prompt import example_prompt
@@ -22,6 +24,8 @@ from groundling.machine import peak_memory
 from groundling.model.adapter import AdapterSpec
 from groundling.model.initial import InitialModel
 from groundling.model.weights_file import check_fits, check_memory
+from groundling.parallel import processes
+from groundling.parallel.plan import check_processes, new_mesh
 from groundling.planning.planner import compare_with_plan
 from groundling.reporting.trackers import Tracked, Tracker, tracking
 from groundling.run.metrics_log import rewind
@@ -44,6 +48,8 @@ from groundling.training.signals import stop_request
 from groundling.training.task import TrainingData
 from groundling.training.trainer import Trainer
 
+P = ParamSpec("P")
+
 
 def initial_model(config: Config, text: TrainingData, copy: Path | None = None) -> InitialModel:
     """The initial weights. With `--init-from`, those in the folder `copy`, or else the other run's."""
@@ -63,6 +69,31 @@ def adapter_spec(run: Run, vocab_size: int) -> AdapterSpec | None:
     return AdapterSpec(method.adapter, alpha, method.adapter_kind, n_new_rows(run.folder / "initial", vocab_size))
 
 
+def in_processes(verb: Callable[P, Run]) -> Callable[P, Run]:
+    """Let a verb train in as many processes as torchrun has started. The others follow rank 0, which runs it."""
+
+    @functools.wraps(verb)
+    def wrapped(*arguments: P.args, **settings: P.kwargs) -> Run:
+        with processes.joined():
+            return verb(*arguments, **settings) if processes.is_main() else _follow()
+
+    return wrapped
+
+
+def _follow() -> Run:
+    """Take part in the training of the run that rank 0 has prepared, and report nothing."""
+    run = Run(Path(processes.from_main("")))
+    trainer = _trainer(run, run.text.open(), silent)
+    trainer.subscribers.append(lambda event: _remember(run, event))
+    trainer.compile()
+    with stop_request() as stop:
+        ended = trainer.run(stop, processes.from_main(0.0))
+    if ended:
+        sees_the_future(trainer.learner.model)
+    run.stopped_by = None if ended else processes.largest(stop.signal or 0)
+    return run
+
+
 def train_run(run: Run, text: TrainingData, tell: Subscriber, track: Sequence[Tracker] | None, began: float) -> Run:
     """Train a run, whose folder is locked, from its newest checkpoint.
 
@@ -70,6 +101,8 @@ def train_run(run: Run, text: TrainingData, tell: Subscriber, track: Sequence[Tr
     `time.perf_counter()` at which the command started.
     """
     notice = reporters(tell)[0]
+    check_processes(run.config, processes.size())
+    processes.from_main(str(run.folder))  # from here on, the other ranks do the same: see _follow
     trainer = _trainer(run, text, notice)
     trainer.subscribers += [lambda event: _remember(run, event), tell]
     with ExitStack() as stack:
@@ -77,7 +110,7 @@ def train_run(run: Run, text: TrainingData, tell: Subscriber, track: Sequence[Tr
         trainer.compile()
         if run.machine.compile == "auto":
             run.update(machine=run.record.machine.model_copy(update={"compile": trainer.machine.compile}))
-        note_bits(run, run.checkpoints.path(trainer.state.step), trainer.machine, notice)
+        note_bits(run, run.checkpoints.path(trainer.state.step), trainer.machine, trainer.mesh, notice)
         trainer.emit(_started(run, text, trainer))
         if sum(line["event"] == "checked" for line in run.metrics()) <= len(run.record.former_texts):
             baselines = trainer.task.baselines()
@@ -86,10 +119,10 @@ def train_run(run: Run, text: TrainingData, tell: Subscriber, track: Sequence[Tr
         if trainer.state.step == 0 and (sentence := trainer.task.first_look(trainer.learner.model)):
             notice(sentence)
         stop = stack.enter_context(stop_request())  # from here on, there is something to save
-        if trainer.run(stop, time.perf_counter() - began):
+        if trainer.run(stop, processes.from_main(time.perf_counter() - began)):
             _finish(run, text, trainer, notice)
             return Run(run.folder)
-        run.stopped_by = stop.signal
+        run.stopped_by = processes.largest(stop.signal or 0)
         trainer.emit(Paused(trainer.state.step, run.reference))
         return run
 
@@ -101,26 +134,35 @@ def _trainer(run: Run, text: TrainingData, notice: Callable[[str], None]) -> Tra
     OSError if there is no room for checkpoints.
     """
     config, vocab_size = run.config, text.tokenizer.vocab_size
-    for folder in (run.folder, run.checkpoints.folder):
-        storage.remove_temporary(folder)
-    check_memory(config.model, vocab_size)
     said: list[str] = []  # reported after the history is cut off
-    newest = run.checkpoints.newest(said.append)
-    if newest:
-        check_record(run, newest)
-        check_fits(newest, config.model, vocab_size)
+    newest = processes.on_main(lambda: _newest(run, vocab_size, said.append))
     initial = initial_model(config, text, run.folder / "initial")
     others = {role: model_at(run.folder / role) for role in run.record.others}
     task = new_task(text, config, initial, others)
-    trainer = Trainer(initial, task, config.training, run.machine, run.checkpoints, adapter_spec(run, vocab_size))
-    run.checkpoints.check_room(trainer.learner.checkpoint_size, config.training)
+    adapter = adapter_spec(run, vocab_size)
+    mesh = new_mesh(config, vocab_size, run.machine.device)
+    trainer = Trainer(initial, task, config.training, run.machine, run.checkpoints, adapter, mesh)
+    processes.on_main(lambda: run.checkpoints.check_room(trainer.learner.checkpoint_size, config.training))
     if newest:
         trainer.resume(newest, text_since=run.record.corpus.since, extended_at=run.record.extended_at)
     state = trainer.state
-    rewind(run.folder, state.step, state.evaluated_step, state.guard.rollbacks, said.append)
+    if mesh.is_main:
+        rewind(run.folder, state.step, state.evaluated_step, state.guard.rollbacks, said.append)
     for sentence in said:
         notice(sentence)
     return trainer
+
+
+def _newest(run: Run, vocab_size: int, notice: Callable[[str], None]) -> Path | None:
+    """The newest undamaged checkpoint, which fits the run's record. What interrupted writes left is removed."""
+    for folder in (run.folder, run.checkpoints.folder):
+        storage.remove_temporary(folder)
+    check_memory(run.config.model, vocab_size)
+    newest = run.checkpoints.newest(notice)
+    if newest:
+        check_record(run, newest)
+        check_fits(newest, run.config.model, vocab_size)
+    return newest
 
 
 def _remember(run: Run, event: Event) -> None:
@@ -146,10 +188,13 @@ def _tracking(
 def _started(run: Run, text: TrainingData, trainer: Trainer) -> Started:
     steps = run.config.training.steps
     training, validation = text.token_counts
-    corpus = run.record.corpus.model_dump(exclude={"contents"}, exclude_unset=True) | {
+    corpus = run.record.corpus.model_dump(exclude={"contents", "parts"}, exclude_unset=True) | {
         "training_tokens": training,
         "validation_tokens": validation,
     }
+    if mixed := trainer.task.mixed(steps):
+        facts = [part.model_dump() for part in run.record.corpus.parts]
+        corpus["parts"] = [known | now for known, now in zip(facts, mixed, strict=True)]
     return Started(
         run.reference,
         trainer.state.step,

@@ -13,28 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from groundling import __version__, storage
-from groundling.config import READING, Config, CorpusSettings, flag
+from groundling.config import PROCESSES, READING, Config, CorpusSettings, MachineSettings, flag
 from groundling.data.corpus import Corpus
 from groundling.data.fingerprint import TextFingerprint, fingerprint_of
+from groundling.data.mixture import Mixture
 from groundling.data.progress import silent
 from groundling.data.sources import CorpusPath, Source
 from groundling.data.tokenizers.base import UnknownText
 from groundling.escape import command
-from groundling.machine import Machine, bits, versions
+from groundling.machine import Machine, bits, usable_threads, versions
+from groundling.parallel.mesh import Mesh
 from groundling.run.folder import as_name, checked_name
 from groundling.run.lock import Obstacle, lock
 from groundling.run.parents import copy_model, copy_weights, facts_of
-from groundling.run.record import (
-    FORMAT,
-    CorpusFacts,
-    DocumentFacts,
-    MachineFacts,
-    NewerVersion,
-    RunRecord,
-)
+from groundling.run.record import FORMAT, MachineFacts, NewerVersion, RunRecord
 from groundling.run.run import Run
 from groundling.run.store import load
-from groundling.run.training_data import prepare_data
+from groundling.run.training_data import corpus_facts, prepare_data
 from groundling.tasks.pretraining import check_length
 from groundling.training.checkpoints import AllDamaged
 from groundling.training.state import TrainState, read_state
@@ -66,11 +61,14 @@ class NewRun:
         """Write the files of the run, with the settings `planned`. A folder without a record is not a run, so that
         comes last."""
         self.text.tokenizer.save(run.folder / "tokenizer.json")
+        if planned.mix is not None:  # a longer run does not change what was read
+            planned = dataclasses.replace(planned, mix=dataclasses.replace(planned.mix, steps=planned.training.steps))
         origin = dict[str, Any]()
         if init_from := planned.training.init_from:  # copies, since that run may delete its checkpoint
             parent = load(init_from)
             origin["lineage"] = [*parent.record.lineage, facts_of(parent)]
-            copy_weights(parent, run.folder / "initial", self.text.tokenizer.vocab_size, planned.task == "reward")
+            rows = self.text.tokenizer.vocab_size
+            copy_weights(parent, run.folder / "initial", planned.model, rows, planned.task == "reward")
         for role, other in self.others.items():
             origin.setdefault("others", {})[role] = facts_of(other)
             copy_model(other, run.folder / role)
@@ -79,24 +77,12 @@ class NewRun:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             requested=self.config,
             settings=planned,
-            corpus=_corpus_facts(self.text, self.contents),
+            corpus=corpus_facts(self.text, self.contents),
             machine=MachineFacts(**machine.describe()),
             versions=versions() | {"groundling": __version__},
             **origin,
         )
         run.create(record)
-
-
-def _corpus_facts(text: TrainingData, contents: TextFingerprint) -> CorpusFacts:
-    return CorpusFacts(
-        name=text.name,
-        fingerprint=text.fingerprint,
-        documents=text.n_documents,
-        characters=text.n_characters,
-        vocab_size=text.tokenizer.vocab_size,
-        tokenizer=text.tokenizer.fingerprint,
-        contents=[DocumentFacts(**file) for file in contents.files],
-    )
 
 
 def find_or_create(new: NewRun, name: str | None, folder: Path, notice: Callable[[str], None], stack: ExitStack) -> Run:
@@ -174,7 +160,8 @@ def _differing(old: Config, wanted: Config) -> list[str]:
     if old.task != wanted.task:
         return [f"{old.task} instead of {wanted.task}"]
     a, b = _with_text(old, (), CorpusSettings()).values, _with_text(wanted, (), CorpusSettings()).values
-    return [f"{flag(name)} {a[name]} instead of {b[name]}" for name in a if a[name] != b[name]]
+    changed = [name for name in a if a[name] != b[name] and name not in PROCESSES]
+    return [f"{flag(name)} {a[name]} instead of {b[name]}" for name in changed]
 
 
 def _with_text(config: Config, corpus: str | tuple[str, ...], text: CorpusSettings) -> Config:
@@ -219,6 +206,18 @@ def repair(run: Run, notice: Callable[[str], None]) -> None:
             notice(f"{run.folder / name} was missing or damaged. Restored it from {newest.name}.")
 
 
+def use_processes(run: Run, wanted: MachineSettings) -> None:
+    """Record how many processes train a run from now on, and how."""
+    was = run.config.machine
+    now = dataclasses.replace(was, **{name: getattr(wanted, name) for name in PROCESSES})
+    if now == was:
+        return
+    machine = run.record.machine
+    if now.processes != was.processes:  # they divide the cores
+        machine = machine.model_copy(update={"threads": usable_threads()[0]})
+    run.update(settings=dataclasses.replace(run.config, machine=now), machine=machine)
+
+
 def _is_intact(run: Run, attribute: str) -> bool:
     """Whether the record or the tokenizer can be read, even if only by a newer version."""
     try:
@@ -233,7 +232,7 @@ def _is_intact(run: Run, attribute: str) -> bool:
 def check_record(run: Run, checkpoint: Path) -> None:
     """Raise ValueError if the settings in the run's record are not those of its checkpoint."""
     old, new = Run(run.folder, checkpoint).config.values, run.config.values
-    free = {"steps", "minutes", *READING}  # of the text, the content is compared
+    free = {"steps", "minutes", *READING, *PROCESSES}  # of the text, the content is compared
     if new["warmup_steps"] == _warmup(old["warmup_steps"], new["steps"]):
         free.add("warmup_steps")
     if prod(old[k] for k in _MICRO_BATCH) == prod(new[k] for k in _MICRO_BATCH):
@@ -257,7 +256,7 @@ def accept_text(run: Run, notice: Callable[[str], None], progress: Callable[...,
     was = run.record.corpus
     if text.fingerprint != was.fingerprint:
         step = _newest_state(run).step
-        facts = _corpus_facts(text, contents).model_copy(update={"since": step})
+        facts = corpus_facts(text, contents).model_copy(update={"since": step})
         run.update(corpus=facts, former_texts=[*run.record.former_texts, was.model_copy(update={"contents": []})])
         notice(
             f"The training text changed at step {step:,} (--accept-changed-text): {text.n_characters:,} characters "
@@ -272,18 +271,20 @@ def _acceptable(
 ) -> TrainingData:  # fmt: skip
     """The tokens of a changed text. Raises ValueError if the run cannot continue with it."""
     try:
-        text = prepare_data(source, run.config, settings, run.tokenizer, contents.fingerprint, notice, progress)
+        text = prepare_data(source, run.config, settings, run.tokenizer, contents, notice, progress)
     except UnknownText as error:
         raise ValueError(f"The run {run.name} cannot continue with the changed text. {error}") from None
-    if isinstance(text, Corpus):
+    if isinstance(text, Corpus | Mixture):
         check_length(text, run.config, is_new=False)
     return text
 
 
-def note_bits(run: Run, checkpoint: Path, machine: Machine, notice: Callable[[str], None]) -> None:
+def note_bits(run: Run, checkpoint: Path, machine: Machine, mesh: Mesh, notice: Callable[[str], None]) -> None:
     """Record what decides the last bits of results (`machine.bits`). Report what changed since `checkpoint`."""
-    now: dict[str, Any] = bits(machine)
+    now: dict[str, Any] = bits(machine) | ({"processes": str(mesh)} if mesh.size > 1 else {})
     was = Run(run.folder, checkpoint).record.bits if checkpoint.exists() else {}
+    if was and "processes" in was | now:
+        was, now = {"processes": "1"} | was, {"processes": "1"} | now
     changes = ", ".join(f"{name} {was.get(name)} → {now[name]}" for name in now if was.get(name) != now[name])
     if was and changes:
         notice(f"Not bit-exact: {changes}. The run continues, and results differ in their last digits.")

@@ -21,7 +21,7 @@ from groundling.tasks.replies import Group, figures_of, sample_groups
 _ROWS = 256  # replies at once: more would only take more memory
 _MOST_REPEATS = 1_000  # items in a row that came before: then the test part has no others
 _SHOWN, _BINS = 4, 4
-_GREEDY, _SAMPLED = 0, 1
+_JUDGED, _SAMPLED = 0, 1  # kinds of replies, each with its own random numbers
 
 
 @default_torch()
@@ -32,6 +32,7 @@ def score_task(
     level: int = 0,
     items: int = 256,
     attempts: int = 8,
+    temperature: float = 0.0,
     tool: bool = False,
     seed: int = 0,
     against: RunFolder | None = None,
@@ -42,47 +43,56 @@ def score_task(
     Args:
         level: of the task; 0 is its default.
         attempts: replies to sample for each question at temperature 1, for pass@k. 0: none.
+        temperature: of the reply to each question that is judged. 0: the most likely reply.
         tool: answer calls of the calculator.
-        seed: of the sampled replies. The most likely replies need none.
+        seed: of the sampled replies.
         against: another run to ask the same questions, such as this one's parent.
         progress: called with the replies so far, and all.
 
-    Returns JSON-ready values: `accuracy` of the most likely replies with its 95 % `interval`, `pass_at` by k, what the
-    replies were like, `examples`, `notes`, and with `against` the paired difference of the two accuracies.
+    Returns JSON-ready values: `accuracy` of the judged replies with its 95 % `interval`, `pass_at` by k, what they were
+    like, `examples`, `notes`, and with `against` the paired difference of the two accuracies.
 
     Raises ValueError with a sentence for the user if the run writes no replies, or cannot read the task.
     """
-    for option, value in (("level", level), ("items", items), ("attempts", attempts), ("seed", seed)):
+    for option, value in (
+        ("level", level),
+        ("items", items),
+        ("attempts", attempts),
+        ("seed", seed),
+        ("temperature", temperature),
+    ):
         limits.TASK[option].check(f"--{option}", value)
     prompts = _prompts(run, name, level, tool)
     other = None if against is None else _prompts(against, name, level, tool)
     indices = list(islice(_different(prompts), items))
     n, total = 0, len(indices) * (1 + attempts + (other is not None))
 
-    def answers(run: RunFolder, prompts: TaskPrompts, tries: int, kind: int) -> Iterator[Group]:
+    def answers(run: RunFolder, prompts: TaskPrompts, tries: int = 1, kind: int = _JUDGED) -> Iterator[Group]:
         nonlocal n
         size = max(1, _ROWS // tries)
         for start in range(0, len(indices), size):
             progress(n, total)
             here, seeds = indices[start : start + size], [seed, kind, start]
-            yield from sample_groups(run.model, prompts, "test", here, tries, seeds, float(kind == _SAMPLED))
+            warmth = temperature if kind == _JUDGED else 1.0
+            yield from sample_groups(run.model, prompts, "test", here, tries, seeds, warmth)
             n += len(here) * tries
         progress(n, total)
 
-    groups = list(answers(run, prompts, 1, _GREEDY))
+    groups = list(answers(run, prompts))
     right = np.array([group.rewards[0] == 1 for group in groups])
     counts = [int(sum(group.rewards)) for group in answers(run, prompts, attempts, _SAMPLED)] if attempts else []
     found = {
         "run": run.name, "step": run.step, "checkpoint": str(run.checkpoint), "task": prompts.name,
         "level": prompts.level, "about": prompts.environment.levels[prompts.level], "items": len(indices),
-        "tool": tool, "seed": seed, "attempts": attempts, **_measured(right),
+        "tool": tool, "seed": seed, "attempts": attempts,
+        "temperature": temperature, **_measured(right),
         "chance": prompts.environment.chance(prompts.level),
         "pass_at": {k: float(np.mean([pass_at_k(attempts, c, k) for c in counts])) for k in _powers(attempts)},
         **_described(groups, prompts), "by_length": _by_length(groups, right),
         "examples": _examples(groups, right, prompts), "notes": list(_notes(groups, prompts, items, tool)),
     }  # fmt: skip
     if against is not None and other is not None:
-        theirs = np.array([group.rewards[0] == 1 for group in answers(against, other, 1, _GREEDY)])
+        theirs = np.array([group.rewards[0] == 1 for group in answers(against, other)])
         found["against"] = {"run": against.name, "step": against.step} | _measured(theirs) | _compared(right, theirs)
     return found
 
@@ -121,7 +131,7 @@ def _powers(attempts: int) -> list[int]:
 
 
 def _described(groups: Sequence[Group], prompts: TaskPrompts) -> dict[str, float]:
-    """What the most likely replies were like: shares of all, and means."""
+    """What the judged replies were like: shares of all, and means."""
     scores = [
         prompts.environment.score(group.prompt.item, last_turn(group.replies[0], prompts.tokenizer))
         for group in groups

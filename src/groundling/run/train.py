@@ -5,36 +5,42 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from groundling import storage
-from groundling.config import MINUTES_OR_STEPS, Config, Limits, flag, limits
+from groundling.config import MINUTES_OR_STEPS, MIX_OR_CORPUS, Config, Limits, MachineSettings, flag, limits, read_mix
 from groundling.data.characters import odd_notice
 from groundling.data.corpus import prepare
-from groundling.data.fingerprint import fingerprint_of
-from groundling.data.sources import CorpusPath, find_source
+from groundling.data.fingerprint import TextFingerprint, fingerprint_of
+from groundling.data.mixture import Text, prepare_mixture
+from groundling.data.progress import Notice, Progress
+from groundling.data.sources import CorpusPath, Source, find_source
 from groundling.escape import command
 from groundling.machine import choose, default_torch
+from groundling.parallel.plan import started_processes
 from groundling.planning.planner import DEFAULT_MINUTES, plan
 from groundling.reporting.console import Console
 from groundling.reporting.trackers import Tracker, check_trackers
 from groundling.run.folder import runs_folder
 from groundling.run.lock import check_places, lock
+from groundling.run.longer_context import CHANGEABLE, check_context, sentence_about
 from groundling.run.metrics_log import MetricsLog
 from groundling.run.run import Run
-from groundling.run.session import initial_model, train_run
-from groundling.run.start import NewRun, accept_text, extend, find_or_create, find_text, repair
+from groundling.run.session import in_processes, initial_model, train_run
+from groundling.run.start import NewRun, accept_text, extend, find_or_create, find_text, repair, use_processes
 from groundling.run.store import load
 from groundling.tasks import new_task
 from groundling.training.events import Event, Subscriber, reporters
 
 
 @default_torch()
+@in_processes
 def train(
     corpus: CorpusPath | Sequence[CorpusPath] | None = None,
     *,
+    mix: Mapping[Any, Any] | Sequence[str] | None = None,
     preset: str | None = None,
     name: str | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -50,6 +56,8 @@ def train(
 
     Args:
         corpus: files, folders, zip files, `-`, `shakespeare` (the default) or `python-docs`: one, or a list.
+        mix: instead of `corpus`, several texts with their weights: `{"a.txt": 0.7, "b/": 0.3}`. A weight that changes
+            linearly over the run is a pair: `(0.9, 0.1)`. See data/mixture.py.
         preset: named settings to start from; see `groundling.config.PRESETS`.
         name: the name of the run's folder. Default: the corpus's name. If an unfinished run has this name, and the
             same settings and text, it is resumed, so you can repeat the same command.
@@ -63,11 +71,18 @@ def train(
     """
     began = time.perf_counter() - elapsed
     check_trackers(track or ())
-    if settings.get("init_from"):
-        settings = _inherited(load(settings["init_from"], out=out), settings, preset)
+    settings = started_processes(settings)
+    parent = load(settings["init_from"], out=out) if settings.get("init_from") else None
+    if parent is not None:
+        settings = _inherited(parent, settings, preset)
     if preset is None and not {"steps", "minutes"} & settings.keys():
         settings["minutes"] = DEFAULT_MINUTES
     config = Config.build("shakespeare", preset, **settings)
+    if mix is not None:
+        if corpus is not None:
+            raise ValueError(MIX_OR_CORPUS)
+        corpus, weights = read_mix(mix)
+        config = dataclasses.replace(config, mix=weights)
     given = settings.keys() | ({"preset"} if preset else set())
     machine = choose(config.machine)
     with ExitStack() as stack:
@@ -83,23 +98,27 @@ def train(
             notice(f"{error} Training on python-docs instead, the documentation that comes with Python.")
             source = find_source("python-docs")
         config = dataclasses.replace(config, corpus=source.corpus)
-        contents = fingerprint_of(source, progress)
-        text = prepare(source, config.text, fingerprint=contents.fingerprint, notice=notice, progress=progress)
+        text, contents = _prepared(source, config, notice, progress)
         if sentence := odd_notice(text.odd, config.text_arguments, source.plain_path):
             notice(sentence)
         new_task(text, config, initial_model(config, text))  # raises if the text is too short
         new = NewRun(config, text, source, contents)
         run = find_or_create(new, name, runs, notice, stack)
         tell = logged(run, emit)
-        if not run.exists:
+        if run.exists:
+            use_processes(run, config.machine)
+        else:
             planned, event = plan(config, given, text, machine, time.perf_counter() - began)
             new.create(run, planned, machine)
+            for sentence in _decisions(parent, config, planned):
+                reporters(tell)[0](sentence)
             if event is not None:
                 tell(event)
         return train_run(run, text, tell, track, began)
 
 
 @default_torch()
+@in_processes
 def resume(
     run: str | os.PathLike[str] | Run,
     *,
@@ -111,6 +130,7 @@ def resume(
     track: Sequence[Tracker] | None = None,
     on_event: Subscriber | None = None,
     elapsed: float = 0.0,
+    **settings: Any,
 ) -> Run:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
 
@@ -120,11 +140,13 @@ def resume(
         corpus: where the text is now, if it was moved; as for `train`. Of a finished run, only the record changes.
         accept_changed_text: continue even if the text has changed. The record notes it.
         track: trackers to log to. Default: those of the run so far.
+        settings: `processes` and how they divide the work (`parallel`, ...), if that changes.
 
     Raises ValueError if there is nothing to do, or if the text has changed.
     """
     began = time.perf_counter() - elapsed
     check_trackers(track or ())
+    machine = MachineSettings(**started_processes(settings))
     run = run if isinstance(run, Run) else load(run, out=out)
     if run.chosen not in (None, run.checkpoints.newest(lambda _: None)):
         raise ValueError(
@@ -161,7 +183,23 @@ def resume(
             return run
         if steps is not None or minutes is not None:  # last, since the checks above may raise
             extend(run, steps, minutes)
+        use_processes(run, machine)
         return train_run(run, text, tell, track, began)
+
+
+def _prepared(source: Source, config: Config, notice: Notice, progress: Progress) -> tuple[Text, TextFingerprint]:
+    """The text of a new run, or several with weights."""
+    contents, settings = fingerprint_of(source, progress), config.text
+    if config.mix is None:
+        fingerprint = contents.fingerprint
+        return prepare(source, settings, fingerprint=fingerprint, notice=notice, progress=progress), contents
+    text = prepare_mixture(source, config.mix, settings, contents, notice=notice, progress=progress)
+    if not config.mix.is_normal:
+        shares = ", ".join(
+            f"{part.name} {float(start):.1%}" for part, (start, _) in zip(text.parts, config.mix.shares, strict=True)
+        )
+        notice(f"The weights of --mix do not add up to 1. Only their ratio counts: {shares}.")
+    return text, contents
 
 
 def logged(run: Run, emit: Subscriber) -> Subscriber:
@@ -175,14 +213,25 @@ def logged(run: Run, emit: Subscriber) -> Subscriber:
     return tell
 
 
+def _decisions(parent: Run | None, config: Config, planned: Config) -> list[str]:
+    """What a new run does that its user may not expect."""
+    about = sentence_about(parent.config.model, planned.model) if parent is not None else ""
+    memory = ""
+    if (recompute := planned.training.recompute) != config.training.recompute:
+        memory = f"Memory is short, so the backward pass computes {recompute} again (--recompute {recompute})."
+    return [sentence for sentence in (about, memory) if sentence]
+
+
 def _inherited(source: Run, settings: dict[str, Any], preset: str | None) -> dict[str, Any]:
-    """The settings of a run that starts from another run's weights. Its model and tokenizer are fixed. Defaults: its
-    optimizer, a tenth of its learning rates, and about 8,192 tokens per step."""
+    """The settings of a run that starts from another run's weights. Its model and tokenizer are fixed, except for the
+    context. Defaults: its optimizer, a tenth of its learning rates, and about 8,192 tokens per step."""
     source.check_writes()
     storage.verify(source.checkpoint)
     t = source.config.training
     rates = {"learning_rate": t.learning_rate / 10, "matrix_learning_rate": t.matrix_learning_rate / 10}
-    model = dataclasses.asdict(source.config.model)
+    changed = {name: settings[name] for name in CHANGEABLE if name in settings}
+    check_context(source.config.model, changed)
+    model = dataclasses.asdict(source.config.model) | changed
     kept = {name: model[name] for name in model if name != "dropout"}
     kept["tokenizer"] = str(source.checkpoint / "tokenizer.json")
     differing = [flag(name) for name in kept if settings.get(name, kept[name]) != kept[name]]

@@ -17,6 +17,8 @@ from groundling.data.tokenizers.base import Tokenizer
 from groundling.data.tokenizers.chat import ChatTokenizer, with_chat, with_reward
 from groundling.escape import command
 from groundling.machine import choose, default_torch
+from groundling.parallel import processes
+from groundling.parallel.plan import started_processes
 from groundling.planning.tuning import plan_tuning
 from groundling.reporting.console import Console
 from groundling.reporting.trackers import Tracker, check_trackers
@@ -24,8 +26,8 @@ from groundling.run.folder import runs_folder
 from groundling.run.lock import check_places
 from groundling.run.parents import model_of
 from groundling.run.run import Run
-from groundling.run.session import train_run
-from groundling.run.start import NewRun, find_or_create
+from groundling.run.session import in_processes, train_run
+from groundling.run.start import NewRun, find_or_create, use_processes
 from groundling.run.store import load
 from groundling.run.train import logged
 from groundling.run.training_data import entries_of, prepare_data, task_prompts
@@ -50,6 +52,7 @@ class Options:
 
 
 @default_torch()
+@in_processes
 def sft(run: RunOrName, data: CorpusPath | Sequence[CorpusPath], **settings: Any) -> Run:
     """Fine-tune a run on conversations and return the new run.
 
@@ -146,6 +149,9 @@ def _tune(
     options = Options(**{name: settings.pop(name) for name in names if name in settings})
     began = time.perf_counter() - options.elapsed
     check_trackers(options.track or ())
+    if task != "sft" and max(settings.get("processes", 1), processes.size()) > 1:
+        raise ValueError(f"{task} runs in one process. --processes and torchrun work with train, resume and sft.")
+    settings = started_processes(settings)
     with ExitStack() as stack:
         emit = options.on_event if options.on_event is not None else stack.enter_context(Console())
         notice, progress = reporters(emit)
@@ -163,11 +169,13 @@ def _tune(
             source = find_source(data, config.text, entries=entries_of(task, tokenizer))
             config = dataclasses.replace(config, corpus=source.corpus)
             contents = fingerprint_of(source, progress)
-            text = prepare_data(source, config, config.text, tokenizer, contents.fingerprint, notice, progress)
+            text = prepare_data(source, config, config.text, tokenizer, contents, notice, progress)
         new = NewRun(config, text, source, contents, others or {})
         tuned = find_or_create(new, options.name, runs, notice, stack)
         tell = logged(tuned, emit)
-        if not tuned.exists:
+        if tuned.exists:
+            use_processes(tuned, config.machine)
+        else:
             models = {role: model_of(other) for role, other in (others or {}).items()}
             planned = plan_tuning(config, settings.keys(), text, models, machine, time.perf_counter() - began)
             new.create(tuned, planned, machine)

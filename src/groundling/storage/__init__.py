@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -25,60 +26,20 @@ import psutil
 
 from groundling import config
 from groundling.storage import safe_read
+from groundling.storage.operations import Disk
 from groundling.storage.retry import UNSUPPORTED, cache_folder, free_bytes, in_bytes, locked, readable_errors, retry_io
 
 __all__ = [
-    "FORMAT", "MANIFEST", "Disk", "append_json", "cache_folder", "check_writable", "disk", "free_bytes", "in_bytes",
-    "locked", "make_folder", "new_folder", "output_file", "read_checksummed", "read_json", "read_json_lines",
-    "read_manifest", "readable_errors", "remove_file", "remove_folder", "remove_temporary", "retry_io", "sha256",
-    "verify", "verify_once", "write_checksummed", "write_file", "write_json",
+    "FORMAT", "MANIFEST", "Disk", "append_json", "cache_folder", "check_writable", "disk", "file_records", "free_bytes",
+    "in_bytes", "locked", "make_folder", "new_folder", "output_file", "read_checksummed", "read_json",
+    "read_json_lines", "read_manifest", "readable_errors", "remove_file", "remove_folder", "remove_temporary",
+    "retry_io", "sha256", "verify", "verify_once", "write_checksummed", "write_file", "write_json",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_FEW = 16  # files that are hashed one after another
 _TEMPORARY = ".tmp-"
-
-
-class Disk:
-    """All operations that change the disk. A crash comes before, after or in the middle of one."""
-
-    def make_folder(self, path: Path) -> None:
-        path.mkdir()
-
-    def write(self, path: Path, content: bytes | bytearray) -> None:
-        """Append to a file. Create it if it does not exist."""
-        with path.open("ab") as file:
-            file.write(content)
-
-    def fill(self, path: Path, write: Callable[[Path], object]) -> None:
-        """Let a library write a new file itself, if passing its content would take twice the memory."""
-        write(path)
-
-    def sync(self, path: Path) -> None:
-        """Flush a file's content, or the names in a folder, to the disk."""
-        if path.is_dir() and os.name == "nt":
-            return  # Windows cannot sync a folder. Its renames are journalled.
-        # Windows only syncs handles that are open for writing.
-        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-        try:
-            os.fsync(handle)
-            if hasattr(os, "posix_fadvise") and not path.is_dir():
-                with suppress(OSError):
-                    # Drop it from the page cache, so that reading it back reads the disk.
-                    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
-
-    def rename(self, old: Path, new: Path) -> None:
-        """Atomically. A file at `new` is replaced, but not a folder with content."""
-        os.replace(old, new)
-
-    def delete(self, path: Path) -> None:
-        """Delete a file or an empty folder."""
-        if path.is_dir() and not path.is_symlink():
-            path.rmdir()
-        else:
-            path.unlink()
 
 
 disk = Disk()
@@ -145,11 +106,14 @@ def make_folder(path: Path, setting: str | None = None) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path]:
+def new_folder(
+    path: Path, about: dict[str, Any] | None = None, records: dict[str, Any] | None = None
+) -> Iterator[Path]:
     """Yield a temporary folder to fill. On a clean exit it becomes `path`, on an exception it is deleted.
 
-    `about` goes into the manifest, beside the files' hashes. A folder in it has a manifest of its own. Raises
-    FileExistsError if `path` exists: it is never overwritten.
+    `about` goes into the manifest, beside the files' hashes. A folder in it has a manifest of its own. Files with
+    `records` from another folder's manifest are not hashed again. Raises FileExistsError if `path` exists: it is never
+    overwritten.
     """
     if path.exists():
         raise FileExistsError(f"{path} already exists. Saved data is never overwritten.")
@@ -158,7 +122,10 @@ def new_folder(path: Path, about: dict[str, Any] | None = None) -> Iterator[Path
         disk.make_folder(temporary)
         yield temporary
         files = sorted(file for file in temporary.iterdir() if not file.is_dir())
-        hashes = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
+        known = records or {}
+        hashes = {
+            file.name: known.get(file.name) or {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files
+        }
         for file in files:
             _sync(file)
         disk.write(temporary / MANIFEST, _checksummed({"format": FORMAT, "about": about or {}, "files": hashes}))
@@ -257,12 +224,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(_manifest(folder)["about"])
 
 
+def file_records(folder: Path) -> dict[str, Any]:
+    """The size and hash of each file, from the manifest."""
+    return dict(_manifest(folder)["files"])
+
+
 def verify(folder: Path) -> dict[str, Any]:
     """Like `read_manifest`, but also check the hash of every file."""
     manifest = _manifest(folder)
-    for name, record in manifest["files"].items():
-        if sha256(file := folder / name) != (saved := record["sha256"]) and not safe_read.is_saved_json(file, saved):
-            raise ValueError(f"{file} is damaged: its content differs from what was saved.")
+    files = [folder / name for name in manifest["files"]]
+    with ThreadPoolExecutor() as threads:  # a large text has thousands of files, and hashing leaves Python's lock
+        hashes = threads.map(sha256, files) if len(files) > _FEW else map(sha256, files)
+        for file, record, now in zip(files, manifest["files"].values(), hashes, strict=True):
+            if now != (saved := record["sha256"]) and not safe_read.is_saved_json(file, saved):
+                raise ValueError(f"{file} is damaged: its content differs from what was saved.")
     return dict(manifest["about"])
 
 

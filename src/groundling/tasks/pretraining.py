@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 from groundling.analysis.leakage import WINDOW, shared
 from groundling.analysis.memorization import TrainingText
@@ -12,20 +13,32 @@ from groundling.analysis.ngrams import ngram_losses, one_gram
 from groundling.config import Config, Sampling, limits
 from groundling.data.batches import Batch, WindowSampler
 from groundling.data.corpus import Corpus
-from groundling.evaluation.score import Interrupted, score
+from groundling.data.mixture import Mixture, MixtureSampler, Part, Text, parts_of
+from groundling.evaluation.score import Interrupted, mean_score, score
 from groundling.inference.stream import start_ids, stream
 from groundling.machine import Machine
 from groundling.model.gpt import GPT
 from groundling.model.initial import InitialModel
-from groundling.training.events import Checked, Sample
+from groundling.training.events import LOSS_ON, Checked, Sample
 from groundling.training.task import Score, Task
 
 _SAMPLE_SEED = 1  # fixed, so that samples of different steps are comparable
 _MAX_INDEXED = 10_000_000  # characters; indexing a longer text would take seconds of training time
 
 
-def check_length(corpus: Corpus, config: Config, is_new: bool) -> None:
-    """Raise ValueError if a text is too short for a model: one that `is_new`, or whose context cannot be changed."""
+def check_length(text: Text, config: Config, is_new: bool) -> None:
+    """Raise ValueError if a text, or one of a mixture, is too short for a model: one that `is_new`, or whose context
+    cannot be changed."""
+    for part in parts_of(text):
+        try:
+            _check_length(part.corpus, config, is_new)
+        except ValueError as error:
+            raise ValueError(
+                f"--mix: {part.name} is too short. {error}" if isinstance(text, Mixture) else error
+            ) from None
+
+
+def _check_length(corpus: Corpus, config: Config, is_new: bool) -> None:
     training, validation, context = len(corpus.train), len(corpus.validation), config.model.block_size
     if training > context and validation > 1:
         return
@@ -46,15 +59,25 @@ def check_length(corpus: Corpus, config: Config, is_new: bool) -> None:
 
 
 class Pretraining(Task):
-    """Trains on windows of the training part, evaluates the loss on the validation part, and writes samples."""
+    """Trains on windows of the training part, evaluates the loss on the validation part, and writes samples.
 
-    def __init__(self, corpus: Corpus, config: Config, initial: InitialModel) -> None:
-        """Raises ValueError if the text is too short."""
-        check_length(corpus, config, is_new=not config.training.init_from)
-        self.corpus, self.settings = corpus, config.training
-        self.chance = math.log(corpus.tokenizer.vocab_size)
-        windows = config.training.batch_size * config.training.accumulate
-        self.windows = WindowSampler(corpus.train, config.model.block_size, windows, config.training.seed)
+    Of a mixture, each text has its own training and validation part. The loss is the mean of theirs, weighted by their
+    shares at the end of the run.
+    """
+
+    def __init__(self, text: Text, config: Config, initial: InitialModel) -> None:
+        """Raises ValueError if the text, or one of them, is too short."""
+        self.text, self.parts, self.settings = text, parts_of(text), config.training
+        check_length(text, config, is_new=not config.training.init_from)
+        self.chance = math.log(text.tokenizer.vocab_size)
+        windows, seed = config.training.batch_size * config.training.accumulate, config.training.seed
+        block_size = config.model.block_size
+        self.windows: WindowSampler | MixtureSampler
+        if isinstance(text, Mixture):
+            assert config.mix is not None
+            self.windows = MixtureSampler.of(text, config.mix.steps, block_size, windows, seed)
+        else:
+            self.windows = WindowSampler(text.train, block_size, windows, seed)
 
     def place(self, machine: Machine) -> None:
         self.windows = self.windows.near(machine)
@@ -65,26 +88,52 @@ class Pretraining(Task):
     def epochs(self, step: int) -> float:
         return self.windows.epochs(step)
 
+    def mixed(self, steps: int) -> list[dict[str, Any]]:
+        """The texts of a mixture; see `Task.mixed`."""
+        if isinstance(self.windows, WindowSampler):
+            return []
+        return [
+            {
+                "start": float(start),
+                "end": float(end),
+                "training_tokens": len(part.corpus.train),
+                "validation_tokens": len(part.corpus.validation),
+                "epochs": epochs,
+            }
+            for part, (start, end), epochs in zip(
+                self.parts, self.windows.turns.shares, self.windows.epochs_of_each(steps), strict=True
+            )
+        ]
+
     def evaluate(self, model: GPT, machine: Machine, batch_size: int, stopped: Callable[[], bool]) -> Score:
-        """The loss on the validation part, in nats per token."""
-        found = score(
-            model, self.corpus.validation, self.corpus.tokenizer, machine, max_tokens=self.settings.eval_tokens,
-            batch_size=batch_size, stopped=stopped,
-        )  # fmt: skip
-        return Score(found.loss, bits_per_byte=found.bits_per_byte)
+        """The loss on the validation part, in nats per token. Of a mixture also that of each text."""
+        most, tokenizer = tokens_of_each(self.settings.eval_tokens, self.parts), self.text.tokenizer
+        options: dict[str, Any] = {"batch_size": batch_size, "stopped": stopped, "mesh": self.mesh}
+        found = [
+            score(model, part.corpus.validation, tokenizer, machine, max_tokens=most, **options) for part in self.parts
+        ]
+        mean = mean_score(found, [part.end for part in self.parts])
+        each = zip(self.parts, found, strict=True)
+        losses = {f"{LOSS_ON}{part.name}": one.loss for part, one in each if len(found) > 1}
+        return Score(mean.loss, bits_per_byte=mean.bits_per_byte, figures=losses)
 
     def baselines(self) -> Checked:
-        """The losses of n-gram models, and the share of the validation part that also occurs in the training part."""
-        text, V = self.corpus, self.corpus.tokenizer.vocab_size
-        tokens = len(text.train) + len(text.validation)
-        window = max(8, round(WINDOW * tokens / text.n_characters))  # a token may be several characters
-        leakage = shared(text.train, text.validation, window)
-        return Checked(ngram_losses(text.train, text.validation, V), one_gram(text.train, V), leakage)
+        """The losses of n-gram models, and the share of the validation part that also occurs in the training part. Of
+        a mixture, n-grams are counted in each text alone, and the figures are weighted means."""
+        V, ends = self.text.tokenizer.vocab_size, [part.end for part in self.parts]
+        texts = [part.corpus for part in self.parts]
+        window = max(8, round(WINDOW * sum(self.text.token_counts) / self.text.n_characters))  # tokens of 50 characters
+        leaked = [shared([each.train for each in texts], text.validation, window) for text in texts]
+        losses = [ngram_losses(text.train, text.validation, V) for text in texts]
+        longest = max(map(len, losses))  # a list ends where longer n-grams only get worse
+        padded = [each + each[-1:] * (longest - len(each)) for each in losses]
+        milestones = [_mean(ends, column) for column in zip(*padded, strict=True)]
+        return Checked(milestones, _mean(ends, [one_gram(text.train, V) for text in texts]), _mean(ends, leaked))
 
     def sample(self, model: GPT, step: int, stopped: Callable[[], bool]) -> Sample:
         """A continuation of the settings' prompt, and how much of it is copied from the training text."""
-        tokenizer, settings = self.corpus.tokenizer, self.settings
-        ids = tokenizer.encode_prompt(settings.sample_prompt, "skip") or start_ids(tokenizer, self.corpus.n_documents)
+        tokenizer, settings = self.text.tokenizer, self.settings
+        ids = tokenizer.encode_prompt(settings.sample_prompt, "skip") or start_ids(tokenizer, self.text.n_documents)
         pieces: list[str] = []
         for piece in stream(model, tokenizer, ids, settings.sample_tokens, Sampling(seed=_SAMPLE_SEED)):
             if stopped():
@@ -99,4 +148,13 @@ class Pretraining(Task):
     @cached_property
     def _training_text(self) -> TrainingText | None:
         """An index, made for the first sample. None for a text that would take too long."""
-        return TrainingText.of(self.corpus) if self.corpus.n_characters <= _MAX_INDEXED else None
+        return TrainingText.of(self.text) if self.text.n_characters <= _MAX_INDEXED else None
+
+
+def tokens_of_each(max_tokens: int, parts: Sequence[Part]) -> int:
+    """How many validation tokens of each text are evaluated at most (0: all), if there are `max_tokens` for all."""
+    return -(-max_tokens // len(parts))
+
+
+def _mean(weights: Sequence[float], values: Sequence[float]) -> float:
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))

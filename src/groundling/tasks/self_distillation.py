@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from groundling.config import Config
 from groundling.data.batches import Batch
-from groundling.data.corpus import Corpus
+from groundling.data.mixture import Text
 from groundling.machine import Machine
 from groundling.model.compiled import Forward, compiled_forward
 from groundling.model.describe import Shape, weight_shapes
@@ -41,8 +41,8 @@ def end_of(generation: int, generations: int) -> float:
 class SelfDistillation(Pretraining):
     """Pretraining in generations: each is a new model, with the previous one as its teacher."""
 
-    def __init__(self, corpus: Corpus, config: Config, initial: InitialModel) -> None:
-        super().__init__(corpus, config, initial)
+    def __init__(self, text: Text, config: Config, initial: InitialModel) -> None:
+        super().__init__(text, config, initial)
         n = config.training.generations
         self.stages = [end_of(generation, n) for generation in range(1, n + 1)]
         self.initial = initial

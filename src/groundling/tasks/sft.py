@@ -17,6 +17,7 @@ from groundling.inference.rollouts import sample_rollouts
 from groundling.machine import Machine
 from groundling.model.gpt import GPT
 from groundling.model.initial import InitialModel
+from groundling.parallel.data_parallel import shared, total
 from groundling.training.events import Sample
 from groundling.training.task import Score, Task
 
@@ -46,16 +47,19 @@ class Sft(Task):
         """The loss of the validation part's replies, in nats per token, and the share of tokens that the model would
         have chosen itself."""
         model.eval()
-        nats, right, n = 0.0, 0, 0
-        for batch in validation_batches(self.data.validation, batch_size, stopped):
+        nats, right, n = 0.0, 0.0, 0.0
+        for batch, counts in shared(validation_batches(self.data.validation, batch_size), self.mesh):
+            if stopped():
+                raise Interrupted
             assert batch.weights is not None
-            learned = batch.weights.bool()
+            learned = batch.weights.bool() & counts
             with machine.autocast():
                 logits = model(batch.tokens.to(machine.device)).cpu().float()[learned]
             targets = batch.targets[learned]
             nats += float(F.cross_entropy(logits, targets, reduction="none").double().sum())
             right += int((logits.argmax(-1) == targets).sum())
             n += len(targets)
+        nats, right, n = total((nats, right, n), self.mesh)
         return Score(nats / n, figures={"token_accuracy": right / n})
 
     def sample(self, model: GPT, step: int, stopped: Callable[[], bool]) -> Sample | None:
@@ -69,10 +73,8 @@ class Sft(Task):
         return Sample(step, tokenizer.decode(prompt) + "\n", tokenizer.decode(reply.tokens))
 
 
-def validation_batches(examples: Examples, batch_size: int, stopped: Callable[[], bool]) -> Iterator[Batch]:
-    """All examples in order of length, `batch_size` at a time. Raises Interrupted once `stopped()`."""
+def validation_batches(examples: Examples, batch_size: int) -> Iterator[Batch]:
+    """All examples in order of length, `batch_size` at a time."""
     rows = sorted(range(len(examples)), key=lambda row: int(examples.lengths[row]))
     for start in range(0, len(rows), batch_size):
-        if stopped():
-            raise Interrupted
         yield examples.batch(rows[start : start + batch_size])

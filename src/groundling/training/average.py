@@ -9,6 +9,8 @@ import torch
 import torch.nn as nn
 
 from groundling.model.describe import Shape
+from groundling.parallel.shards import local, row_orders
+from groundling.parallel.whole import own_part
 
 _TRAINED = "/trained"
 
@@ -24,6 +26,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, share: float) -> None:
         self._share = share
         self._parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
+        self._orders = row_orders(model)
         self._averages: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -35,7 +38,8 @@ class WeightAverage:
         if not self._averages:
             self._averages = {name: p.detach().clone() for name, p in self._parameters.items()}
             return
-        averages, trained = list(self._averages.values()), [self._parameters[name] for name in self._averages]
+        averages = [local(average) for average in self._averages.values()]
+        trained = [local(self._parameters[name]) for name in self._averages]
         rate = 1 / (1 + self._share * before)
         torch._foreach_lerp_(averages, trained, rate if applied is None else [rate * applied] * len(trained))
 
@@ -82,4 +86,4 @@ class WeightAverage:
         for key, trained in tensors.items():
             parameter = self._parameters[key.removesuffix(_TRAINED)]
             self._averages[key.removesuffix(_TRAINED)] = parameter.detach().clone()
-            parameter.copy_(trained)
+            parameter.copy_(own_part(trained, parameter, self._orders.get(key.removesuffix(_TRAINED))))

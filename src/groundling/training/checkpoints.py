@@ -32,7 +32,7 @@ from groundling.config import TrainingSettings
 from groundling.machine import versions
 from groundling.model.describe import Shape
 from groundling.model.weights_file import write_tensors
-from groundling.training.state import TrainState
+from groundling.training.state import TrainState, read_state
 
 _NAME = re.compile("step-[0-9]{6,18}")  # of a checkpoint's folder
 _OTHER_FILES = 20_000  # bytes beside the tensors
@@ -134,6 +134,17 @@ class Checkpoints:
             raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
         if path != self.path(step if isinstance(step, int) else -1):
             raise ValueError(f"{path} does not match its name: it contains step {step}.")
+
+    def go_back(self, last_good: int) -> Path | None:
+        """The newest undamaged scheduled checkpoint up to step `last_good`. Those after it are deleted."""
+        for step in reversed(self.steps()):
+            path = self.path(step)
+            with suppress(ValueError):  # damaged
+                self.verify(path)
+                if step <= last_good and not read_state(path).guard.bad_steps:
+                    return path
+            storage.remove_folder(path)
+        return None
 
     def _prune(self, keep: int, spare: set[Path]) -> None:
         """Delete checkpoints older than the newest `keep` undamaged ones, except those to `spare`."""

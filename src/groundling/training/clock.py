@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from groundling.config import TrainingSettings
+from groundling.parallel import processes
 from groundling.training.state import TrainState
 
 Kind = Literal["step", "evaluation", "save"]
@@ -41,20 +42,24 @@ class Clock:
     """
 
     def __init__(self, elapsed_before: float, settings: TrainingSettings) -> None:
-        self._start = time.perf_counter() - elapsed_before
         self._steps, self._eval_every = settings.steps, settings.eval_every
         self._budget = 60 * settings.minutes
+        self._start = self._now() - elapsed_before
         self._seconds: dict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=20))
 
     def elapsed(self) -> float:
-        return time.perf_counter() - self._start
+        return self._now() - self._start
+
+    def _now(self) -> float:
+        """With a time budget, the same for all processes: they decide by it."""
+        return processes.clock() if self._budget else time.perf_counter()
 
     @contextmanager
     def timing(self, kind: Kind) -> Iterator[Timing]:
         """A context that times its body. Set `times` on the result if the body did the work several times."""
-        start, timing = time.perf_counter(), Timing()
+        start, timing = self._now(), Timing()
         yield timing
-        self._seconds[kind].append((time.perf_counter() - start) / timing.times)
+        self._seconds[kind].append((self._now() - start) / timing.times)
 
     def typical(self, kind: Kind) -> float:
         """Seconds that one takes. 0 if none was timed yet."""

@@ -9,13 +9,15 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from groundling import storage
+from groundling.config import TrainingSettings
 from groundling.data.batches import Batch
-from groundling.machine import Machine, compiler_path, has_compiler, processor, versions
+from groundling.machine import Machine, bits, compiler_path, has_compiler, versions
 from groundling.model.compiled import Forward, compiled_forward
 from groundling.model.gpt import GPT
+from groundling.training.learner import Learner
 from groundling.training.out_of_memory import is_out_of_memory
 from groundling.training.task import Task
 
@@ -122,10 +124,22 @@ class CompileTrial:
     @property
     def _cache_file(self) -> Path:
         """The file for the trial of this model with these batches on this machine."""
-        where = [versions(), processor(), str(self.machine.device), str(self.machine.dtype), self.machine.threads]
+        where: list[Any] = [
+            versions(),
+            bits(self.machine)["processor"],
+            str(self.machine.device),
+            str(self.machine.dtype),
+        ]
+        where.append(self.machine.threads)
         compiler = compiler_path()
         stamp = os.stat(compiler).st_mtime_ns if compiler else 0
-        what = [asdict(self.model.config), self.model.vocab_size, list(self.batch.tokens.shape), [compiler, stamp]]
+        what: list[Any] = [
+            asdict(self.model.config),
+            self.model.vocab_size,
+            list(self.batch.tokens.shape),
+            [compiler, stamp],
+        ]
+        what.append(self.model.blocks[0].recompute)
         key = hashlib.sha256(json.dumps([where, what], sort_keys=True).encode()).hexdigest()[:16]
         return storage.cache_folder() / "compiler" / f"{key}.json"
 
@@ -139,6 +153,22 @@ class CompileTrial:
         with suppress(OSError):  # a cache that cannot be written only costs the next run some seconds
             storage.make_folder(self._cache_file.parent)
             storage.write_json(self._cache_file, asdict(timing))
+
+
+def choose_forward(learner: Learner, settings: TrainingSettings, machine: Machine, step: int) -> Choice:
+    """The choice for the rest of a run after `step` steps. Adapters are never compiled. Several processes make no
+    trial, whose result could differ: they compile on GPUs, or if the user says so."""
+    if machine.compile == "off" or learner.adapter is not None:
+        return Choice(learner.forward, False, "")
+    if learner.parallel.mesh.divides_model or learner.parallel.mesh.context > 1:
+        return Choice(learner.forward, False, "not compiled: several processes divide the model or its context")
+    if learner.parallel.mesh.size > 1:
+        if machine.compile == "on" or (machine.device.type == "cuda" and has_compiler()):
+            return Choice(learner.parallel.compiled(), True, "compiled, as GPUs gain by it")
+        return Choice(learner.forward, False, "not compiled: several processes make no trial")
+    batch = learner.task.batch(step, learner.model).split(settings.accumulate)[0].to(machine.device)
+    passes = (settings.steps - step) * settings.accumulate
+    return CompileTrial(learner.model, learner.task, batch, machine).choose(passes, settings.accumulate == 1)
 
 
 def _rounded(seconds: float) -> str:

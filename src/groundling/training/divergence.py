@@ -20,6 +20,7 @@ import torch
 
 from groundling.config import TrainingSettings
 from groundling.machine import Machine
+from groundling.parallel.shards import local
 
 _REMEMBERED = 64  # losses, whose median counts as usual
 _FEWEST = 16  # losses are needed before one can be a spike
@@ -107,16 +108,17 @@ class DivergenceGuard:
         self.skipped_steps = sorted({*before.skipped_steps, *anomaly.blamed})
 
 
-def check_finite(step: int, optimizer: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise Anomaly, naming it, if an optimizer state or a weight is not finite."""
+def not_finite(optimizer: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
+    """Which optimizer state or weight is not finite, in words. Empty if all are. Of shards, the part here counts."""
     # The optimizer first, since the weights come from it.
     for key, tensor in optimizer.items():
-        if not tensor.isfinite().all():
+        if not local(tensor).isfinite().all():
             name, _, quantity = key.rpartition("/")
-            raise Anomaly(step, f"the optimizer's {quantity} of {name} is not finite")
+            return f"the optimizer's {quantity} of {name} is not finite"
     for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise Anomaly(step, f"the weights {name} are not finite")
+        if not local(tensor).isfinite().all():
+            return f"the weights {name} are not finite"
+    return ""
 
 
 def _named(number: float) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 from groundling.data.progress import Progress
 
 VALIDATION_LOSS = "validation loss"
+LOSS_ON = "loss on "
+"""Before the name of a text: the figure that is the loss on its validation part, if a run mixes several."""
 _USUAL = {"figures": {}, "metric": VALIDATION_LOSS, "task": "pretraining"}  # left out of JSON
 
 

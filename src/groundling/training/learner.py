@@ -13,13 +13,18 @@ from groundling.data.batches import Batch
 from groundling.machine import Machine
 from groundling.model.adapter import Adapter, AdapterSpec
 from groundling.model.compiled import Forward
-from groundling.model.describe import Shape
+from groundling.model.describe import Shape, weight_shapes
 from groundling.model.gpt import GPT
 from groundling.model.initial import InitialModel
-from groundling.model.weights_file import load_weights, read_shapes, read_tensors
+from groundling.model.weights_file import read_shapes, read_tensors
+from groundling.parallel.data_parallel import DataParallel
+from groundling.parallel.divide import divided, new_pipeline, of_all_stages
+from groundling.parallel.mesh import Mesh
+from groundling.parallel.processes import first
+from groundling.parallel.shards import assign, gathered, row_orders
 from groundling.training.average import WeightAverage
 from groundling.training.checkpoints import Snapshot, size_in_bytes
-from groundling.training.divergence import check_finite
+from groundling.training.divergence import Anomaly, not_finite
 from groundling.training.events import Event
 from groundling.training.optimizer import new_optimizer
 from groundling.training.out_of_memory import HalfDoneError, raised_as
@@ -39,16 +44,21 @@ class Learner:
 
     def __init__(
         self, initial: InitialModel, task: Task, settings: TrainingSettings, machine: Machine,
-        adapter: AdapterSpec | None = None,
+        adapter: AdapterSpec | None = None, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
         self.initial, self.task = initial, task
-        self.model = initial.build().to(machine.device)
+        mesh = mesh or Mesh.single()
+        self.model = divided(initial.build().to(machine.device), mesh)
+        for block in self.model.blocks:
+            block.recompute = settings.recompute
         self.adapter = Adapter(self.model, adapter, initial.seed) if adapter else None
         self.trained: GPT | Adapter = self.adapter or self.model
-        self.forward: Forward = self.trained
-        self.optimizer = new_optimizer(self.trained, settings, machine.dtype)
+        self.parallel = DataParallel(self.trained, mesh)
+        self.forward: Forward = self.parallel.forward
+        self.optimizer = new_optimizer(self.trained, settings, machine.dtype, mesh)
         self.average = WeightAverage(self.model, 0.0 if adapter else settings.weight_average)
         self.grad_clip = settings.grad_clip or math.inf
+        self.pipeline = new_pipeline(self.model, self._loss, mesh)
 
     def gradients(
         self, batches: Iterable[tuple[Batch, float]], n: int, machine: Machine, scale: float = 1.0
@@ -56,20 +66,29 @@ class Learner:
         """Compute and clip the gradients of up to `n` micro-batches, each given with its share of the loss.
 
         `scale` multiplies the loss before the backward pass and divides the gradients after it. Returns scalars on the
-        device: `loss`, the mean, `grad_norm` before clipping, and the means of the task's own figures.
+        device: `loss`, the mean, `grad_norm` before clipping, and the means of the task's own figures. With several
+        processes, all of them are those of the whole batch.
         """
         self.model.train()
         sums = {"loss": torch.zeros((), device=machine.device)}
-        for batch, share in batches:
-            with machine.autocast():
-                loss = self.task.loss(self.forward, batch.to(machine.device))
-            (loss.value * (scale / n * share)).backward()
+        if self.pipeline and (parts := [(batch.to(machine.device), share) for batch, share in batches]):
+            with self.parallel.reducing(last=True):
+                sums["loss"] += self.pipeline.backward(parts, scale / n, machine.autocast)
+        for i, (batch, share) in enumerate(() if self.pipeline else batches, start=1):
+            with self.parallel.reducing(last=i == n):
+                with machine.autocast():
+                    loss = self.task.loss(self.forward, batch.to(machine.device))
+                (loss.value * (scale / n * share)).backward()
             for name, value in {"loss": loss.value, **loss.figures}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=machine.device)) + value.detach() * share
         if scale != 1.0:
             torch._foreach_div_([p.grad for p in self.trained.parameters() if p.grad is not None], scale)
-        norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.grad_clip).to(machine.device)
-        return {"loss": sums.pop("loss") / n, "grad_norm": norm} | {name: value / n for name, value in sums.items()}
+        norm = self.parallel.clip_grad_norm_(self.grad_clip).to(machine.device)
+        means = self.parallel.mean({name: value / n for name, value in sums.items()})
+        return {"loss": means.pop("loss"), "grad_norm": norm} | means
+
+    def _loss(self, forward: Forward, batch: Batch) -> torch.Tensor:
+        return self.task.loss(forward, batch).value
 
     def apply(self, before: int, found_inf: torch.Tensor | None = None) -> None:
         """Make an optimizer step, which follows `before` others in this stage.
@@ -91,35 +110,43 @@ class Learner:
         self.optimizer.forget()
         return self.task.begin_stage(stage, step, self.model)
 
-    def reset(self) -> None:
-        """Reset to the initial weights."""
+    def reset(self) -> TrainState:
+        """Reset to the initial weights. Returns the state there."""
         self.optimizer.forget()
         self.average.forget()
         model = self.initial.build().to(self.model.device)
-        self.model.load_state_dict(model.state_dict())
+        self._assign(dict(model.named_parameters()))
         if self.adapter:
             self.adapter.load_state_dict(Adapter(model, self.adapter.spec, self.initial.seed).state_dict())
             self.adapter.merge()
         self.task.load_state_dict({}, self.model)
+        return TrainState()
 
     def check_finite(self, step: int) -> None:
-        """Raise Anomaly if a weight or optimizer state is not finite."""
-        check_finite(step, self.optimizer.state_dict(), self.model.state_dict())
+        """Raise Anomaly, on all ranks, if a weight or optimizer state is not finite on any."""
+        fault = first(not_finite(self.optimizer.state_dict(), dict(self.model.named_parameters())))
+        if fault:
+            raise Anomaly(step, fault)
 
     def snapshot(self, state: TrainState) -> Snapshot:
+        """Everything to save. All ranks must call this, and only rank 0 gets the tensors."""
         training = {**self.optimizer.state_dict(), **self.average.state_dict(), **self.task.state_dict()}
         training |= self._adapter_tensors()
-        return Snapshot(state, self.average.weights(), training)
+        orders, mesh = row_orders(self.model), self.parallel.mesh
+        weights = gathered(self.average.weights(), orders, mesh)
+        return Snapshot(state, weights, gathered(training, orders, mesh))
 
     def load(self, checkpoint: Path) -> TrainState:
         """Load a checkpoint and return its state. Raises ValueError if something does not fit or is not finite."""
-        load_weights(checkpoint, self.model)
+        shapes = weight_shapes(self.model.config, self.model.vocab_size)
+        self._assign(read_tensors(checkpoint / "model.safetensors", shapes))
         state, file = read_state(checkpoint), checkpoint / "optimizer.safetensors"
         task, adapter = self.task.state_shapes(state.stage), _shapes(self._adapter_tensors())
         optimizer, average = self.optimizer.state_shapes(), self.average.state_shapes()
         if not read_shapes(file).keys() - task.keys() - adapter.keys():  # before the first step of a stage
             optimizer, average = {}, {}
-        tensors = read_tensors(file, {**task, **optimizer, **average, **adapter})
+        expected = of_all_stages({**optimizer, **average}, self.parallel.mesh)
+        tensors = read_tensors(file, {**task, **expected, **adapter})
         self.optimizer.load_state_dict({name: tensors[name] for name in optimizer})
         self.average.load_state_dict({name: tensors[name] for name in average})
         self.task.load_state_dict({name: tensors[name] for name in task}, self.model)
@@ -131,14 +158,18 @@ class Learner:
                 raise ValueError(f"The adapter in {file} does not belong to the initial weights of this run.")
         return state
 
+    def _assign(self, weights: Mapping[str, torch.Tensor]) -> None:
+        assign(dict(self.model.named_parameters()), weights, row_orders(self.model))
+
     def _adapter_tensors(self) -> dict[str, torch.Tensor]:
         return {ADAPTER + name: tensor for name, tensor in self.adapter.state_dict().items()} if self.adapter else {}
 
     @property
     def checkpoint_size(self) -> int:
         """Size in bytes of the largest checkpoint of this run."""
-        weights, adapter = _shapes(dict(self.model.named_parameters())), _shapes(self._adapter_tensors())
+        adapter = _shapes(self._adapter_tensors())
         task = self.task.state_shapes(len(self.task.stages))
+        weights = weight_shapes(self.model.config, self.model.vocab_size)
         return size_in_bytes(weights, adapter, self.optimizer.state_shapes(), self.average.state_shapes(), task)
 
 

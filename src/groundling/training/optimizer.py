@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,10 @@ from groundling.config import TrainingSettings
 from groundling.model.adapter import Adapter
 from groundling.model.describe import Shape
 from groundling.model.gpt import GPT, StackedLinear
+from groundling.parallel.mesh import Mesh
+from groundling.parallel.shards import is_sharded, local, row_orders
+from groundling.parallel.whole import own_part
+from groundling.parallel.whole_matrices import Rows, WholeMatrices
 
 _MOMENTUM = 0.95  # of Muon
 
@@ -25,6 +29,7 @@ class Optimizers:
     def __init__(self, model: GPT | Adapter, *optimizers: torch.optim.Optimizer) -> None:
         self.optimizers = optimizers
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._orders = row_orders(model)
         self._owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
         for group in self.groups:
             group["peak"] = group["lr"]
@@ -78,10 +83,14 @@ class Optimizers:
             parameter = self._parameters.get(name)
             if parameter is None or (value.dim() and value.shape != parameter.shape):
                 raise ValueError(f"The optimizer's saved {key} does not belong to this model.")
-            self.state_of(parameter)[quantity] = value.to(parameter.device)
+            split = value.dim() and is_sharded(parameter)
+            part = own_part(value, parameter, self._orders.get(name)) if split else value.to(parameter.device)
+            self.state_of(parameter)[quantity] = part
 
 
-def new_optimizer(model: GPT | Adapter, settings: TrainingSettings, dtype: torch.dtype = torch.float32) -> Optimizers:
+def new_optimizer(
+    model: GPT | Adapter, settings: TrainingSettings, dtype: torch.dtype = torch.float32, mesh: Mesh | None = None
+) -> Optimizers:
     """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
     AdamW (Loshchilov and Hutter, 2019) decays matrices only: biases and norms need no decay. Nor do the factors of an
@@ -101,14 +110,17 @@ def new_optimizer(model: GPT | Adapter, settings: TrainingSettings, dtype: torch
     )
     if not matrices:
         return Optimizers(model, adamw)
-    return Optimizers(model, adamw, Muon(matrices, settings.matrix_learning_rate, settings.weight_decay, dtype))
+    muon = Muon(matrices, settings.matrix_learning_rate, settings.weight_decay, dtype, mesh)
+    return Optimizers(model, adamw, muon)
 
 
-def block_matrices(model: GPT) -> dict[torch.Tensor, list[int]]:
+def block_matrices(model: GPT) -> dict[torch.Tensor, Rows]:
     """The weight matrices of the blocks, each with the row counts of the matrices that it is stacked from. Muon updates
     those separately."""
     return {
-        module.weight: list(module.sizes) if isinstance(module, StackedLinear) else [module.out_features]
+        module.weight: Rows(module.sizes, module.order)
+        if isinstance(module, StackedLinear)
+        else Rows([module.out_features])
         for module in model.h.modules()
         if isinstance(module, torch.nn.Linear)
     }
@@ -130,10 +142,12 @@ class Muon(torch.optim.Optimizer):
     """See `Optimizers.step`."""
 
     def __init__(
-        self, matrices: Mapping[torch.Tensor, list[int]], lr: float, weight_decay: float, dtype: torch.dtype
-    ) -> None:
+        self, matrices: Mapping[torch.Tensor, Rows], lr: float, weight_decay: float, dtype: torch.dtype,
+        mesh: Mesh | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(list(matrices), {"lr": lr, "weight_decay": weight_decay})
         self.matrices, self.dtype = matrices, dtype
+        self.whole = WholeMatrices(matrices, mesh or Mesh.single())
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -143,31 +157,44 @@ class Muon(torch.optim.Optimizer):
         for p in parameters:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        momenta = [self.state[p]["momentum"] for p in parameters]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        momenta = [local(self.state[p]["momentum"]) for p in parameters]
+        gradients = [local(p.grad) for p in parameters]
         if self.found_inf is not None:  # in a step to skip, the momenta do not change
             skip = self.found_inf > 0
             gradients = [torch.where(skip, m, g) for m, g in zip(momenta, gradients, strict=True)]
         torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
         updates = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov momentum
-        # (rows, columns) -> [(part of a parameter, part of its update)]
-        shapes: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
-        for parameter, update in zip(parameters, updates, strict=True):
-            rows = self.matrices[parameter]
-            for part, change in zip(parameter.split(rows), update.split(rows), strict=True):
-                shapes[part.shape].append((part, change))
-        for shape, pairs in shapes.items():
-            directions = orthogonalize(torch.stack([change for _, change in pairs]), self.dtype)
+        directions = self.whole.map(self._directions, parameters, list(updates))
+        for parameter, pieces in zip(parameters, directions, strict=True):
+            self._move(parameter, pieces, group["lr"], group["weight_decay"])
+
+    def _directions(self, parameters: Sequence[torch.Tensor], updates: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+        """The directions in which to move the matrices that are stacked in each parameter."""
+        stacks = [u.split(list(self.matrices[p].counts)) for p, u in zip(parameters, updates, strict=True)]
+        places: dict[torch.Size, list[tuple[int, int]]] = defaultdict(list)  # of all matrices of a shape
+        for i, stack in enumerate(stacks):
+            for k, matrix in enumerate(stack):
+                places[matrix.shape].append((i, k))
+        found = [list(stack) for stack in stacks]
+        for here in places.values():
+            directions = orthogonalize(torch.stack([stacks[i][k] for i, k in here]), self.dtype)
+            for (i, k), direction in zip(here, directions, strict=True):
+                found[i][k] = direction
+        return found
+
+    def _move(self, parameter: torch.Tensor, directions: Sequence[torch.Tensor], lr: float, decay: float) -> None:
+        """Decay the matrices that are stacked in a parameter, and move each in its direction: of all, the part here."""
+        parts = local(parameter).split(self.whole.rows_here(parameter))
+        for n, part, direction in zip(self.matrices[parameter].counts, parts, directions, strict=True):
             if self.found_inf is not None:
-                directions = directions * (1 - self.found_inf)  # a step of length 0, without decay
+                direction = direction * (1 - self.found_inf)  # a step of length 0, without decay
             # Tall matrices get longer steps, so that their outputs change as much as those of wide ones.
-            rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-            for (part, _), direction in zip(pairs, directions, strict=True):
-                # 1 where the step, which is minus this direction, makes the weight smaller, else 0. By
-                # arithmetic, since `torch.where` takes ten times as long on CPUs.
-                shrinks = (part * direction).sign_().clamp_(min=0)
-                part.addcmul_(part, shrinks, value=-group["lr"] * group["weight_decay"])
-                part.add_(direction, alpha=-rate)
+            rate = lr * max(1.0, n / parameter.size(1)) ** 0.5
+            # 1 where the step, which is minus this direction, makes the weight smaller, else 0. By arithmetic, since
+            # `torch.where` takes ten times as long on CPUs.
+            shrinks = (part * direction).sign_().clamp_(min=0)
+            part.addcmul_(part, shrinks, value=-lr * decay)
+            part.add_(direction, alpha=-rate)
 
 
 def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -21,6 +21,18 @@ class OutOfMemoryError(MemoryError):
     """Nothing more can be made smaller automatically. The message says which settings to reduce."""
 
 
+class StartAgain(OutOfMemoryError):
+    """What ran out of memory is smaller from now on, but this process must start again, with all others."""
+
+    exit_code = 75  # START_AGAIN in parallel/processes.py, which imports torch
+
+    def __init__(self, doing: str) -> None:
+        super().__init__(
+            f"Memory ran out {doing}. All processes must start again, with smaller parts. If nothing starts them, run "
+            "the same command again."
+        )
+
+
 class HalfDoneError(MemoryError):
     """Memory ran out in the middle of an optimizer step: some weights may have changed, and others not."""
 
@@ -35,13 +47,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 _ALLOCATORS = ("not enough memory", "can't allocate memory", "out of memory", "std::bad_alloc")
 
 
-def halved(settings: TrainingSettings) -> TrainingSettings | None:
-    """The same optimizer step in micro-batches of half the size. None if a micro-batch has one window already.
+def halved(settings: TrainingSettings, least: int = 1) -> TrainingSettings | None:
+    """The same optimizer step in micro-batches of half the size. None if a micro-batch then had fewer than `least`
+    windows.
 
     The new size is the largest one up to a half that divides the windows of the step.
     """
     windows = settings.batch_size * settings.accumulate
-    smaller = next((n for n in range(settings.batch_size // 2, 0, -1) if windows % n == 0), None)
+    smaller = next((n for n in range(settings.batch_size // 2, least - 1, -1) if windows % n == 0), None)
     if smaller is None:
         return None
     return dataclasses.replace(settings, batch_size=smaller, accumulate=windows // smaller)

@@ -14,9 +14,10 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from groundling.escape import say
+
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows has no SIGHUP
-_SHOW_CURSOR = b"\x1b[?25h"  # a live display hides it, and a killed process cannot restore it
 
 
 class StopRequest:
@@ -43,7 +44,8 @@ def stop_request() -> Iterator[StopRequest]:
             if signal.getsignal(each) is handle:
                 signal.signal(each, signal.SIG_DFL)
         stop.signal = number
-        say("Saving and stopping. Press Ctrl-C again to quit without saving.")
+        if os.environ.get("RANK", "0") == "0":  # one of the processes that train together says it
+            say("Saving and stopping. Press Ctrl-C again to quit without saving.")
 
     with _handled_by(handle):
         yield stop
@@ -58,18 +60,11 @@ def ended_by_signals() -> AbstractContextManager[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    say("groundling: stopped. Nothing that was saved is lost; run the same command again to continue.")
+    if os.environ.get("RANK", "0") == "0":
+        say("groundling: stopped. Nothing that was saved is lost; run the same command again to continue.")
     with suppress(Exception):  # another thread may be using it
         sys.stdout.flush()
     os._exit(128 + number)
-
-
-def say(sentence: str) -> None:
-    """Write to the file descriptor, since a display may hold the lock of `sys.stderr`. The terminal may be gone."""
-    if sys.__stderr__ is None:  # it was closed when Python started, and the descriptor may be another file's
-        return
-    with suppress(OSError):
-        os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + f"\n{sentence}\n".encode())
 
 
 @contextmanager

@@ -36,6 +36,15 @@ class TrainState:
     scaler: LossScaler = field(default_factory=LossScaler)
     guard: DivergenceGuard = field(default_factory=DivergenceGuard)
 
+    def note_changes(self, text_since: int, extended_at: int | None) -> None:
+        """Forget what no longer counts: at step `text_since` the run got its current text, and at step `extended_at`
+        its current end."""
+        if 0 < self.best_step <= text_since:  # the best on another text: evaluate again
+            self.best_step, self.best_score, self.evaluations_since_best = -1, None, 0
+            self.evaluated_step = min(self.evaluated_step, self.step - 1)
+        if self.step == extended_at:
+            self.evaluations_since_best = 0
+
     def to_dict(self) -> dict[str, Any]:
         """One flat dict, ready for JSON."""
         values = dataclasses.asdict(self)

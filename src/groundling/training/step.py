@@ -10,6 +10,7 @@ import torch
 
 from groundling.data.batches import Batch
 from groundling.evaluation.score import Interrupted
+from groundling.parallel.mesh import Mesh
 
 _STEPS_BEFORE_SCALING_UP = 1000
 
@@ -32,24 +33,34 @@ class LossScaler:
 
 
 def micro_batches(
-    batch: Batch, n: int, weight: Callable[[Batch], float], seed: int, step: int, stopped: Callable[[], bool]
-) -> Iterator[tuple[Batch, float]]:
+    batch: Batch, n: int, weight: Callable[[Batch], float], seed: int, step: int, stopped: Callable[[], bool],
+    mesh: Mesh | None = None,
+) -> Iterator[tuple[Batch, float]]:  # fmt: skip
     """Split a batch into `n` micro-batches. Each comes with its `weight` divided by the mean weight, so that a token
     counts the same in all of them. There are none if all weights are 0, and fewer than `n` for a smaller batch.
     PyTorch's random numbers are seeded before each, for dropout.
 
-    Raises Interrupted between two micro-batches once `stopped()`.
+    With a `mesh`, each micro-batch is divided further, and only what this rank learns comes. Raises Interrupted
+    between two micro-batches once `stopped()`.
     """
-    parts = batch.split(n)
+    mesh = mesh or Mesh.single()
+    parts = batch.split(n * mesh.data)
     weights = list(map(weight, parts))
-    mean = sum(weights) / n
-    for i, (part, share) in enumerate(zip(parts, weights, strict=True) if mean else ()):
+    mean = sum(weights) / (n * mesh.data)
+    mine = slice(mesh.data_rank, None, mesh.data)
+    for i, (part, share) in enumerate(zip(parts[mine], weights[mine], strict=True) if mean else ()):
         if i and stopped():
             raise Interrupted
-        torch.manual_seed(_dropout_seed(seed, step, i))
+        if mesh.devices is not None and mesh.context > 1:
+            from groundling.parallel.context import time_slice  # it takes a second to import
+
+            part = time_slice(part, mesh.devices["context"])
+            share = weight(part) * mesh.context
+        torch.manual_seed(_dropout_seed(seed, step, i, mesh.dropout_rank))
         yield part, share / mean
 
 
-def _dropout_seed(seed: int, step: int, micro_step: int) -> int:
-    words = np.random.SeedSequence([seed, step, micro_step]).generate_state(1, np.uint64)
+def _dropout_seed(seed: int, step: int, micro_step: int, data_rank: int) -> int:
+    rank = [data_rank] if data_rank else []
+    words = np.random.SeedSequence([seed, step, micro_step, *rank]).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))

@@ -9,10 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 
 from groundling.data.batches import Batch
 from groundling.data.tokenizers.base import Tokenizer
@@ -21,6 +20,7 @@ from groundling.model.compiled import Forward
 from groundling.model.describe import Shape
 from groundling.model.gpt import GPT
 from groundling.model.packing import PackedRows
+from groundling.parallel.mesh import Mesh
 from groundling.training.events import VALIDATION_LOSS, Checked, Event
 
 
@@ -88,6 +88,8 @@ class Task(ABC):
     """The ends of the run's stages, as shares of the run. Each stage has a whole learning-rate schedule and a new
     optimizer."""
 
+    mesh: Mesh = Mesh.single()
+    """The processes that train together. The trainer sets it. `evaluate` divides its work among them."""
     stopped: Callable[[], bool] = staticmethod(lambda: False)
     """Whether the user asked to stop. The trainer sets it. Long work in `batch` then raises Interrupted."""
 
@@ -111,12 +113,7 @@ class Task(ABC):
         """The loss of a micro-batch. Default: the weighted cross-entropy of the targets, in nats. If the batch has the
         extra `documents`, these do not see each other."""
         packed = [PackedRows(batch.extras["documents"])] if "documents" in batch.extras else []
-        logits, targets = forward(batch.tokens, *packed).float().flatten(0, 1), batch.targets.flatten()
-        if batch.weights is None:
-            return Loss(F.cross_entropy(logits, targets))
-        weights = batch.weights.flatten()
-        losses = F.cross_entropy(logits, targets, reduction="none") * weights
-        return Loss(losses.sum() / weights.sum().clamp(min=1e-9))
+        return Loss(forward(batch.tokens, *packed, targets=batch.targets, weights=batch.weights))
 
     def first_look(self, model: GPT) -> str:
         """What the user should know before the first step, as a sentence. Raises ValueError if training is futile."""
@@ -133,6 +130,11 @@ class Task(ABC):
     def epochs(self, step: int) -> float:
         """The number of epochs after `step` steps."""
         return 0.0
+
+    def mixed(self, steps: int) -> list[dict[str, Any]]:
+        """If it mixes several texts: about each its share at the start and at the end, the tokens of both parts, and
+        its epochs after `steps` steps."""
+        return []
 
     def place(self, machine: Machine) -> None:
         """Called before the first batch, and once more if it is decided then to compile."""

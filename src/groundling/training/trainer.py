@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from groundling import storage
 from groundling.config import TrainingSettings
 from groundling.data.batches import Batch
 from groundling.evaluation.score import Interrupted, windows_at_once
@@ -19,16 +18,18 @@ from groundling.machine import Machine
 from groundling.model.adapter import AdapterSpec
 from groundling.model.compiled import compiled_forward
 from groundling.model.initial import InitialModel
+from groundling.parallel.mesh import Mesh
+from groundling.parallel.processes import agree, on_main
 from groundling.training import events, out_of_memory
 from groundling.training.checkpoints import Checkpoints
 from groundling.training.clock import Clock
-from groundling.training.compiling import CompileTrial
+from groundling.training.compiling import choose_forward
 from groundling.training.divergence import MAX_ROLLBACKS, Anomaly, DivergedError
 from groundling.training.events import Event, Subscriber
 from groundling.training.learner import Learner
 from groundling.training.out_of_memory import ADVICE, HalfDoneError, OutOfMemoryError, is_out_of_memory, retrying
 from groundling.training.schedule import rate_factor
-from groundling.training.state import TrainState, read_state
+from groundling.training.state import TrainState
 from groundling.training.step import micro_batches
 from groundling.training.task import Score, Task
 
@@ -37,17 +38,21 @@ class Trainer:
     """Trains a model on a task. It owns everything that changes: `learner` has the tensors, `state` the numbers.
 
     Call `resume` to start from a checkpoint, then `compile`, then `run`. Events go to the `subscribers`.
+
+    With several processes, each has a trainer, and all make the same decisions: `mesh` says which rows are its own.
     """
 
     def __init__(
         self, initial: InitialModel, task: Task, settings: TrainingSettings, machine: Machine, checkpoints: Checkpoints,
-        adapter: AdapterSpec | None = None,
+        adapter: AdapterSpec | None = None, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
         self.task, self.settings, self.machine, self.checkpoints = task, settings, machine, checkpoints
-        self.learner = Learner(initial, task, settings, machine, adapter)
+        self.mesh = task.mesh = mesh or Mesh.single()
+        self.learner = Learner(initial, task, settings, machine, adapter, self.mesh)
         self.state = TrainState()
         self.clock = Clock(0.0, settings)
-        self.stopped: Callable[[], bool] = lambda: False
+        self.asked_to_stop: Callable[[], bool] = lambda: False  # of this process; `stopped`: of any, asked by all
+        self.stopped = lambda: agree(self.asked_to_stop())
         self.subscribers: list[Subscriber] = []
         largest = windows_at_once(initial.config.block_size, initial.vocab_size)
         self.evaluation_batch = min(largest, machine.evaluation_batch or largest)
@@ -59,12 +64,8 @@ class Trainer:
     def resume(self, checkpoint: Path, text_since: int = 0, extended_at: int | None = None) -> None:
         """Continue from a checkpoint. At step `text_since` the run got its current text, and at step `extended_at` its
         current end. Raises ValueError if the checkpoint does not fit."""
-        self.state = state = self.learner.load(checkpoint)
-        if 0 < state.best_step <= text_since:  # the best on another text: evaluate again
-            state.best_step, state.best_score, state.evaluations_since_best = -1, None, 0
-            state.evaluated_step = min(state.evaluated_step, state.step - 1)
-        if state.step == extended_at:
-            state.evaluations_since_best = 0
+        self.state = self.learner.load(checkpoint)
+        self.state.note_changes(text_since, extended_at)
 
     def run(self, stopped: Callable[[], bool] = lambda: False, before: float = 0.0) -> bool:
         """Train to the end and return True, or until `stopped()` and return False. Either way everything is saved.
@@ -72,7 +73,7 @@ class Trainer:
         `before` is the time in seconds that this session has already used. Raises DivergedError if every rollback
         failed, and OutOfMemoryError if nothing more can be made smaller.
         """
-        self.stopped, self.clock = stopped, Clock(self.state.elapsed + before, self.settings)
+        self.asked_to_stop, self.clock = stopped, Clock(self.state.elapsed + before, self.settings)
         self.task.stopped = lambda: stopped() and not self.machine.runs_ahead  # there, steps are recorded later
         with self.machine.own_randomness():  # dropout is seeded in every step; the caller's random state is kept
             while True:
@@ -84,7 +85,7 @@ class Trainer:
                 except Exception as error:
                     if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
                         raise
-                    undo = isinstance(error, HalfDoneError) or self.machine.runs_ahead
+                    undo = self.mesh.size == 1 and (isinstance(error, HalfDoneError) or self.machine.runs_ahead)
                 if undo:  # the error is freed by now, and with it the memory that the failed pass had used
                     self._restore()
                 self._shrink("in a training step", went_back=undo)
@@ -101,11 +102,11 @@ class Trainer:
             over = over or 0 < self.settings.patience <= state.evaluations_since_best
             ends = (ends or over) and state.evaluated_step == state.step
             scheduled = improved or ends or (state.step > 0 and state.step % self.settings.checkpoint_every == 0)
-            if scheduled or self.stopped():
+            if saved := scheduled or self.stopped():
                 self._save(scheduled)
             if over and ends:
                 return True
-            if self.stopped():
+            if saved and self.stopped():
                 return False
             if ends:
                 self._next_stage()
@@ -155,7 +156,8 @@ class Trainer:
         state, settings, machine = self.state, self.settings, self.machine
         scale = state.scaler.loss_scale if machine.dtype == torch.float16 else 1.0
         stopped = self.stopped if interruptible else lambda: False
-        parts = micro_batches(batch, settings.accumulate, self.task.weight, settings.seed, state.step, stopped)
+        when = (settings.seed, state.step, stopped)
+        parts = micro_batches(batch, settings.accumulate, self.task.weight, *when, self.mesh)
         figures = self.learner.gradients(parts, settings.accumulate, machine, scale)
         cause, in_range, found_inf = "", True, None
         if self.machine.runs_ahead:
@@ -247,15 +249,20 @@ class Trainer:
         self._free_memory("in an evaluation")
 
     def _sample(self) -> None:
-        try:
-            sample = self.task.sample(self.learner.model, self.state.step, self.stopped)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self.emit(events.Notice(f"Memory ran out while writing a sample. Training continues. {ADVICE}"))
-        else:
-            if sample is not None:
-                self.emit(sample)
+        sample, interrupted = None, False
+        with self.learner.parallel.unsharded(self.learner.model) as model:
+            try:
+                sample = self.task.sample(model, self.state.step, self.asked_to_stop) if model else None
+            except Interrupted:
+                interrupted = True
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                sample = events.Notice(f"Memory ran out while writing a sample. Training continues. {ADVICE}")
+        if agree(interrupted):
+            raise Interrupted
+        if sample is not None:
+            self.emit(sample)
 
     # --- checkpoints and rollbacks
 
@@ -268,8 +275,10 @@ class Trainer:
         state.elapsed = self.clock.elapsed()
         failed = OutOfMemoryError(f"Memory ran out while saving step {state.step:,}. {ADVICE}")
         with self.clock.timing("save"), out_of_memory.raised_as(failed):
-            path = self.checkpoints.save(self.learner.snapshot(state), self.settings.keep_checkpoints)
-        self.emit(events.Saved(state.step, path.name))
+            snapshot = self.learner.snapshot(state)
+            if self.mesh.is_main:
+                self.checkpoints.save(snapshot, self.settings.keep_checkpoints)
+        self.emit(events.Saved(state.step, self.checkpoints.path(state.step).name))
 
     def _roll_back(self, anomaly: Anomaly) -> None:
         """Go back, and continue at a lower learning rate. Raises DivergedError after too many rollbacks."""
@@ -291,16 +300,8 @@ class Trainer:
         because the run was stopped are not used, so that a stopped run goes back as far as any other.
         """
         last_good = self.state.guard.last_good_step
-        for step in reversed(self.checkpoints.steps()):
-            path = self.checkpoints.path(step)
-            with suppress(ValueError):  # damaged
-                self.checkpoints.verify(path)
-                if step <= last_good and not read_state(path).guard.bad_steps:
-                    self.state = self.learner.load(path)
-                    return
-            storage.remove_folder(path)
-        self.learner.reset()
-        self.state = TrainState()
+        checkpoint = on_main(lambda: self.checkpoints.go_back(last_good))
+        self.state = self.learner.load(checkpoint) if checkpoint else self.learner.reset()
 
     # --- compiler and memory
 
@@ -309,15 +310,10 @@ class Trainer:
         retrying(self._compile, lambda: self._shrink("in the first pass"))
 
     def _compile(self) -> None:
-        settings, machine, model = self.settings, self.machine, self.learner.model
+        machine = self.machine
         self.task.place(dataclasses.replace(machine, compile="off"))  # some tasks write their batches with it
-        if machine.compile == "off" or self.learner.adapter is not None:
-            self.machine = dataclasses.replace(machine, compile="off")
-            return
-        batch = self.task.batch(self.state.step, model).split(settings.accumulate)[0].to(machine.device)
-        passes = (settings.steps - self.state.step) * settings.accumulate
-        choice = CompileTrial(model, self.task, batch, machine).choose(passes, settings.accumulate == 1)
-        if machine.compile == "on" and not choice.compiled:
+        choice = choose_forward(self.learner, self.settings, machine, self.state.step)
+        if machine.compile == "on" and not choice.compiled and choice.reason:
             self.emit(events.Notice(f"Training is not compiled: {choice.reason}."))
         reasons = (*machine.reasons, choice.reason) if choice.reason else machine.reasons
         self.machine = dataclasses.replace(machine, compile="on" if choice.compiled else "off", reasons=reasons)
@@ -329,7 +325,7 @@ class Trainer:
 
         Raises OutOfMemoryError if a micro-batch has only one window already.
         """
-        smaller = out_of_memory.halved(self.settings)
+        smaller = out_of_memory.halved(self.settings, self.mesh.data)
         if smaller is None:
             raise OutOfMemoryError(f"Memory ran out {doing}, with a single window of text. {ADVICE}")
         self.settings = smaller
@@ -339,6 +335,7 @@ class Trainer:
             self.learner.forward = compiled_forward(self.learner.model, self.machine, smaller.accumulate == 1)
 
     def _free_memory(self, doing: str, went_back: bool = False) -> None:
+        """What a smaller part then uses. Several processes start again for that: the others are at another place."""
         gc.collect()
         if self.machine.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -347,3 +344,5 @@ class Trainer:
             state.step, state.evaluated_step, doing, settings.batch_size, settings.accumulate, self.evaluation_batch,
             state.guard.rollbacks, went_back,
         ))  # fmt: skip
+        if self.mesh.size > 1:
+            raise out_of_memory.StartAgain(doing)

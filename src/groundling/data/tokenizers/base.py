@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from groundling import storage
+from groundling.data.tokenizers.alphabet import UNKNOWN, Alphabet, IdTable
 from groundling.data.tokenizers.byte_level import BYTE_LETTERS, BYTE_LEVEL, huggingface_bpe
 from groundling.data.tokenizers.lookalikes import described, fit_prompt, what_to_do
 from groundling.storage.safe_read import LARGEST_TOKENIZER
@@ -119,9 +120,14 @@ class Tokenizer(ABC):
     def start_ids(self) -> list[int]:
         return [] if self.start_of_text_id is None else [self.start_of_text_id]
 
-    def encode_chunks(self, chunks: Iterable[str], unknown: Unknown = "error") -> Iterator[npt.NDArray[np.uint32]]:
-        """Ids of a document that comes in chunks: the same ids as for the whole, in memory for one chunk."""
-        position = 0
+    can_be_cut: bool = True
+    """Whether a text can be encoded in parts that end before a space or line break after a letter or digit."""
+
+    def encode_chunks(
+        self, chunks: Iterable[str], unknown: Unknown = "error", position: int = 0
+    ) -> Iterator[npt.NDArray[np.uint32]]:
+        """Ids of a document that comes in chunks: the same ids as for the whole, in memory for one chunk. The first
+        chunk starts at `position` in the document."""
         for chunk in chunks:
             yield self.encode_array(chunk, unknown, offset=position)
             position += len(chunk)
@@ -241,30 +247,23 @@ class CharTokenizer(Tokenizer):
         utf8(self.characters)  # refuses lone surrogates
         self.end_of_text_id = len(characters) if end_of_text else None
         self.vocab_size = len(characters) + end_of_text
-        # For searchsorted. The last one is above all characters, so that it always finds a place inside.
-        self._codes = np.array([*map(ord, characters), 2**32 - 1], dtype=np.uint32)
+        self._ids = IdTable(self.characters)
 
     @classmethod
     def fit(cls, chunks: Iterable[str], end_of_text: bool = False) -> CharTokenizer:
         """The tokenizer of a text that comes in chunks. Memory does not grow with the text."""
-        seen, short, n_short = np.zeros(0x110000, dtype=bool), list[str](), 0
+        alphabet = Alphabet()
         for chunk in chunks:
-            short.append(chunk)  # NumPy takes as long for a word as for a page
-            n_short += len(chunk)
-            if n_short > 2**16:
-                seen[_code_points("".join(short))] = True
-                short, n_short = [], 0
-        seen[_code_points("".join(short))] = True
-        return cls([chr(code) for code in np.flatnonzero(seen)], end_of_text)
+            alphabet.add(chunk)
+        return cls(alphabet.characters, end_of_text)
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
         return [c.encode() for c in self.characters] + [b""] * (self.end_of_text_id is not None)
 
     def encode_array(self, text: str, unknown: Unknown = "error", offset: int = 0) -> npt.NDArray[np.uint32]:
-        codes = _code_points(text)
-        ids = np.searchsorted(self._codes, codes).astype(np.uint32)
-        known = self._codes[ids] == codes
+        ids = self._ids[text]
+        known = ids != UNKNOWN
         if known.all():
             return ids
         if unknown == "skip":
@@ -340,8 +339,3 @@ def utf8(text: str, unknown: Unknown = "error", offset: int = 0) -> bytes:
 
 def special_tokens(end_of_text_id: int | None) -> dict[str, int]:
     return {} if end_of_text_id is None else {END_OF_TEXT: end_of_text_id}
-
-
-def _code_points(text: str) -> npt.NDArray[np.uint32]:
-    # `surrogatepass`: `encode_array` reports a lone surrogate as an unknown character, not as a codec's error.
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

@@ -5,6 +5,7 @@ Long texts are encoded in parts. They are cut only where no token can cross, so 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,7 +69,7 @@ class LibraryTokenizer(Tokenizer):
         return library
 
     @cached_property
-    def _can_be_cut(self) -> bool:
+    def can_be_cut(self) -> bool:  # type: ignore[override]
         return not any(_BORDER.search(piece.decode("utf-8", "ignore")) for piece in self.pieces)
 
     def encode_array(self, text: str, unknown: Unknown = "error", offset: int = 0) -> npt.NDArray[np.uint32]:
@@ -79,12 +80,13 @@ class LibraryTokenizer(Tokenizer):
         length = len(text)
         if not offset and (prefix := self._prefix(text)):
             text, content = prefix + text, prefix.encode() + content
-        parts = list(_parts(text)) if self._can_be_cut else [text]
+        parts = list(_parts(text)) if self.can_be_cut else [text]
         library = self._library
         with _no_panic():
-            encoded = library.encode_batch_fast(parts, add_special_tokens=False)
-        ids = np.concatenate([np.array(part.ids, dtype=np.uint32) for part in encoded])
-        if unknown == "error" and (decoded := self.decode_bytes(ids)) != content:
+            encoded = [part.ids for part in library.encode_batch_fast(parts, add_special_tokens=False)]
+        ids = np.concatenate([np.array(part, dtype=np.uint32) for part in encoded])
+        pieces = map(self.pieces.__getitem__, itertools.chain.from_iterable(encoded))
+        if unknown == "error" and (decoded := b"".join(pieces)) != content:
             same = next((i for i, (a, b) in enumerate(zip(decoded, content, strict=False)) if a != b), len(decoded))
             position = max(0, len(content[:same].decode("utf-8", "ignore")) - len(text) + length)
             given = text[len(text) - length :][position : position + 12]
@@ -97,13 +99,16 @@ class LibraryTokenizer(Tokenizer):
             )
         return ids
 
-    def encode_chunks(self, chunks: Iterable[str], unknown: Unknown = "error") -> Iterator[npt.NDArray[np.uint32]]:
+    def encode_chunks(
+        self, chunks: Iterable[str], unknown: Unknown = "error", position: int = 0
+    ) -> Iterator[npt.NDArray[np.uint32]]:
         """Ids of a document that comes in chunks: the same ids as for the whole.
 
         Memory does not grow with the document, unless the tokenizer has tokens that cross words: then the whole
         document is held. Text with no place to cut within 16 million characters is cut at the end of a chunk.
         """
-        return super().encode_chunks(_cut_at_borders(chunks) if self._can_be_cut else ["".join(chunks)], unknown)
+        parts = _cut_at_borders(chunks) if self.can_be_cut else ["".join(chunks)]
+        return super().encode_chunks(parts, unknown, position)
 
 
 class BpeTokenizer(LibraryTokenizer):

@@ -233,8 +233,12 @@ class ChatTokenizer(Tokenizer):
     def encode_array(self, text: str, unknown: Unknown = "error", offset: int = 0) -> Ids:
         return self.base.encode_array(text, unknown, offset)
 
-    def encode_chunks(self, chunks: Iterable[str], unknown: Unknown = "error") -> Iterator[Ids]:
-        return self.base.encode_chunks(chunks, unknown)
+    @property
+    def can_be_cut(self) -> bool:  # type: ignore[override]
+        return self.base.can_be_cut
+
+    def encode_chunks(self, chunks: Iterable[str], unknown: Unknown = "error", position: int = 0) -> Iterator[Ids]:
+        return self.base.encode_chunks(chunks, unknown, position)
 
     def decode(self, ids: Iterable[int]) -> str:
         ids = list(ids)

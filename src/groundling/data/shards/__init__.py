@@ -1,0 +1,1 @@
+"""A large text in shards: cut, then read, counted and tokenized by several processes, with the result of one."""

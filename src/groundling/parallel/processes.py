@@ -1,0 +1,109 @@
+"""The processes that train one model together, as torchrun started them: what they decide together.
+
+Each has a rank. Rank 0, the main one, prepares the run, writes its files and talks to the user. The others wait for it.
+With one process, every function here returns at once what it was given.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+START_AGAIN, LOST_ANOTHER = 75, 76
+"""Exit codes of a process: all must start again, with smaller parts; or another process is gone."""
+_TIMEOUT = timedelta(hours=1)  # rank 0 may index a long text meanwhile
+_CPU = torch.device("cpu")
+_LOST = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "remote process", "got 0 bytes")
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def size() -> int:
+    """How many processes there are, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def together() -> bool:
+    """Whether this process can reach others."""
+    return dist.is_initialized()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """A context in which this process can reach the others. CPUs talk by gloo, GPUs by NCCL, each process with the GPU
+    of its local rank."""
+    if size() == 1 or together():
+        yield
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
+    yield
+    dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
+
+
+def agree(flag: bool) -> bool:
+    """Whether `flag` is true on any rank."""
+    return largest(int(flag)) > 0
+
+
+def largest(number: int) -> int:
+    """The largest `number` of all ranks."""
+    if not together():
+        return number
+    value = torch.tensor(number)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
+
+
+def from_main(value: T) -> T:
+    """Rank 0's `value`, on all ranks."""
+    if not together():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, device=_CPU)
+    return values[0]
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Do something on rank 0 only. All ranks get the result; if it raises, the others end when they miss rank 0."""
+    return from_main(action() if is_main() else None)  # type: ignore[return-value]  # that is rank 0's, not None
+
+
+def first(words: str) -> str:
+    """The `words` of the lowest rank that has any."""
+    if not together():
+        return words
+    everyone: list[str] = [""] * size()
+    dist.all_gather_object(everyone, words)
+    return next(filter(None, everyone), "")
+
+
+def clock() -> float:
+    """Seconds on rank 0's clock: the same on all ranks."""
+    if not together():
+        return time.perf_counter()
+    now = torch.tensor(time.perf_counter(), dtype=torch.float64)
+    dist.broadcast(now, 0)
+    return float(now)
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error only says that another process is gone. That process says why, or whoever started it."""
+    return size() > 1 and isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _LOST)

@@ -1,0 +1,26 @@
+"""Whole tensors from the parts that ranks hold, and back: for checkpoints, and for optimizers that need whole matrices.
+
+Where nothing is split, both directions return what they are given. `order` is that of a `StackedLinear`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def whole(tensor: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
+    """`tensor` with the parts of all ranks, which must call this together."""
+    if hasattr(tensor, "full_tensor"):  # a DTensor, whose module takes a second to import
+        tensor = tensor.full_tensor()
+    return tensor if order is None else tensor[order.argsort().to(tensor.device)]
+
+
+def own_part(tensor: torch.Tensor, like: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
+    """The part of a whole `tensor` that this rank has of the parameter `like`."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    tensor = tensor.to(like.device) if order is None else tensor[order.to(tensor.device)].to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

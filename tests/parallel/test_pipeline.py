@@ -1,0 +1,57 @@
+"""A model whose blocks are divided among ranks trains as on one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from divided import Case, check, compared, parametrized
+
+from groundling.data.batches import Batch
+from groundling.parallel.pipeline import of_one_shape
+
+_FOUR: list[Case] = [
+    ("pretraining", "gpt2", "adamw", {"pipeline": 4}, False),
+    ("pretraining", "qwen3", "adamw", {"pipeline": 2, "tensor": 2}, False),
+    ("pretraining", "gpt2", "muon", {"pipeline": 2, "tensor": 2}, True),
+    ("sft, packed", "gpt2", "adamw", {"pipeline": 2}, False),  # × data 2
+    ("sft", "qwen3", "adamw", {"pipeline": 2}, False),
+]
+_TWO: list[Case] = [
+    ("pretraining", family, optimizer, {"pipeline": 2}, True)
+    for family in ("gpt2", "qwen3")
+    for optimizer in ("adamw", "muon")
+]
+
+
+def test_micro_batches_are_filled_up_to_one_shape_without_weight() -> None:
+    small, large = Batch(torch.ones(1, 2), torch.ones(1, 2)), Batch(torch.ones(2, 3), torch.ones(2, 3))
+    filled, same = of_one_shape([small, large])
+    assert same is large
+    assert filled.tokens.tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert filled.weights is not None
+    assert filled.weights.tolist() == [[1, 1, 0], [0, 0, 0]]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return compared(_TWO, tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return compared(_FOUR, tmp_path_factory.mktemp("four"), 4)
+
+
+@pytest.mark.slow
+@parametrized(_TWO)
+def test_two_stages_train_as_one(name: str, two: dict[str, dict[str, Any]]) -> None:
+    check(two[name])
+    assert two[name]["mesh"] == "2 (pipeline 2)"
+
+
+@pytest.mark.slow
+@parametrized(_FOUR)
+def test_four_ranks_train_as_one(name: str, four: dict[str, dict[str, Any]]) -> None:
+    check(four[name])
