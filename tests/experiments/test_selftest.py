@@ -27,11 +27,11 @@ def assert_nothing_lost(found: SelftestResult, kills: int) -> None:
     assert found.batches == 36  # one a step, of two micro-batches
 
 
-def test_8_kills_lose_nothing() -> None:
+def test_5_kills_lose_nothing() -> None:
     told: list[tuple[int, int]] = []
-    found = groundling.selftest(kills=8, seed=5, progress=lambda done, total: told.append((done, total)))
-    assert_nothing_lost(found, 8)
-    assert told == [(n, 8) for n in range(1, 9)]
+    found = groundling.selftest(kills=5, seed=5, progress=lambda done, total: told.append((done, total)))
+    assert_nothing_lost(found, 5)
+    assert told == [(n, 5) for n in range(1, 6)]
     assert sum(kills > 0 for kills in found.by_phase.values()) >= 3  # of six: on a busy machine some strike late
     assert found.by_phase["saving"] >= 1
 
@@ -81,7 +81,7 @@ def test_what_is_lost_is_found(fault: str, tmp_path: Path) -> None:
     assert file.read_text("utf-8").count(right) == 1
     file.write_text(file.read_text("utf-8").replace(right, wrong), "utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "groundling", "selftest", "--kills", "8", "--seed", "1", "--json"],
+        [sys.executable, "-m", "groundling", "selftest", "--kills", "4", "--seed", "1", "--json"],
         env=os.environ | {"PYTHONPATH": str(source.parent), "TMPDIR": str(tmp_path)},
         capture_output=True, encoding="utf-8",
     )  # fmt: skip

@@ -3,7 +3,8 @@
 A model of 0.8M parameters reads a text of worked items, learns to answer (sft), prefers its right answers to its wrong
 ones (dpo), is rewarded for right answers (grpo), and teaches a smaller one (distill). Then four models learn a task
 that takes several steps of thought: with the working before the answer, and three controls without it. All accuracies
-are of the same held-out items, which no training has seen.
+are of the same held-out items, which no training has seen. On the path, one sampled reply to each is judged, since that
+is what rewards act on. Of the models that think, it is the most likely reply.
 
 Everything is kept in one folder. The same command continues where it was stopped.
 """
@@ -39,27 +40,34 @@ class Recipe:
 
     task: str = "reverse"
     level: int = 2
-    thinking_task: str = "swaps"
+    thinking_task: str = "count"
     thinking_level: int = 2
     examples: int = 30_000
     model: dict[str, Any] = field(default_factory=lambda: {"preset": "nano", "block_size": 64, "batch_size": 64})
     student: dict[str, Any] = field(default_factory=lambda: {"n_layer": 3, "n_embd": 96})
+    student_steps: int = 320
     pretraining_steps: int = 150
-    piece: int = 20
-    """Steps of sft between two looks at the accuracy. It ends at `goal`, so that something is left to learn."""
-    goal: float = 0.4
-    pieces: int = 30
+    first_piece: int = 160
+    piece: int = 10
+    """Steps of sft before the first look at the accuracy, and between two. It ends at `goal`, so that something is left
+    to learn."""
+    goal: float = 0.7
+    most_steps: int = 600
     pair_prompts: int = 512
     dpo_steps: int = 60
     grpo_steps: int = 160
     distill_steps: int = 160
-    thinking_steps: int = 560
+    thinking_steps: int = 600
     batch_size: int = 64
     rewarded: int = 256
     items: int = 1_000
 
 
 RECIPES = {"reasoning": Recipe()}
+_KEPT = ("task", "level", "items", "temperature", "accuracy", "interval", "chance", "by_length")
+_Stage = tuple[str, Run, str, int, float, Run | None]
+"""Name, run, the task and level on which it is judged, the temperature of the replies, and the run that it should be
+better than."""
 
 
 @default_torch()
@@ -70,10 +78,11 @@ def demo(
     figures of `score_task`. `say` gets a sentence for each stage."""
     makers = _Demo(folder, recipe, on_event)
     rows = list[dict[str, Any]]()
-    for stage, run, task, level, parent in chain(makers.path(), makers.thinking()):
-        found = run.evaluate_task(task, level=level, items=recipe.items, attempts=0, against=parent)
+    for stage, run, task, level, temperature, parent in chain(makers.path(), makers.thinking()):
+        judged: dict[str, Any] = {"level": level, "items": recipe.items, "attempts": 0, "temperature": temperature}
+        found = run.evaluate_task(task, **judged, against=parent)
         row = {"stage": stage, "run": run.name, "minutes": _minutes(run), "parent": parent.name if parent else None}
-        rows.append(row | {key: found[key] for key in ("task", "level", "items", "accuracy", "interval", "chance")})
+        rows.append(row | {key: found[key] for key in _KEPT})
         rows[-1] |= {"against": found.get("against")}
         say(_sentence(rows[-1]))
         storage.write_json(folder / "demo.json", {"rows": rows})
@@ -87,36 +96,36 @@ class _Demo:
         storage.make_folder(self.runs)
         self.settings = {"out": self.runs, "on_event": on_event}
 
-    def path(self) -> Iterator[tuple[str, Run, str, int, Run | None]]:
-        """Each stage with the task on which it is judged, and the run that it should be better than."""
+    def path(self) -> Iterator[_Stage]:
+        """The stages of the path."""
         r = self.recipe
         data = self._examples(r.task, r.level, "answer")
         base = self._pretrained("base", r.task, r.level, "answer")
         tuned = self._until_goal("sft", base, data)
-        yield "sft", tuned, r.task, r.level, None
+        yield "sft", tuned, r.task, r.level, 1.0, None
         pairs = self._pairs(tuned)
         better = self._made(
             # With the anchor, since without it the right replies became less likely, too.
             "dpo", dpo, tuned, pairs, steps=r.dpo_steps, batch_size=16, learning_rate=5e-5, anchor=1.0,
         )  # fmt: skip
-        yield "dpo", better, r.task, r.level, tuned
+        yield "dpo", better, r.task, r.level, 1.0, tuned
         rewarded = self._made(
             "grpo", grpo, better, task=r.task, level=r.level, steps=r.grpo_steps, batch_size=r.rewarded,
             learning_rate=3e-4, schedule="constant", warmup_steps=min(10, r.grpo_steps // 2), sample_every=r.grpo_steps,
         )  # fmt: skip
-        yield "grpo", rewarded, r.task, r.level, better
+        yield "grpo", rewarded, r.task, r.level, 1.0, better
         small = self._pretrained("small-base", r.task, r.level, "answer", **r.student)
         student = self._made(
-            "small-sft", sft, small, data, steps=r.piece * 8, batch_size=r.batch_size, learning_rate=2e-3,
+            "small-sft", sft, small, data, steps=r.student_steps, batch_size=r.batch_size, learning_rate=2e-3,
             schedule="constant",
         )  # fmt: skip
         taught = self._made(
             "distill", distill, rewarded, student, task=r.task, level=r.level, on_policy=0.5, steps=r.distill_steps,
             batch_size=r.rewarded, learning_rate=1e-3,
         )  # fmt: skip
-        yield "distill (a third of the size)", taught, r.task, r.level, student
+        yield "distill (a third of the size)", taught, r.task, r.level, 1.0, student
 
-    def thinking(self) -> Iterator[tuple[str, Run, str, int, Run | None]]:
+    def thinking(self) -> Iterator[_Stage]:
         """Models that were trained on as many tokens, with the working before the answer and without."""
         r = self.recipe
         base = self._pretrained("thinking-base", r.thinking_task, r.thinking_level, "working")
@@ -130,7 +139,8 @@ class _Demo:
                 f"thinking-{style}", sft, base, data, steps=steps, batch_size=r.batch_size, learning_rate=2e-3
             )
             first = first or run
-            yield f"sft, {_STYLES[style]}", run, r.thinking_task, r.thinking_level, None if run is first else first
+            other = None if run is first else first
+            yield f"sft, {_STYLES[style]}", run, r.thinking_task, r.thinking_level, 0.0, other
 
     def _made(self, name: str, verb: Callable[..., Run], *arguments: Any, **settings: Any) -> Run:
         """The run of that name: as it is if it is finished, else trained."""
@@ -153,15 +163,14 @@ class _Demo:
         """Fine-tune a few steps at a time, until the goal."""
         r = self.recipe
         run = self._made(
-            name, sft, parent, data, steps=r.piece, batch_size=r.batch_size, learning_rate=2e-3, schedule="constant"
-        )
-        for piece in range(2, r.pieces + 1):
-            score = run.evaluate_task(r.task, level=r.level, items=256, attempts=0, seed=1)
-            if score["accuracy"] >= r.goal or run.step >= r.piece * r.pieces:
+            name, sft, parent, data, steps=r.first_piece, batch_size=r.batch_size, learning_rate=2e-3,
+            schedule="constant",
+        )  # fmt: skip
+        while (done := run.checkpoints.steps()[-1]) < r.most_steps:
+            if run.evaluate_task(r.task, level=r.level, items=256, attempts=0)["accuracy"] >= r.goal:
                 break
-            steps = max(run.step + r.piece, piece * r.piece)
-            run = _finished(resume(run, steps=steps, on_event=self.on_event))
-        return Run(run.folder)
+            run = Run(_finished(resume(run, steps=done + r.piece, on_event=self.on_event)).folder)
+        return run
 
     def _pairs(self, run: Run) -> Path:
         """A right and a wrong reply of the run to the same question, for each question that had both."""

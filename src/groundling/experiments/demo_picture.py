@@ -34,8 +34,12 @@ def _panel(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.axvline(100 * rows[0]["chance"], color="#7a7a7a", linestyle=":", linewidth=1)
     axes.invert_yaxis()
     axes.set_xlim(0, 108)
-    title = f"{rows[0]['task']}: right answers to {rows[0]['items']:,} unseen items, in percent (dotted: chance)"
-    axes.set_title(title, loc="left", fontsize=9)
+    kind = "sampled" if rows[0]["temperature"] else "most likely"
+    title = f"{rows[0]['task']}: right answers to {rows[0]['items']:,} unseen items, in percent of the {kind} replies"
+    axes.set_title(f"{title}\n(dotted: chance; diamond: the run it is compared with)", loc="left", fontsize=9)
+    for place, row in enumerate(rows):
+        if row["against"]:
+            axes.plot(100 * row["against"]["accuracy"], place, "D", color="#3c4a57", markersize=4)
     for place, row in enumerate(rows):
         axes.text(100 * row["interval"][1] + 1.5, place, f"{row['accuracy']:.1%}", va="center", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
