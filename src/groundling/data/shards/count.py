@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from groundling.data.formats import Reading
 from groundling.data.progress import Notice, Progress, ProgressMeter, silent
 from groundling.data.shards.plan import Shard, shards_of
 from groundling.data.shards.pool import workers
-from groundling.data.shards.read import Facts, ShardReader, check_unchanged, digest_of, in_order, once, parted
+from groundling.data.shards.read import Facts, ShardReader, check_unchanged, in_order, once, read_all
 from groundling.data.sources import Source
 from groundling.data.split import split_point
 from groundling.data.tokenizers.alphabet import Alphabet
@@ -95,14 +96,13 @@ def count_text(
     if len(shards) == 1:
         found, ends = count_shard(shards[0], source.reading, notice, meter.add)
         facts = [found]
+        if fingerprint is not None:
+            check_unchanged(source, shards, facts, digests, fingerprint)
     else:
-        with workers(min(processes, len(shards))) as submit:
-            hashed = {number: submit(digest_of, file) for number, file in parted(source, shards).items()}
-            results = [submit(_counted, shard, source.name, source.reading, saved) for shard in shards]
-            facts = list(in_order(source, shards, results, notice, lambda shard: meter.add(shard.size)))
-            digests = {number: result() for number, result in hashed.items()}
-    if fingerprint is not None:
-        check_unchanged(source, shards, facts, digests, fingerprint)
+        read = partial(_counted, name=source.name, reading=source.reading, saved=saved)
+        facts, digests = read_all(
+            source, shards, fingerprint, read, processes, notice, lambda shard: meter.add(shard.size)
+        )
     if not any(each["characters"] for each in facts):
         raise ValueError(f"{source.name} is empty: there is no text in it.")
     return CountedText(source, shards, facts, ends, digests, fingerprint)

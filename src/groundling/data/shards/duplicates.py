@@ -23,17 +23,7 @@ from groundling.data.formats import Reading
 from groundling.data.progress import Notice, Progress, ProgressMeter
 from groundling.data.shards.kept import Kept
 from groundling.data.shards.plan import Shard, shards_of
-from groundling.data.shards.pool import workers
-from groundling.data.shards.read import (
-    Facts,
-    ShardReader,
-    check_unchanged,
-    digest_of,
-    finished_shards,
-    in_order,
-    once,
-    parted,
-)
+from groundling.data.shards.read import Facts, ShardReader, finished_shards, once, read_all
 from groundling.data.sources import Source
 
 _COMPARED = 2**24  # documents at once
@@ -69,12 +59,8 @@ def _compare(
 ) -> dict[str, Any]:  # fmt: skip
     """Write `kept.bin`. Returns where each shard's documents start in it, and the number of copies."""
     meter = ProgressMeter(progress, "looking for copies in", source.size)
-    with workers(min(processes, len(shards))) as submit:
-        hashed = {number: submit(digest_of, file) for number, file in parted(source, shards).items()}
-        results = [submit(_hashed, shard, source.name, source.reading, parts) for shard in shards]
-        facts = list(in_order(source, shards, results, notice, lambda shard: meter.add(shard.size)))
-        digests = {number: result() for number, result in hashed.items()}
-    check_unchanged(source, shards, facts, digests, fingerprint)
+    read = partial(_hashed, name=source.name, reading=source.reading, parts=parts)
+    facts, _ = read_all(source, shards, fingerprint, read, processes, notice, lambda shard: meter.add(shard.size))
     about: dict[str, Any] = {"starts": [0, *accumulate(each["documents"] for each in facts)]}
     paths = [parts / shard.name / "hashes.bin" for shard in shards]
     with storage.new_folder(folder, about) as temporary:

@@ -15,6 +15,7 @@ from groundling.data.fingerprint import HashingSource, combined, refuse_edited
 from groundling.data.formats import Reading
 from groundling.data.progress import Notice, silent
 from groundling.data.shards.plan import Shard
+from groundling.data.shards.pool import workers
 from groundling.data.sources import Source
 
 Facts = dict[str, Any]
@@ -89,17 +90,31 @@ def once(shard: Shard, name: str, folder: Path, write: Callable[[Path], Facts]) 
     return facts
 
 
-def digest_of(file: TextFile) -> str:
-    """The hash of a whole file, of which the shards are parts."""
+def read_all(
+    source: Source, shards: Sequence[Shard], fingerprint: str | None, read: Callable[[Shard], Facts], processes: int,
+    notice: Notice, progress: Callable[[Shard], None], again: Callable[[Document], None] | None = None,
+) -> tuple[list[Facts], dict[int, str]]:  # fmt: skip
+    """The facts of all shards, which `read` finds in several processes, and the hashes of files that several shards are
+    parts of. See `in_order`, also for the errors.
+
+    Raises ValueError if what was read is not the text with this fingerprint.
+    """
+    with workers(min(processes, len(shards))) as submit:
+        parted = {shard.first: source.files[shard.first] for shard in shards if shard.files[0].is_part}
+        hashed = {number: submit(_digest_of, file) for number, file in parted.items()}
+        results = [submit(read, shard) for shard in shards]
+        facts = list(in_order(source, shards, results, notice, progress, again or read_through))
+        digests = {number: result() for number, result in hashed.items()}
+    if fingerprint is not None:
+        check_unchanged(source, shards, facts, digests, fingerprint)
+    return facts, digests
+
+
+def _digest_of(file: TextFile) -> str:
     found = list[bytes]()
     for _ in read_bytes(dataclasses.replace(file, on_read=found.append)):
         pass
     return found[0].hex()
-
-
-def parted(source: Source, shards: Sequence[Shard]) -> dict[int, TextFile]:
-    """The files of which some shards are parts, by number."""
-    return {shard.first: source.files[shard.first] for shard in shards if shard.files[0].is_part}
 
 
 def read_through(document: Document) -> None:
@@ -110,7 +125,8 @@ def read_through(document: Document) -> None:
 def check_unchanged(
     source: Source, shards: Sequence[Shard], facts: Sequence[Facts], digests: dict[int, str], fingerprint: str
 ) -> None:
-    """Raise ValueError if what was read is not the text with this fingerprint. `digests` are those of `parted`."""
+    """Raise ValueError if what was read is not the text with this fingerprint. `digests` are those of files that
+    several shards are parts of."""
     for shard in shards:
         shard.check(source.name)
     for shard, each in zip(shards, facts, strict=True):

@@ -10,7 +10,7 @@ import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,7 @@ from groundling.data.formats import Reading
 from groundling.data.progress import Notice, Progress, ProgressMeter, silent
 from groundling.data.shards.join import join
 from groundling.data.shards.plan import Shard, shards_of
-from groundling.data.shards.pool import workers
-from groundling.data.shards.read import (
-    Facts,
-    ShardReader,
-    check_unchanged,
-    digest_of,
-    in_order,
-    once,
-    parted,
-)
+from groundling.data.shards.read import Facts, ShardReader, check_unchanged, once, read_all
 from groundling.data.sources import Source
 from groundling.data.tokenizers.base import Tokenizer, Unknown, UnknownText
 
@@ -104,13 +95,10 @@ def _in_shards(
             for _ in tokenizer.encode_chunks(document.chunks, unknown):
                 pass
 
-    with workers(min(processes, len(shards))) as submit:
-        hashed = {number: submit(digest_of, file) for number, file in parted(source, shards).items()}
-        results = [submit(_saved, shard, source.name, source.reading, unknown, parts) for shard in shards]
-        done = in_order(source, shards, results, notice, lambda shard: meter.add(left.get(shard.name, 0)), again)
-        facts = list(done)
-        digests = {number: result() for number, result in hashed.items()}
-    check_unchanged(source, shards, facts, digests, fingerprint)
+    read = partial(_saved, name=source.name, reading=source.reading, unknown=unknown, parts=parts)
+    facts, _ = read_all(
+        source, shards, fingerprint, read, processes, notice, lambda shard: meter.add(left.get(shard.name, 0)), again
+    )
     return facts
 
 
