@@ -11,7 +11,7 @@ before it. That takes twice as long and gives lower losses. `protocol` tells the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,12 +177,9 @@ def mean_score(scores: Sequence[Score], weights: Sequence[float]) -> Score:
     if len(scores) == 1:
         return scores[0]
 
-    def mean(values: Iterable[float]) -> float:
-        return sum(weight * value for weight, value in zip(weights, values, strict=True))
-
-    loss = mean(each.loss for each in scores)
-    characters = mean(each.characters / each.tokens for each in scores)
-    n_bytes = mean(each.bytes / each.tokens for each in scores)
+    loss = weighted(weights, [each.loss for each in scores])
+    characters = weighted(weights, [each.characters / each.tokens for each in scores])
+    n_bytes = weighted(weights, [each.bytes / each.tokens for each in scores])
     return Score(
         protocol=scores[0].protocol,
         loss=loss,
@@ -193,3 +190,8 @@ def mean_score(scores: Sequence[Score], weights: Sequence[float]) -> Score:
         characters=sum(each.characters for each in scores),
         bytes=sum(each.bytes for each in scores),
     )
+
+
+def weighted(weights: Sequence[float], values: Sequence[float]) -> float:
+    """The sum of values times their weights."""
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))

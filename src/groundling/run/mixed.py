@@ -9,29 +9,24 @@ from groundling.analysis.memorization import training_documents
 from groundling.config import Config
 from groundling.data.mixture import Mixture, Text, parts_of
 from groundling.data.sources import find_source
-from groundling.evaluation.score import mean_score, score
 from groundling.run.folder import RunFolder
-from groundling.tasks.pretraining import tokens_of_each
+from groundling.tasks.pretraining import score_texts
 
 
 def evaluate_mix(run: RunFolder, text: Text, max_tokens: int | None, sliding: bool) -> dict[str, Any]:
     """Score the checkpoint on the validation part of each text, at most `max_tokens` tokens in all. The other arguments
     and the result are those of `Run.evaluate`, with a list of `texts`: name, share at the end of the run, and loss."""
-    parts = parts_of(text)
-    most = tokens_of_each(run.config.training.eval_tokens if max_tokens is None else max_tokens, parts)
-    scores = [
-        score(run.model, part.corpus.validation, text.tokenizer, run.machine, max_tokens=most, sliding=sliding)
-        for part in parts
-    ]
+    parts, most = parts_of(text), run.config.training.eval_tokens if max_tokens is None else max_tokens
+    mean, scores = score_texts(parts, run.model, run.machine, most, sliding=sliding)
     texts = [
         {"name": part.name, "share": part.end, "loss": found.loss} for part, found in zip(parts, scores, strict=True)
     ]
     about = {"step": run.step, "checkpoint": str(run.checkpoint), "notes": [], "texts": texts}
-    return dataclasses.asdict(mean_score(scores, [part.end for part in parts])) | about
+    return dataclasses.asdict(mean) | about
 
 
 def document_names(config: Config, text: Text) -> list[str]:
-    """The names of the documents of all training parts. None if the text is gone, since the cache keeps no names."""
+    """The names of the documents of all training parts. Empty if the text is gone, since the cache keeps no names."""
     try:
         source = find_source(config.corpus, config.text, stored=True)
     except (FileNotFoundError, ConnectionError):

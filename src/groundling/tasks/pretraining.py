@@ -14,7 +14,8 @@ from groundling.config import Config, Sampling, limits
 from groundling.data.batches import Batch, WindowSampler
 from groundling.data.corpus import Corpus
 from groundling.data.mixture import Mixture, MixtureSampler, Part, Text, parts_of
-from groundling.evaluation.score import Interrupted, mean_score, score
+from groundling.evaluation.score import Interrupted, mean_score, score, weighted
+from groundling.evaluation.score import Score as TextScore
 from groundling.inference.stream import start_ids, stream
 from groundling.machine import Machine
 from groundling.model.gpt import GPT
@@ -107,12 +108,8 @@ class Pretraining(Task):
 
     def evaluate(self, model: GPT, machine: Machine, batch_size: int, stopped: Callable[[], bool]) -> Score:
         """The loss on the validation part, in nats per token. Of a mixture also that of each text."""
-        most, tokenizer = tokens_of_each(self.settings.eval_tokens, self.parts), self.text.tokenizer
         options: dict[str, Any] = {"batch_size": batch_size, "stopped": stopped, "mesh": self.mesh}
-        found = [
-            score(model, part.corpus.validation, tokenizer, machine, max_tokens=most, **options) for part in self.parts
-        ]
-        mean = mean_score(found, [part.end for part in self.parts])
+        mean, found = score_texts(self.parts, model, machine, self.settings.eval_tokens, **options)
         each = zip(self.parts, found, strict=True)
         losses = {f"{LOSS_ON}{part.name}": one.loss for part, one in each if len(found) > 1}
         return Score(mean.loss, bits_per_byte=mean.bits_per_byte, figures=losses)
@@ -127,8 +124,8 @@ class Pretraining(Task):
         losses = [ngram_losses(text.train, text.validation, V) for text in texts]
         longest = max(map(len, losses))  # a list ends where longer n-grams only get worse
         padded = [each + each[-1:] * (longest - len(each)) for each in losses]
-        milestones = [_mean(ends, column) for column in zip(*padded, strict=True)]
-        return Checked(milestones, _mean(ends, [one_gram(text.train, V) for text in texts]), _mean(ends, leaked))
+        milestones = [weighted(ends, column) for column in zip(*padded, strict=True)]
+        return Checked(milestones, weighted(ends, [one_gram(text.train, V) for text in texts]), weighted(ends, leaked))
 
     def sample(self, model: GPT, step: int, stopped: Callable[[], bool]) -> Sample:
         """A continuation of the settings' prompt, and how much of it is copied from the training text."""
@@ -151,10 +148,14 @@ class Pretraining(Task):
         return TrainingText.of(self.text) if self.text.n_characters <= _MAX_INDEXED else None
 
 
-def tokens_of_each(max_tokens: int, parts: Sequence[Part]) -> int:
-    """How many validation tokens of each text are evaluated at most (0: all), if there are `max_tokens` for all."""
-    return -(-max_tokens // len(parts))
-
-
-def _mean(weights: Sequence[float], values: Sequence[float]) -> float:
-    return sum(weight * value for weight, value in zip(weights, values, strict=True))
+def score_texts(
+    parts: Sequence[Part], model: GPT, machine: Machine, max_tokens: int, **options: Any
+) -> tuple[TextScore, list[TextScore]]:
+    """The score of the validation parts together, weighted by the texts' shares at the end of the run, and that of
+    each. `max_tokens` (0: all) are for all of them together; `options` are those of `score`."""
+    most = -(-max_tokens // len(parts))
+    found = [
+        score(model, part.corpus.validation, part.corpus.tokenizer, machine, max_tokens=most, **options)
+        for part in parts
+    ]
+    return mean_score(found, [part.end for part in parts]), found
