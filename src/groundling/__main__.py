@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from groundling.escape import printable
+from groundling.parallel.exit_codes import LOST_ANOTHER
 from groundling.training.signals import ended_by_signals
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _failed(error: Exception) -> int:
     processes = sys.modules.get("groundling.parallel.processes")
     if processes is not None and processes.lost_another(error):
         time.sleep(1)  # the other one says why it is gone, or whoever started it does
-        return int(processes.LOST_ANOTHER)
+        return LOST_ANOTHER
     from groundling.training.out_of_memory import ADVICE, OutOfMemoryError, is_out_of_memory
 
     if isinstance(error, ValueError | OSError | FloatingPointError | OutOfMemoryError):

@@ -16,7 +16,7 @@ from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from groundling.escape import say
 from groundling.machine import COMMAND_STARTED, process_age
-from groundling.parallel.processes import LOST_ANOTHER, START_AGAIN
+from groundling.parallel.exit_codes import LOST_ANOTHER, START_AGAIN
 
 _AGAIN = "Nothing that was saved is lost: run the same command again to continue."
 _MOST = 4  # processes for each core: more would only wait for each other

@@ -18,8 +18,6 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-START_AGAIN, LOST_ANOTHER = 75, 76
-"""Exit codes of a process: all must start again, with smaller parts; or another process is gone."""
 _TIMEOUT = timedelta(hours=1)  # rank 0 may index a long text meanwhile
 _CPU = torch.device("cpu")
 _LOST = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "remote process", "got 0 bytes")

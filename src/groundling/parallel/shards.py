@@ -11,7 +11,7 @@ import torch.nn as nn
 
 from groundling.model.gpt import StackedLinear
 from groundling.parallel.mesh import Mesh
-from groundling.parallel.whole import own_part, whole
+from groundling.parallel.whole import is_sharded, own_part, whole
 
 Orders = Mapping[str, torch.Tensor]
 """The orders of rows, by the name of a parameter: see parallel/tensor.py."""
@@ -25,10 +25,6 @@ def row_orders(model: nn.Module) -> dict[str, torch.Tensor]:
         if isinstance(module, StackedLinear) and module.order is not None
         for parameter, _ in module.named_parameters()
     }
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    return hasattr(tensor, "full_tensor")  # the module of DTensor takes a second to import
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,17 +8,22 @@ from __future__ import annotations
 import torch
 
 
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether it is a DTensor, whose module takes a second to import."""
+    return hasattr(tensor, "full_tensor")
+
+
 def whole(tensor: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
     """`tensor` with the parts of all ranks, which must call this together."""
-    if hasattr(tensor, "full_tensor"):  # a DTensor, whose module takes a second to import
-        tensor = tensor.full_tensor()
+    if is_sharded(tensor):
+        tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return tensor if order is None else tensor[order.argsort().to(tensor.device)]
 
 
 def own_part(tensor: torch.Tensor, like: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
-    """The part of a whole `tensor` that this rank has of the parameter `like`."""
-    if not hasattr(like, "full_tensor"):
-        return tensor
+    """The part of a whole `tensor` that this rank has of the parameter `like`, on the same device."""
+    if not is_sharded(like):
+        return tensor.to(like.device)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(like, DTensor)

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from groundling.parallel.mesh import Mesh
-from groundling.parallel.shards import is_sharded, local, rows_here
-from groundling.parallel.whole import own_part, whole
+from groundling.parallel.shards import local, rows_here
+from groundling.parallel.whole import is_sharded, own_part, whole
 
 Compute = Callable[[Sequence[torch.Tensor], list[torch.Tensor]], list[list[torch.Tensor]]]
 """Takes parameters, and a whole matrix for each. Gives the result for each, in as many pieces as there are matrices

@@ -13,7 +13,7 @@ from groundling.model.adapter import Adapter
 from groundling.model.describe import Shape
 from groundling.model.gpt import GPT, StackedLinear
 from groundling.parallel.mesh import Mesh
-from groundling.parallel.shards import is_sharded, local, row_orders
+from groundling.parallel.shards import local, row_orders
 from groundling.parallel.whole import own_part
 from groundling.parallel.whole_matrices import Rows, WholeMatrices
 
@@ -83,8 +83,7 @@ class Optimizers:
             parameter = self._parameters.get(name)
             if parameter is None or (value.dim() and value.shape != parameter.shape):
                 raise ValueError(f"The optimizer's saved {key} does not belong to this model.")
-            split = value.dim() and is_sharded(parameter)
-            part = own_part(value, parameter, self._orders.get(name)) if split else value.to(parameter.device)
+            part = own_part(value, parameter, self._orders.get(name)) if value.dim() else value.to(parameter.device)
             self.state_of(parameter)[quantity] = part
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from groundling.config import TrainingSettings
+from groundling.parallel.exit_codes import START_AGAIN
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class OutOfMemoryError(MemoryError):
 class StartAgain(OutOfMemoryError):
     """What ran out of memory is smaller from now on, but this process must start again, with all others."""
 
-    exit_code = 75  # START_AGAIN in parallel/processes.py, which imports torch
+    exit_code = START_AGAIN
 
     def __init__(self, doing: str) -> None:
         super().__init__(
