@@ -142,7 +142,8 @@ def _trainer(run: Run, text: TrainingData, notice: Callable[[str], None]) -> Tra
     adapter = adapter_spec(run, vocab_size)
     mesh = new_mesh(config, vocab_size, run.machine.device)
     trainer = Trainer(initial, task, config.training, run.machine, run.checkpoints, adapter, mesh)
-    processes.on_main(lambda: run.checkpoints.check_room(trainer.learner.checkpoint_size, config.training))
+    size = trainer.learner.checkpoint_size
+    processes.on_main(lambda: run.checkpoints.check_room(size, config.training))
     if newest:
         trainer.resume(newest, text_since=run.record.corpus.since, extended_at=run.record.extended_at)
     state = trainer.state

@@ -166,11 +166,12 @@ class Learner:
 
     @property
     def checkpoint_size(self) -> int:
-        """Size in bytes of the largest checkpoint of this run."""
+        """Size in bytes of the largest checkpoint of this run. All ranks must ask for it."""
         adapter = _shapes(self._adapter_tensors())
         task = self.task.state_shapes(len(self.task.stages))
         weights = weight_shapes(self.model.config, self.model.vocab_size)
-        return size_in_bytes(weights, adapter, self.optimizer.state_shapes(), self.average.state_shapes(), task)
+        stages = of_all_stages({**self.optimizer.state_shapes(), **self.average.state_shapes()}, self.parallel.mesh)
+        return size_in_bytes(weights, adapter, stages, task)
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
