@@ -43,5 +43,24 @@ def check(found: dict[str, Any]) -> None:
     assert max(found.get("resumed", [0.0])) < 5e-5
 
 
+def trained(cases: Sequence[Case], processes: int) -> Any:
+    """A fixture: what differs in each case, by name."""
+
+    @pytest.fixture(scope="module")
+    def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+        return compared(cases, tmp_path_factory.mktemp("ranks"), processes)
+
+    return found
+
+
+def every_kind(way: str) -> list[Case]:
+    """Pretraining in both families with both optimizers, where two ranks divide the work in this `way`."""
+    return [
+        ("pretraining", family, optimizer, {way: 2}, True)
+        for family in ("gpt2", "qwen3")
+        for optimizer in ("adamw", "muon")
+    ]
+
+
 def parametrized(cases: Sequence[Case]) -> Any:
     return pytest.mark.parametrize("name", list(map(name_of, cases)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from divided import Case, check, compared, parametrized
+from divided import Case, check, every_kind, parametrized, trained
 
 from groundling.data.batches import Batch
 from groundling.parallel.context import time_slice
@@ -18,11 +18,7 @@ _FOUR: list[Case] = [
     ("sft, packed", "gpt2", "adamw", {"context": 2}, False),
     ("sft", "qwen3", "adamw", {"context": 4}, False),
 ]
-_TWO: list[Case] = [
-    ("pretraining", family, optimizer, {"context": 2}, True)
-    for family in ("gpt2", "qwen3")
-    for optimizer in ("adamw", "muon")
-]
+_TWO = every_kind("context")
 
 
 class _Mesh:
@@ -42,14 +38,7 @@ def test_ranks_learn_slices_of_time_and_padding_counts_nothing() -> None:
     assert second.extras["documents"].tolist() == [[1, 1, 1, 1, 1, -1]] * 2
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return compared(_TWO, tmp_path_factory.mktemp("two"), 2)
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return compared(_FOUR, tmp_path_factory.mktemp("four"), 4)
+two, four = trained(_TWO, 2), trained(_FOUR, 4)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from divided import Case, check, compared, parametrized
+from divided import Case, check, parametrized, trained
 
 from groundling.config import Config
 from groundling.parallel.plan import check_processes
@@ -18,9 +18,7 @@ _CASES: list[Case] = [
 _MODEL: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "block_size": 32}
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return compared(_CASES, tmp_path_factory.mktemp("two"), 2)
+two = trained(_CASES, 2)
 
 
 @parametrized(_CASES)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from divided import Case, check, compared, parametrized
+from divided import Case, check, every_kind, parametrized, trained
 
 from groundling.data.batches import Batch
 from groundling.parallel.pipeline import of_one_shape
@@ -18,11 +18,7 @@ _FOUR: list[Case] = [
     ("sft, packed", "gpt2", "adamw", {"pipeline": 2}, False),  # × data 2
     ("sft", "qwen3", "adamw", {"pipeline": 2}, False),
 ]
-_TWO: list[Case] = [
-    ("pretraining", family, optimizer, {"pipeline": 2}, True)
-    for family in ("gpt2", "qwen3")
-    for optimizer in ("adamw", "muon")
-]
+_TWO = every_kind("pipeline")
 
 
 def test_micro_batches_are_filled_up_to_one_shape_without_weight() -> None:
@@ -34,14 +30,7 @@ def test_micro_batches_are_filled_up_to_one_shape_without_weight() -> None:
     assert filled.weights.tolist() == [[1, 1, 0], [0, 0, 0]]
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return compared(_TWO, tmp_path_factory.mktemp("two"), 2)
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return compared(_FOUR, tmp_path_factory.mktemp("four"), 4)
+two, four = trained(_TWO, 2), trained(_FOUR, 4)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from divided import Case, check, compared, parametrized
+from divided import Case, check, every_kind, parametrized, trained
 
 from groundling.parallel.tensor import stacked_order
 
@@ -16,11 +16,7 @@ _FOUR: list[Case] = [
     ("sft, packed", "gpt2", "adamw", {"tensor": 2}, False),
     ("sft", "qwen3", "adamw", {"tensor": 4}, False),
 ]
-_TWO: list[Case] = [
-    ("pretraining", family, optimizer, {"tensor": 2}, True)
-    for family in ("gpt2", "qwen3")
-    for optimizer in ("adamw", "muon")
-]
+_TWO = every_kind("tensor")
 
 
 def test_ranks_have_a_slice_of_each_stacked_matrix() -> None:
@@ -31,14 +27,7 @@ def test_ranks_have_a_slice_of_each_stacked_matrix() -> None:
     assert weight[order][order.argsort()].tolist() == weight.tolist()
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return compared(_TWO, tmp_path_factory.mktemp("two"), 2)
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return compared(_FOUR, tmp_path_factory.mktemp("four"), 4)
+two, four = trained(_TWO, 2), trained(_FOUR, 4)
 
 
 @pytest.mark.slow
