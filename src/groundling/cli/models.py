@@ -136,14 +136,8 @@ def evaluate(
     """
     from groundling.run.store import load
 
-    numbers: dict[str, float | None] = {
-        "level": level,
-        "items": items,
-        "attempts": attempts,
-        "temperature": temperature,
-        "seed": seed,
-    }
-    given = {name: number for name, number in numbers.items() if number is not None}
+    numbers = (("level", level), ("items", items), ("attempts", attempts), ("temperature", temperature), ("seed", seed))
+    given = {name: number for name, number in numbers if number is not None}
     for name, number in given.items():
         limits.TASK[name].check(f"--{name}", number)
     if task is not None:

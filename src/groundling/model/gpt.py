@@ -190,7 +190,7 @@ class GPT(nn.Module):
         """The rest of `forward`, for the residual stream (B, T, C)."""
         if targets is None:
             return run(GPT.unembed, self, x)
-        if in_chunks(x, (self.wte if self.lm_head is None else self.lm_head).weight):
+        if in_chunks(x, self.output_weight):
             return run(GPT.chunked_loss, self, x, targets, weights)
         return cross_entropy(run(GPT.unembed, self, x), targets, weights)
 
@@ -233,8 +233,12 @@ class GPT(nn.Module):
 
     def chunked_loss(self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         """The loss of `forward` from the residual stream (B, T, C), without all logits at once."""
-        head = self.wte if self.lm_head is None else self.lm_head
-        return chunked_cross_entropy(self.ln_f(x), head.weight, targets, weights)
+        return chunked_cross_entropy(self.ln_f(x), self.output_weight, targets, weights)
+
+    @property
+    def output_weight(self) -> torch.Tensor:
+        """The matrix of the output head, (V, C)."""
+        return (self.wte if self.lm_head is None else self.lm_head).weight
 
     @property
     def blocks(self) -> list[Block]:

@@ -112,9 +112,8 @@ def memory(job: Job, layout: Layout, device: Device) -> float:
     block = matrix_parameters(m, job.vocab_size, "h.") / m.n_layer / layout.tensor
     low = 2 * block * m.n_layer / layout.pipeline  # weights in bfloat16 for the products
     if layout.kind != "ddp":
-        shards = layout.data if layout.kind == "fsdp" else min(layout.data, device.per_node)
         # Two blocks are whole at a time, the embedding and head always.
-        state = state / shards + 4 * (2 * block + job.vocab_size * m.n_embd / layout.tensor)
+        state = state / _shards(layout, device) + 4 * (2 * block + job.vocab_size * m.n_embd / layout.tensor)
         low = 2 * 2 * block
     tokens = layout.micro_batch * m.block_size / layout.context
     kept = activation_bytes(m) * tokens / layout.tensor
@@ -142,16 +141,16 @@ def estimate(job: Job, layout: Layout, device: Device) -> Estimate:
     waiting += _tensor_seconds(job, layout, device, passes) + _context_seconds(job, layout, device, passes)
     waiting += _pipeline_seconds(job, layout, device)
     # The optimizer reads weight, gradient and both averages, and writes all but the gradient.
-    update = 7 * state_bytes(m, job.vocab_size) / 4 / _divided(layout, device) / (device.bandwidth * 1e9)
+    divided = layout.tensor * layout.pipeline * _shards(layout, device)
+    update = 7 * state_bytes(m, job.vocab_size) / 4 / divided / (device.bandwidth * 1e9)
     seconds = compute + waiting + update
     share = flops / seconds / layout.devices / (device.teraflops * 1e12)
     return Estimate(layout, memory(job, layout, device), seconds, waiting, share, job.tokens / seconds)
 
 
-def _divided(layout: Layout, device: Device) -> int:
-    """Over how many devices the optimizer's work is divided."""
-    shards = {"ddp": 1, "fsdp": layout.data, "hsdp": min(layout.data, device.per_node)}[layout.kind]
-    return layout.tensor * layout.pipeline * shards
+def _shards(layout: Layout, device: Device) -> int:
+    """Over how many data groups the weights and the optimizer's state are divided."""
+    return {"ddp": 1, "fsdp": layout.data, "hsdp": min(layout.data, device.per_node)}[layout.kind]
 
 
 def _ring(size: float, n: int, speed: float) -> float:

@@ -54,13 +54,8 @@ def score_task(
 
     Raises ValueError with a sentence for the user if the run writes no replies, or cannot read the task.
     """
-    for option, value in (
-        ("level", level),
-        ("items", items),
-        ("attempts", attempts),
-        ("seed", seed),
-        ("temperature", temperature),
-    ):
+    numbers = {"level": level, "items": items, "attempts": attempts, "seed": seed, "temperature": temperature}
+    for option, value in numbers.items():
         limits.TASK[option].check(f"--{option}", value)
     prompts = _prompts(run, name, level, tool)
     other = None if against is None else _prompts(against, name, level, tool)
@@ -84,8 +79,7 @@ def score_task(
     found = {
         "run": run.name, "step": run.step, "checkpoint": str(run.checkpoint), "task": prompts.name,
         "level": prompts.level, "about": prompts.environment.levels[prompts.level], "items": len(indices),
-        "tool": tool, "seed": seed, "attempts": attempts,
-        "temperature": temperature, **_measured(right),
+        "tool": tool, "seed": seed, "attempts": attempts, "temperature": temperature, **_measured(right),
         "chance": prompts.environment.chance(prompts.level),
         "pass_at": {k: float(np.mean([pass_at_k(attempts, c, k) for c in counts])) for k in _powers(attempts)},
         **_described(groups, prompts), "by_length": _by_length(groups, right),

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from groundling import storage
 from groundling.config import TrainingSettings
@@ -124,22 +124,13 @@ class CompileTrial:
     @property
     def _cache_file(self) -> Path:
         """The file for the trial of this model with these batches on this machine."""
-        where: list[Any] = [
-            versions(),
-            bits(self.machine)["processor"],
-            str(self.machine.device),
-            str(self.machine.dtype),
-        ]
-        where.append(self.machine.threads)
-        compiler = compiler_path()
+        machine, model, compiler = self.machine, self.model, compiler_path()
+        where = [versions(), bits(machine)["processor"], str(machine.device), str(machine.dtype), machine.threads]
         stamp = os.stat(compiler).st_mtime_ns if compiler else 0
-        what: list[Any] = [
-            asdict(self.model.config),
-            self.model.vocab_size,
-            list(self.batch.tokens.shape),
-            [compiler, stamp],
-        ]
-        what.append(self.model.blocks[0].recompute)
+        what = [
+            asdict(model.config), model.vocab_size, list(self.batch.tokens.shape), [compiler, stamp],
+            model.blocks[0].recompute,
+        ]  # fmt: skip
         key = hashlib.sha256(json.dumps([where, what], sort_keys=True).encode()).hexdigest()[:16]
         return storage.cache_folder() / "compiler" / f"{key}.json"
 
@@ -160,9 +151,10 @@ def choose_forward(learner: Learner, settings: TrainingSettings, machine: Machin
     trial, whose result could differ: they compile on GPUs, or if the user says so."""
     if machine.compile == "off" or learner.adapter is not None:
         return Choice(learner.forward, False, "")
-    if learner.parallel.mesh.divides_model or learner.parallel.mesh.context > 1:
+    mesh = learner.parallel.mesh
+    if mesh.divides_model or mesh.context > 1:
         return Choice(learner.forward, False, "not compiled: several processes divide the model or its context")
-    if learner.parallel.mesh.size > 1:
+    if mesh.size > 1:
         if machine.compile == "on" or (machine.device.type == "cuda" and has_compiler()):
             return Choice(learner.parallel.compiled(), True, "compiled, as GPUs gain by it")
         return Choice(learner.forward, False, "not compiled: several processes make no trial")
