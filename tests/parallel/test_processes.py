@@ -17,6 +17,8 @@ import pytest
 from started import environment
 
 import groundling
+from groundling.config import MachineSettings
+from groundling.run.start import use_processes
 from tiny import TINY
 
 SETTINGS = TINY | {
@@ -208,6 +210,18 @@ def test_processes_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_python_several_processes_need_torchrun(text_file: Path) -> None:
     with pytest.raises(ValueError, match=r"^--processes 2: this is one of 1 process.*torchrun --nproc-per-node 2"):
         groundling.train(text_file, processes=2, **TINY)
+
+
+def test_as_many_processes_as_before_divide_the_work_as_before(text_file: Path) -> None:
+    run = groundling.train(text_file, parallel="fsdp", **TINY)
+    use_processes(run, MachineSettings(processes=4, tensor_parallel=2), {"processes", "tensor_parallel"})
+    assert (run.config.machine.parallel, run.config.machine.tensor_parallel) == ("auto", 2), "another number"
+    use_processes(run, MachineSettings(processes=4, parallel="ddp"), {"processes", "parallel"})
+    assert (run.config.machine.parallel, run.config.machine.tensor_parallel) == ("ddp", 2)
+    use_processes(run, MachineSettings())
+    assert (run.config.machine.processes, run.config.machine.parallel, run.config.machine.tensor_parallel) == (
+        1, "auto", 1,
+    )  # fmt: skip
 
 
 def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

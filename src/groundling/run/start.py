@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from math import prod
@@ -206,10 +206,12 @@ def repair(run: Run, notice: Callable[[str], None]) -> None:
             notice(f"{run.folder / name} was missing or damaged. Restored it from {newest.name}.")
 
 
-def use_processes(run: Run, wanted: MachineSettings) -> None:
-    """Record how many processes train a run from now on, and how."""
+def use_processes(run: Run, wanted: MachineSettings, given: Container[str] = PROCESSES) -> None:
+    """Record how many processes train a run from now on, and how. If they are as many as before, only what was `given`
+    changes."""
     was = run.config.machine
-    now = dataclasses.replace(was, **{name: getattr(wanted, name) for name in PROCESSES})
+    changes = [name for name in PROCESSES if name in given or wanted.processes != was.processes]
+    now = dataclasses.replace(was, **{name: getattr(wanted, name) for name in changes})
     if now == was:
         return
     machine = run.record.machine

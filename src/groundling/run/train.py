@@ -140,13 +140,15 @@ def resume(
         corpus: where the text is now, if it was moved; as for `train`. Of a finished run, only the record changes.
         accept_changed_text: continue even if the text has changed. The record notes it.
         track: trackers to log to. Default: those of the run so far.
-        settings: `processes` and how they divide the work (`parallel`, ...), if that changes.
+        settings: `processes` and how they divide the work (`parallel`, ...), if that changes. As many processes as
+            before divide it as before.
 
     Raises ValueError if there is nothing to do, or if the text has changed.
     """
     began = time.perf_counter() - elapsed
     check_trackers(track or ())
-    machine = MachineSettings(**started_processes(settings))
+    settings = started_processes(settings)
+    machine = MachineSettings(**settings)
     run = run if isinstance(run, Run) else load(run, out=out)
     if run.chosen not in (None, run.checkpoints.newest(lambda _: None)):
         raise ValueError(
@@ -183,7 +185,7 @@ def resume(
             return run
         if steps is not None or minutes is not None:  # last, since the checks above may raise
             extend(run, steps, minutes)
-        use_processes(run, machine)
+        use_processes(run, machine, settings)
         return train_run(run, text, tell, track, began)
 
 
