@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from groundling.config import Config, CorpusSettings
 from groundling.data.conversations import Conversation, Message
@@ -25,8 +24,10 @@ from groundling.data.tokenizers.chat import with_chat
 from groundling.machine import choose
 from groundling.model.adapter import AdapterSpec
 from groundling.model.initial import InitialModel
+from groundling.model.weights_file import read_shapes, read_tensors
 from groundling.parallel import processes
 from groundling.parallel.mesh import Mesh
+from groundling.parallel.shards import gathered, row_orders
 from groundling.tasks import new_task
 from groundling.training import events
 from groundling.training.checkpoints import Checkpoints
@@ -84,6 +85,8 @@ def trained(case: dict[str, Any], folder: Path, mode: str) -> dict[str, Any]:
     """
     steps, scores, modes = list[events.Step](), list[float](), mode.split(", ")
     for session, each in enumerate(modes):
+        if session:
+            folder = own_copy(folder) if each == "one" else processes.from_main(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("config.json", "tokenizer.json"):
             (folder / name).write_text("{}")
@@ -96,21 +99,45 @@ def trained(case: dict[str, Any], folder: Path, mode: str) -> dict[str, Any]:
         ]
         made.compile()
         made.run(lambda made=made, end=end: made.state.step >= end)
-        folder = own_copy(folder)
+    if each != "one":
+        processes.agree(True)  # until rank 0 has saved
     assert [event.step for event in steps] == list(range(1, STEPS + 1))
     checkpoint = folder / "checkpoints" / f"step-{STEPS:06d}"
     return {
         "losses": [step.loss for step in steps],
         "norms": [step.grad_norm for step in steps],
         "scores": scores,
-        "weights": load_file(checkpoint / "model.safetensors"),
-        "training": load_file(checkpoint / "optimizer.safetensors"),
+        "weights": saved(checkpoint / "model.safetensors"),
+        "training": saved(checkpoint / "optimizer.safetensors"),
+        "is_saved": is_saved(made, checkpoint),
+        "files": len(list(checkpoint.glob("*.safetensors"))),
         "mesh": str(made.mesh),
     }
 
 
+def saved(file: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(file, read_shapes(file))
+
+
+def is_saved(made: Trainer, checkpoint: Path) -> bool:
+    """Whether the shards of a checkpoint have what the trainer has, to the bit. All ranks must ask."""
+    learner = made.learner
+    if not made.mesh.has_parts:
+        return True
+    orders, state = row_orders(learner.model), {**learner.optimizer.state_dict(), **learner.average.state_dict()}
+    parts = (("model", learner.average.weights()), ("optimizer", state))
+    wholes = {name: gathered(tensors, orders, made.mesh) for name, tensors in parts}
+    if not made.mesh.is_main:
+        return True
+    found = {name: saved(checkpoint / f"{name}.safetensors") for name in wholes}
+    return all(
+        found[name].keys() == tensors.keys() and all(torch.equal(x, found[name][key]) for key, x in tensors.items())
+        for name, tensors in wholes.items()
+    )
+
+
 def own_copy(folder: Path) -> Path:
-    """A copy of rank 0's folder, since a rank that trains alone writes there too."""
+    """A copy of rank 0's folder, in which a rank can train alone."""
     source = processes.from_main(folder)
     target = folder.with_name(f"{folder.name}-{processes.rank()}")
     shutil.copytree(source, target)
@@ -122,6 +149,8 @@ def compare(case: dict[str, Any], one: dict[str, Any], several: dict[str, Any]) 
     weights = [(x, several["weights"][name]) for name, x in one["weights"].items()]
     return case | {
         "mesh": several["mesh"],
+        "is_saved": several["is_saved"],
+        "files": several["files"],
         "quantities": {name: list(x.shape) for name, x in several["training"].items()},
         "quantities_of_one": {name: list(x.shape) for name, x in one["training"].items()},
         "first": abs(one["losses"][0] - several["losses"][0]),

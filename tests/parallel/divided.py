@@ -39,6 +39,7 @@ def check(found: dict[str, Any]) -> None:
     assert found["scores"] < 1e-6
     assert found["weights"] < 5e-5
     assert found["training"] < 5e-5
+    assert found["is_saved"]
     assert found["samples"][0] == found["samples"][1]
     assert max(found.get("resumed", [0.0])) < 5e-5
 

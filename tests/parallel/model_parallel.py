@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from data_parallel import is_saved, saved
 
 from groundling.config import Config, CorpusSettings
 from groundling.data.conversations import Conversation, Message
@@ -103,8 +103,9 @@ def trained(case: dict[str, Any], folder: Path, alone: bool) -> dict[str, Any]:
         "norms": [event.grad_norm for event in found if isinstance(event, events.Step)],
         "scores": [event.validation_loss for event in found if isinstance(event, events.Evaluation)],
         "samples": [event.text for event in found if isinstance(event, events.Sample)],
-        "weights": load_file(last / "model.safetensors"),
-        "training": load_file(last / "optimizer.safetensors"),
+        "weights": saved(last / "model.safetensors"),
+        "training": saved(last / "optimizer.safetensors"),
+        "is_saved": is_saved(made, last),
         "mesh": str(made.mesh),
     }
 
@@ -118,7 +119,7 @@ def resumed(case: dict[str, Any], folder: Path, checkpoint: Path, alone: bool) -
     made.resume(checkpoint)
     made.run()
     here = folder if alone else processes.from_main(folder)
-    return load_file(here / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors")
+    return saved(here / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors")
 
 
 def compare(case: dict[str, Any], one: dict[str, Any], several: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +130,7 @@ def compare(case: dict[str, Any], one: dict[str, Any], several: dict[str, Any]) 
     assert one["gradients"].keys() == several["gradients"].keys()
     return case | {
         "mesh": several["mesh"],
+        "is_saved": several["is_saved"],
         "gradients": {
             name: float((x - several["gradients"][name]).norm() / x.norm()) for name, x in one["gradients"].items()
         },
@@ -160,7 +162,7 @@ def main(cases: list[dict[str, Any]], folder: Path) -> None:
                 shutil.copytree(source / half, folder / f"half-{processes.rank()}-{number}" / half)
                 given = folder / f"half-{processes.rank()}-{number}" / half
                 weights = [
-                    resumed(case, folder / f"to-several-{processes.rank()}-{number}", given, alone=False),
+                    resumed(case, folder / f"to-several-{number}", given, alone=False),
                     resumed(case, folder / f"to-one-{processes.rank()}-{number}",
                             processes.from_main(folder / f"several-{number}") / half, alone=True),
                 ]  # fmt: skip

@@ -14,7 +14,7 @@ from started import torchrun
 _SHORT = [
     ("pretraining", "gpt2", "muon", 2, "ddp"),
     ("pretraining", "qwen3", "muon", 2, "fsdp"),
-    ("pretraining", "qwen3", "muon", 1, "fsdp, one, ddp"),
+    ("pretraining", "qwen3", "muon", 1, "fsdp, one, fsdp"),
     ("sft", "gpt2", "adamw", 2, "fsdp"),
     ("sft, adapter", "gpt2", "adamw", 1, "ddp"),
 ]
@@ -62,6 +62,7 @@ def check(found: dict[str, Any]) -> None:
     assert max(found["evaluations"]) < 1e-6
     assert found["weights"] < 2e-5
     assert found["quantities"] == found["quantities_of_one"]
+    assert found["is_saved"]
 
 
 @pytest.mark.parametrize("number", range(len(_SHORT)), ids=["-".join(map(str, case)) for case in _SHORT])
@@ -69,6 +70,7 @@ def test_two_processes_train_as_one(number: int, two: list[dict[str, Any]]) -> N
     check(two[number])
     shards = ", shards 2" if str(_SHORT[number][-1]).endswith("fsdp") else ""
     assert two[number]["mesh"] == f"2 (data 2{shards})"
+    assert two[number]["files"] == (4 if shards else 2)
 
 
 @pytest.mark.slow

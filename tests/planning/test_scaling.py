@@ -63,14 +63,14 @@ def test_activations_are_those_that_pytorch_keeps(preset: str, monkeypatch: pyte
 
 def test_sixteen_bytes_for_each_weight() -> None:
     model = PRESETS["workshop"].model
-    assert state_bytes(model, 65) == 16 * sum(p.numel() for p in GPT(model, 65).parameters())
+    assert state_bytes(Job(model, 65, 1)) == 16 * sum(p.numel() for p in GPT(model, 65).parameters())
 
 
 def test_a_step_on_one_device_is_operations_over_speed() -> None:
     found = estimate(XL, ALONE, H100)
     products = flops_per_token(XL.model, 50_257) * 512 * 1024 / (989e12 / 2)
     launches = 64 * 48 * 1e-4
-    update = 7 * state_bytes(XL.model, 50_257) / 4 / 3350e9
+    update = 7 * state_bytes(XL) / 4 / 3350e9
     assert found.seconds == pytest.approx(products + launches + update)
     assert found.waiting == 0
     assert found.tokens_per_second == pytest.approx(512 * 1024 / found.seconds)
@@ -88,7 +88,7 @@ def test_recomputing_trades_time_for_memory() -> None:
 def test_shards_take_less_memory_than_copies() -> None:
     ddp = dataclasses.replace(ALONE, data=8)
     fsdp = dataclasses.replace(ddp, kind="fsdp")
-    state = state_bytes(XL.model, 50_257)
+    state = state_bytes(XL)
     assert memory(XL, ddp, H100) == memory(XL, ALONE, H100)
     assert memory(XL, ddp, H100) - memory(XL, fsdp, H100) == pytest.approx(7 / 8 * state, rel=0.15)
 
@@ -97,7 +97,7 @@ def test_gradients_take_as_long_as_their_link() -> None:
     """With links this slow, nothing else counts: seven eighths of all gradients, twice."""
     slow = dataclasses.replace(H100, link=1.0)
     found = estimate(XL, dataclasses.replace(ALONE, data=8), slow)
-    gradients = state_bytes(XL.model, 50_257) / 4
+    gradients = state_bytes(XL) / 4
     assert found.seconds == pytest.approx(2 * 7 / 8 * gradients / 0.7e9, rel=0.01)
 
 
@@ -109,7 +109,7 @@ def test_a_pipeline_waits_for_its_ends() -> None:
 
 @pytest.mark.parametrize("devices", [1, 8, 64])
 def test_layouts_use_all_devices_and_divide_the_model(devices: int) -> None:
-    job = divisible(XL.model, 50_257, 480, devices)
+    job = divisible(dataclasses.replace(XL, windows=480), devices)
     assert job.windows % devices == 0 and 480 <= job.windows < 480 + devices
     found = list(layouts(job, devices, H100))
     assert found and all(each.devices == devices for each in found)

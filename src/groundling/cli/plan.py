@@ -31,6 +31,7 @@ def plan(
     gpu: Literal["a100", "h100", "h200", "b200", "rtx4090", "cpu"] = "h100",
     tokens: int = 0,
     context: int = 0,
+    optimizer_bits: Literal[32, 8] = 32,
     json: Json = False,
     **settings: Any,
 ) -> None:
@@ -44,6 +45,7 @@ def plan(
         gpu: Their kind. cpu: this machine, measured.
         tokens: To train on in all. Default: an epoch of the corpus, or as many as the preset's steps read.
         context: Tokens of a window. Default: the preset's.
+        optimizer_bits: Bits of each number in the optimizer's state.
     """
     cfg.Limits(1, 1 << 16).check("--gpus", gpus)
     cfg.limits.TOKENS.check("--tokens", tokens)
@@ -55,13 +57,14 @@ def plan(
     model = dataclasses.replace(chosen.model, block_size=context or chosen.model.block_size)
     per_step = chosen.training.batch_size * chosen.training.accumulate * chosen.model.block_size
     vocab_size, epoch = _read(corpus, settings) if corpus else (_GPT2_VOCABULARY, chosen.training.steps * per_step)
-    job = scaling.divisible(model, vocab_size, max(1, per_step // model.block_size), gpus)
+    job = scaling.Job(model, vocab_size, max(1, per_step // model.block_size), optimizer_bits)
+    job = scaling.divisible(job, gpus)
     device = this_machine() if gpu == "cpu" else DEVICES[gpu]
     found = scaling.best(job, gpus, device)
     if not found:
         raise ValueError(
             f"{preset} does not fit into {gpus:,} × {device.gigabytes:.0f} GB in any way. Use more --gpus, another "
-            "--gpu or a shorter --context."
+            "--gpu, a shorter --context or --optimizer-bits 8."
         )
     if json:
         return print_json({

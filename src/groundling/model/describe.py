@@ -15,6 +15,10 @@ from groundling.config import ModelSettings
 from groundling.model.gpt import GPT
 
 Shape = tuple[int, ...]
+CODE = "_code"
+"""What the names of tensors end with whose numbers are 8-bit codes. All others are float32."""
+_BLOCK, _SHORTEST_BLOCK = 256, 32  # numbers that share a scale, at most and at least
+_FEWEST = 4096  # numbers of a matrix whose optimizer state is worth 8 bits
 
 
 @cache
@@ -56,3 +60,21 @@ def inference_memory(config: ModelSettings, vocab_size: int) -> int:
     rope = config.n_layer * config.block_size * config.head_dim if config.position == "rope" else 0
     kv_cache = 2 * config.n_layer * config.block_size * config.kv_heads * config.head_dim
     return 4 * (numbers + rope + kv_cache + vocab_size)
+
+
+def block_columns(shape: Shape) -> int:
+    """How many columns of a weight share a scale where its optimizer state is in 8 bits: the most, up to 256, that
+    divide a row evenly. 0 if the state is in float32: that of vectors, of small matrices, and where blocks would be
+    short, as for one factor of a LoRA adapter."""
+    if len(shape) < 2 or prod(shape) < _FEWEST:
+        return 0
+    columns = max(n for n in range(1, min(_BLOCK, shape[1]) + 1) if shape[1] % n == 0)
+    return columns if columns >= _SHORTEST_BLOCK else 0
+
+
+def bytes_saved(config: ModelSettings, vocab_size: int, optimizer_bits: int) -> int:
+    """How many bytes AdamW's two moments take less than in float32, by `--optimizer-bits`."""
+    if optimizer_bits == 32:
+        return 0
+    numbers = [(prod(shape), block_columns(shape)) for shape in weight_shapes(config, vocab_size).values()]
+    return 2 * sum(3 * n - 4 * n // columns for n, columns in numbers if columns)

@@ -1,70 +1,108 @@
-"""Weights in safetensors files. A file may be a stranger's, so its header is checked before any tensor is read."""
+"""Tensors in a checkpoint: read whole or in part from a safetensors file or its shards, and written."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from groundling import storage
 from groundling.config import ModelSettings
-from groundling.model.describe import Shape, inference_memory, weight_shapes
+from groundling.model.describe import CODE, Shape, inference_memory, weight_shapes
 from groundling.model.gpt import GPT
-
-_MAX_HEADER = 16 * 2**20  # bytes; ours have about a hundred per tensor
-_OTHERS = {b"PK": "a zip file, as torch.save writes it", b"\x80": "a pickle, which could run code"}
-_RENAMED = (".attn.turn.", ".attn.rope.")  # what a weight was called, and what it is called now
+from groundling.model.tensor_file import Region, files_of, header, opened, slices_of, whole_shape
 
 
 def read_shapes(path: Path) -> dict[str, Shape]:
-    """The shapes of the tensors in a file, by name, from its header. All must be float32.
+    """The shapes of the whole tensors in a file or its shards, by name, from the headers. Codes must be uint8, and
+    all others float32.
 
-    Raises ValueError, naming the file, if it is not a safetensors file, if its header is too long, or if a
-    tensor is not float32.
+    Raises ValueError, naming the file, if it is not a safetensors file, if its header is too long, if a tensor has
+    another type, or if slices are missing or overlap.
     """
-    with _opened(path) as file:
-        slices = {name: file.get_slice(name) for name in list(file.keys())}
-        odd = next((name for name, each in slices.items() if each.get_dtype() != "F32"), None)
-        if odd is not None:
-            raise ValueError(f"{path} cannot be used: {odd[:80]} is {slices[odd].get_dtype()}, not float32.")
-        return {name.replace(*_RENAMED): tuple(each.get_shape()) for name, each in slices.items()}
+    regions = defaultdict[str, list[Region]](list)
+    for file in files_of(path):
+        with opened(file) as tensors:
+            for part in slices_of(file, tensors):
+                regions[part.name].append(part.region)
+    return {name: whole_shape(path, name, parts) for name, parts in regions.items()}
 
 
 def read_tensors(path: Path, expected: Mapping[str, Shape]) -> dict[str, torch.Tensor]:
-    """The tensors of a file, by name.
+    """The whole tensors of a file or its shards, by name.
 
     Raises ValueError, naming the file, if names or shapes differ from `expected`, or if a number is not finite.
     """
+    wanted = [(name, tuple(slice(0, n) for n in shape)) for name, shape in expected.items()]
+    return dict(zip(expected, read_regions(path, expected, wanted), strict=True))
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The type of a tensor in a checkpoint, by its name."""
+    return torch.uint8 if name.endswith(CODE) else torch.float32
+
+
+def read_regions(path: Path, expected: Mapping[str, Shape], wanted: Sequence[tuple[str, Region]]) -> list[torch.Tensor]:
+    """Parts of tensors, each given by the tensor's name and the region. Only these are read.
+
+    Raises ValueError as `read_tensors` does.
+    """
     _compare(path, read_shapes(path), expected)
-    with _opened(path) as file:
-        tensors = {name.replace(*_RENAMED): file.get_tensor(name) for name in list(file.keys())}
-    for name, tensor in tensors.items():
+    found, places = dict[int, torch.Tensor](), defaultdict[str, list[int]](list)
+    for i, (name, _) in enumerate(wanted):
+        places[name].append(i)
+    for file in files_of(path):
+        with opened(file) as tensors:
+            for part in slices_of(file, tensors):
+                for i in places[part.name]:
+                    name, region = wanted[i]
+                    if region == part.region:
+                        found[i] = tensors.get_tensor(part.key)
+                        continue
+                    if i not in found:
+                        found[i] = torch.empty([side.stop - side.start for side in region], dtype=dtype_of(name))
+                    if common := _overlap(region, part.region):
+                        there = tensors.get_slice(part.key)[_within(common, part.region)]
+                        found[i][_within(common, region)] = there
+    for i, tensor in found.items():
         if not tensor.isfinite().all():
             raise ValueError(
-                f"{path} contains NaN or infinity, in {name[:80]}: training had diverged before it was saved. "
+                f"{path} contains NaN or infinity, in {wanted[i][0][:80]}: training had diverged before it was saved. "
                 "Use an earlier checkpoint."
             )
-    return tensors
+    return [found[i] for i in range(len(wanted))]
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a new safetensors file. Raises OSError if the disk refuses."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], offsets: Mapping[str, Sequence[int]] | None = None
+) -> None:
+    """Write a new safetensors file. In a shard, `offsets` says where each slice begins in the whole tensor.
+
+    Raises OSError if the disk refuses.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = None if offsets is None else header({name: offsets[name] for name in tensors})
     try:
-        storage.disk.fill(path, lambda file: save_file(plain, file))
+        storage.disk.fill(path, lambda file: save_file(plain, file, about))
     except SafetensorError as error:
         found = re.search(r"\(os error (\d+)\)", str(error))
         if found is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+
+
+def weights_hash(checkpoint: Path) -> str:
+    """A hash of the weights in a checkpoint folder: that of the file, or one of the hashes of its shards."""
+    hashes = [storage.sha256(file) for file in files_of(checkpoint / "model.safetensors")]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def load_weights(path: Path, model: GPT) -> None:
@@ -95,19 +133,12 @@ def _compare(path: Path, shapes: Mapping[str, Shape], expected: Mapping[str, Sha
         raise ValueError(f"The weights in {path} do not fit the model in its config.json: {', '.join(wrong[:3]):.200}.")
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, opened after a check of its header's length."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or not 0 < length <= min(_MAX_HEADER, os.path.getsize(path) - 8):
-            kind = next((kind for sign, kind in _OTHERS.items() if start.startswith(sign)), None)
-            if kind is not None:
-                raise ValueError(f"{path} is not a safetensors file but {kind}. It was not opened.")
-            raise ValueError(f"{path} is not a safetensors file: its header cannot have {length:,} bytes.")
-        with safe_open(path, "pt") as opened:  # checks that header and file fit together
-            yield opened
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error!s:.200}.") from None
+def _overlap(a: Region, b: Region) -> Region | None:
+    """The part of a tensor that is in both regions."""
+    both = tuple(slice(max(x.start, y.start), min(x.stop, y.stop)) for x, y in zip(a, b, strict=True))
+    return both if all(side.start < side.stop for side in both) else None
+
+
+def _within(part: Region, region: Region) -> Region:
+    """Where `part` is in a tensor that has only the `region`."""
+    return tuple(slice(p.start - r.start, p.stop - r.start) for p, r in zip(part, region, strict=True))

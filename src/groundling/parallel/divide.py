@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from groundling.config import Config, flag
+from groundling.model.describe import block_columns
 from groundling.model.gpt import GPT
 from groundling.model.initial import InitialModel
 from groundling.parallel.mesh import Mesh
@@ -48,6 +49,14 @@ def check_divisible(config: Config) -> None:
     ):
         if count % machine.tensor_parallel:
             raise ValueError(f"{tensor} gives all ranks equal parts, but {count} {name} cannot be divided so.")
+    if config.training.optimizer_bits == 8:
+        for columns in (model.n_head * model.head_dim, model.n_hidden):
+            block = block_columns((model.n_embd, columns))
+            if block and columns // machine.tensor_parallel % block:
+                raise ValueError(
+                    f"{tensor} divides rows of {columns:,} weights within blocks of {block} that share a scale in 8 "
+                    "bits. Use --optimizer-bits 32, or fewer ranks."
+                )
     if model.n_layer < machine.pipeline_parallel:
         raise ValueError(f"{pipeline} needs a block for each rank, but --n-layer is {model.n_layer}.")
     if model.block_size % machine.context_parallel:

@@ -7,6 +7,7 @@ processes share the work on the same rows. Data parallelism keeps whole weights 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -86,9 +87,18 @@ class Mesh:
         return self.tensor > 1 or self.pipeline > 1
 
     @property
+    def has_parts(self) -> bool:
+        """Whether each process has a part of the weights, as by `divides_model`, or shards."""
+        return self.divides_model or self.shard > 1
+
+    @property
     def is_first_of_stage(self) -> bool:
         """Whether it is the one of its pipeline stage that gives the others' tensors to the main process."""
-        return self.devices is None or not any(self.devices.get_local_rank(name) for name in _NAMES[1:])
+        return self.is_first_beside({"pipeline"})
+
+    def is_first_beside(self, dims: Collection[str]) -> bool:
+        """Whether it is the first of the processes at its place in the dimensions `dims`, which have the same there."""
+        return self.devices is None or not any(self.devices.get_local_rank(name) for name in _NAMES if name not in dims)
 
     @cached_property
     def learners(self) -> dist.ProcessGroup:

@@ -9,7 +9,7 @@ import torch
 
 from groundling.config import Config, MachineSettings
 from groundling.machine import local_size
-from groundling.model.describe import matrix_parameters
+from groundling.model.describe import bytes_saved, matrix_parameters
 from groundling.parallel import processes
 from groundling.parallel.divide import check_divisible
 from groundling.parallel.mesh import Mesh, data_size
@@ -58,6 +58,7 @@ def new_mesh(config: Config, vocab_size: int, device: torch.device) -> Mesh:
         mode = "ddp"
     else:
         needed = _BYTES * matrix_parameters(config.model, vocab_size)
+        needed -= bytes_saved(config.model, vocab_size, config.training.optimizer_bits)
         mode = "ddp" if _needs_copies(config) or needed <= _COMFORTABLE * _memory(device) else "fsdp"
     return Mesh.build(settings, device, mode)
 

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from groundling.machine import local_size
 
 T = TypeVar("T")
 
@@ -34,6 +36,11 @@ def size() -> int:
 
 def is_main() -> bool:
     return rank() == 0
+
+
+def is_first_of_machine() -> bool:
+    """Whether this is the first of those on its machine, and there are several machines."""
+    return size() > local_size() and os.environ.get("LOCAL_RANK") == "0"
 
 
 def together() -> bool:
@@ -100,6 +107,44 @@ def clock() -> float:
     now = torch.tensor(time.perf_counter(), dtype=torch.float64)
     dist.broadcast(now, 0)
     return float(now)
+
+
+class Ranks:
+    """Processes that write something together, step by step. If a step fails on one, its error is raised on all."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        """Without a group, there is this process alone."""
+        self.group = group
+        self.rank, self.size = (group.rank(), group.size()) if group else (0, 1)
+
+    @staticmethod
+    def in_background() -> Ranks:
+        """All processes, for a thread beside the one that trains. All must call this."""
+        return Ranks(dist.new_group(backend="gloo", timeout=_TIMEOUT))
+
+    def each(self, action: Callable[[], T]) -> list[T]:
+        """Do something on each rank. All get all results."""
+        if self.size == 1:
+            return [action()]
+        mine: tuple[T | None, Exception | None]
+        try:
+            mine = action(), None
+        except Exception as error:
+            mine = None, error
+        outcomes = self._of_all(mine)
+        for _, failure in outcomes:
+            if failure is not None:
+                raise failure
+        return [result for result, _ in outcomes]
+
+    def _of_all(self, mine: object) -> list[Any]:
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, mine, self.group)
+        return everyone
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Do something on rank 0 only. All get the result."""
+        return self.each(lambda: action() if self.rank == 0 else None)[0]  # type: ignore[return-value]
 
 
 def lost_another(error: BaseException) -> bool:

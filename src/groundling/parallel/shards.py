@@ -73,15 +73,15 @@ def gathered(tensors: Mapping[str, torch.Tensor], orders: Orders, mesh: Mesh) ->
 
 def _from_all_stages(tensors: Mapping[str, torch.Tensor], group: dist.ProcessGroup) -> dict[str, torch.Tensor]:
     """The tensors of all stages, on the CPU of the first one. What several have is that of the first of them."""
-    listed: list[dict[str, torch.Size]] = [{} for _ in range(group.size())]
-    dist.all_gather_object(listed, {name: tensor.shape for name, tensor in tensors.items()}, group)
+    listed: list[dict[str, tuple[torch.Size, torch.dtype]]] = [{} for _ in range(group.size())]
+    dist.all_gather_object(listed, {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}, group)
     found = dict(tensors)
     for stage, shapes in enumerate(listed[1:], start=1):
-        for name, shape in shapes.items():
+        for name, (shape, dtype) in shapes.items():
             if any(name in before for before in listed[:stage]):
                 continue
             if group.rank() == 0:
-                found[name] = torch.empty(shape)
+                found[name] = torch.empty(shape, dtype=dtype)
                 dist.recv(found[name], group=group, group_src=stage)
             elif group.rank() == stage:
                 dist.send(tensors[name].cpu().contiguous(), group=group, group_dst=0)

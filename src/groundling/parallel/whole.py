@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from groundling.model.describe import Shape
+
 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether it is a DTensor, whose module takes a second to import."""
@@ -21,11 +23,24 @@ def whole(tensor: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tens
 
 
 def own_part(tensor: torch.Tensor, like: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
-    """The part of a whole `tensor` that this rank has of the parameter `like`, on the same device."""
-    if not is_sharded(like):
+    """The part of a whole `tensor` that this rank has of the parameter `like`, on the same device. A part stays what it
+    is."""
+    if is_sharded(tensor) or not is_sharded(like):
         return tensor.to(like.device)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(like, DTensor)
     tensor = tensor.to(like.device) if order is None else tensor[order.to(tensor.device)].to(like.device)
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def as_part(part: torch.Tensor, like: torch.Tensor, shape: Shape | None = None) -> torch.Tensor:
+    """`part` as a DTensor: what is here of a tensor that is divided like the DTensor `like`. Its `shape` may be another
+    one."""
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(like, DTensor)
+    whole = like if shape is None else torch.empty(shape, device="meta")
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from groundling.parallel.mesh import Mesh
 from groundling.parallel.shards import local, rows_here
-from groundling.parallel.whole import is_sharded, own_part, whole
+from groundling.parallel.whole import as_part, is_sharded, own_part, whole
 
 Compute = Callable[[Sequence[torch.Tensor], list[torch.Tensor]], list[list[torch.Tensor]]]
 """Takes parameters, and a whole matrix for each. Gives the result for each, in as many pieces as there are matrices
@@ -61,7 +61,7 @@ class WholeMatrices:
             found = self._scatter(results(self._gather(parts), self.mine), parts)
         else:
             pairs = [(parameter, self.rows[parameter].order) for parameter in parameters]
-            wholes = [whole(_of_shard(x, p), order) for x, (p, order) in zip(parts, pairs, strict=True)]
+            wholes = [whole(as_part(x, p), order) for x, (p, order) in zip(parts, pairs, strict=True)]
             wholes = results(wholes, range(len(wholes)))
             found = [local(own_part(x, p, order)) for x, (p, order) in zip(wholes, pairs, strict=True)]
         return [x.split(self.rows_here(p)) for x, p in zip(found, parameters, strict=True)]
@@ -138,11 +138,3 @@ def _by_rows(matrix: torch.Tensor) -> bool:
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     return isinstance(matrix, DTensor) and matrix.placements in ((Shard(0),), (Replicate(), Shard(0)))
-
-
-def _of_shard(shard: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    from torch.distributed.tensor import DTensor
-
-    assert isinstance(like, DTensor)
-    mesh, placements = like.device_mesh, like.placements
-    return DTensor.from_local(shard, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())

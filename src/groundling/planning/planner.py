@@ -23,7 +23,7 @@ from groundling.config import Config, ModelSettings
 from groundling.data.mixture import Text, distinct_tokens, parts_of
 from groundling.machine import Machine, Speed, has_compiler, measure_speed
 from groundling.model.cross_entropy import LARGE_VOCABULARY
-from groundling.model.describe import flops_per_token, matrix_parameters
+from groundling.model.describe import bytes_saved, flops_per_token, matrix_parameters
 from groundling.model.gpt import GPT
 from groundling.tasks.self_distillation import end_of
 from groundling.training.clock import local_time
@@ -43,6 +43,7 @@ _FEWEST_EVALUATED = 8192
 _OUTSIDE = 8.0  # seconds of a run outside of steps: imports, reading the text, the last evaluation, the plot
 _KEPT = {"none": 100, "attention": 70, "blocks": 5}  # bytes of activations by --recompute, per token, layer and width
 _LONGER = {"none": 1.0, "attention": 1.15, "blocks": 1.35}  # the time of a pass
+_OPTIMIZER = {32: 30, 8: 130}  # bytes that its step moves, per parameter, by --optimizer-bits
 _LOGITS_AT_ONCE = 1 << 24
 _MOST_MEMORY = 0.8  # of all memory, from which on something is computed again
 _SIZE_SETTINGS = (*_SHAPE, "batch_size", "matrix_learning_rate")
@@ -100,14 +101,18 @@ def benchmark_pass(machine: Machine) -> float:
     return min(seconds)  # the others were disturbed, or include the set-up of libraries
 
 
-def memory_needed(model: ModelSettings, vocab_size: int, batch_size: int, recompute: str = "none") -> int:
-    """Estimate the bytes that training takes: PyTorch itself, five floats per parameter, and activations."""
+def memory_needed(
+    model: ModelSettings, vocab_size: int, batch_size: int, recompute: str = "none", optimizer_bits: int = 32
+) -> int:
+    """Estimate the bytes that training takes: PyTorch itself, five floats per parameter (three, and two moments in 8
+    bits), and activations."""
     tokens, kept = batch_size * model.block_size, _KEPT[recompute]
     layers = tokens * model.n_embd * (model.n_layer * kept + _KEPT["none"] - kept)  # a third less if compiled
     logits = tokens * vocab_size
     if vocab_size >= LARGE_VOCABULARY:  # a few positions at a time
         logits = min(logits, _LOGITS_AT_ONCE)
-    return round(0.45e9 + 20 * matrix_parameters(model, vocab_size) + layers + 24 * logits)
+    parameters = 20 * matrix_parameters(model, vocab_size) - bytes_saved(model, vocab_size, optimizer_bits)
+    return round(0.45e9 + parameters + layers + 24 * logits)
 
 
 def with_recompute(config: Config, given: Set[str], vocab_size: int, memory: float) -> Config:
@@ -115,7 +120,7 @@ def with_recompute(config: Config, given: Set[str], vocab_size: int, memory: flo
     for recompute in _KEPT:
         candidate = _with(config, given, {"recompute": recompute})
         t = candidate.training
-        if memory_needed(candidate.model, vocab_size, t.batch_size, t.recompute) <= memory:
+        if memory_needed(candidate.model, vocab_size, t.batch_size, t.recompute, t.optimizer_bits) <= memory:
             break
     return candidate
 
@@ -155,7 +160,8 @@ def _step_timer(machine: Machine, vocab_size: int, seconds: float) -> Callable[[
 
     def step(config: Config) -> float:
         m, t = config.model, config.training
-        optimizer = 30 * matrix_parameters(m, vocab_size) / (speed.gbytes * 1e9) + 0.001 * m.n_layer
+        moved = _OPTIMIZER[t.optimizer_bits] * matrix_parameters(m, vocab_size)
+        optimizer = moved / (speed.gbytes * 1e9) + 0.001 * m.n_layer
         passes = t.accumulate * pass_seconds(m, vocab_size, t.batch_size, speed) * _LONGER[t.recompute]
         return factor * (passes / config.machine.processes + optimizer)
 
@@ -173,7 +179,7 @@ def _sized(
         model, t = candidate.model, candidate.training
         cost = seconds / step(candidate) * candidate.tokens_per_step * flops_per_token(model, vocab_size)
         small_enough = matrix_parameters(model, vocab_size) <= _PARAMETERS_PER_TOKEN * distinct_tokens(text)
-        fits = memory_needed(model, vocab_size, t.batch_size, t.recompute) <= memory / 2
+        fits = memory_needed(model, vocab_size, t.batch_size, t.recompute, t.optimizer_bits) <= memory / 2
         if cost >= flops and small_enough and fits:
             break
     return candidate  # the smallest if none fits
@@ -244,7 +250,7 @@ def _event(config: Config, given: Set[str], text: Text, per_step: float, used: f
         steps=t.steps,
         seconds_per_step=per_step / _steps_share(t.generations),
         epochs=t.steps * config.tokens_per_step / text.token_counts[0],
-        memory=memory_needed(m, vocab_size, t.batch_size, t.recompute),
+        memory=memory_needed(m, vocab_size, t.batch_size, t.recompute, t.optimizer_bits),
         loss=loss,
         low=None if loss is None else loss * (1 - _SPREAD),
         high=None if loss is None else loss * (1 + _SPREAD),
@@ -258,7 +264,8 @@ def larger_passes(config: Config, vocab_size: int, memory: int) -> Config:
     t = config.training
     for micro_batches in range(1, t.accumulate + 1):
         batch_size = t.batch_size * t.accumulate // micro_batches
-        if t.accumulate % micro_batches == 0 and memory_needed(config.model, vocab_size, batch_size) <= memory:
+        needed = memory_needed(config.model, vocab_size, batch_size, "none", t.optimizer_bits)
+        if t.accumulate % micro_batches == 0 and needed <= memory:
             return _with(config, set(), {"batch_size": batch_size, "accumulate": micro_batches})
     return config
 

@@ -7,12 +7,12 @@ compare plans with each other rather than with a clock. `ASSUMPTIONS` lists what
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any, Literal
 
 from groundling.config import ModelSettings
-from groundling.model.describe import flops_per_token, matrix_parameters, weight_shapes
+from groundling.model.describe import bytes_saved, flops_per_token, matrix_parameters, weight_shapes
 from groundling.planning.devices import Device
 
 EFFICIENCY = 0.5  # of the peak, in the products of a step
@@ -27,8 +27,9 @@ _LATENCY = 2e-5  # seconds of a collective operation that moves nothing
 ASSUMPTIONS = (
     f"Matrix products reach {EFFICIENCY:.0%} of the peak of the data sheet, collective operations {_BANDWIDTH:.0%} of "
     "the speed of their link.",
-    "Weights, gradients and optimizer state are float32 (16 bytes for each weight with AdamW), activations bfloat16 "
-    "and the residual stream float32. Weights and gradients travel in float32.",
+    "Weights, gradients and AdamW's moments are float32 (16 bytes for each weight), activations bfloat16 and the "
+    "residual stream float32. Weights and gradients travel in float32. With --optimizer-bits 8, moments are in 8 bits "
+    "(10.1 bytes for each weight).",
     f"Each pass through a block takes {_LAUNCHES * 1e6:.0f} µs beside its products.",
     "ddp and fsdp: traffic hides behind computation as far as it is shorter. Tensor and context: it adds to it.",
     "hsdp shards within a node and averages over nodes; `train` does not offer it yet.",
@@ -65,6 +66,7 @@ class Job:
     model: ModelSettings
     vocab_size: int
     windows: int
+    optimizer_bits: int = 32
 
     @property
     def tokens(self) -> int:
@@ -100,15 +102,20 @@ def activation_bytes(model: ModelSettings) -> int:
     return residual + inputs + attention + mlp
 
 
-def state_bytes(model: ModelSettings, vocab_size: int) -> int:
-    """Weights, gradients and AdamW's two averages, in float32."""
-    return 16 * sum(prod(shape) for shape in weight_shapes(model, vocab_size).values())
+def weight_bytes(job: Job) -> int:
+    """Weights, or gradients, in float32."""
+    return 4 * sum(prod(shape) for shape in weight_shapes(job.model, job.vocab_size).values())
+
+
+def state_bytes(job: Job) -> int:
+    """Weights, gradients and AdamW's two moments."""
+    return 4 * weight_bytes(job) - bytes_saved(job.model, job.vocab_size, job.optimizer_bits)
 
 
 def memory(job: Job, layout: Layout, device: Device) -> float:
     """Bytes on the fullest device, the first stage of a pipeline."""
     m, parts = job.model, layout.tensor * layout.pipeline
-    state = state_bytes(m, job.vocab_size) / parts
+    state = state_bytes(job) / parts
     block = matrix_parameters(m, job.vocab_size, "h.") / m.n_layer / layout.tensor
     low = 2 * block * m.n_layer / layout.pipeline  # weights in bfloat16 for the products
     if layout.kind != "ddp":
@@ -140,9 +147,9 @@ def estimate(job: Job, layout: Layout, device: Device) -> Estimate:
     waiting += max(0.0, _data_seconds(job, layout, device, passes) - compute)
     waiting += _tensor_seconds(job, layout, device, passes) + _context_seconds(job, layout, device, passes)
     waiting += _pipeline_seconds(job, layout, device)
-    # The optimizer reads weight, gradient and both averages, and writes all but the gradient.
+    # The optimizer reads weight, gradient and both moments, and writes all but the gradient.
     divided = layout.tensor * layout.pipeline * _shards(layout, device)
-    update = 7 * state_bytes(m, job.vocab_size) / 4 / divided / (device.bandwidth * 1e9)
+    update = (2 * state_bytes(job) - weight_bytes(job)) / divided / (device.bandwidth * 1e9)
     seconds = compute + waiting + update
     share = flops / seconds / layout.devices / (device.teraflops * 1e12)
     return Estimate(layout, memory(job, layout, device), seconds, waiting, share, job.tokens / seconds)
@@ -169,7 +176,7 @@ def _speed(n: int, stride: int, device: Device) -> float:
 def _data_seconds(job: Job, layout: Layout, device: Device, passes: int) -> float:
     """The sum of the gradients over the data groups, and with shards the gathering of weights in each pass."""
     parts = layout.tensor * layout.pipeline
-    size = state_bytes(job.model, job.vocab_size) / 4 / parts  # of weights, or of gradients
+    size = weight_bytes(job) / parts  # or of gradients
     ranks = layout.data * layout.context  # context ranks have the same weights
     whole = _speed(ranks, parts, device)
     if layout.kind == "ddp":
@@ -227,9 +234,9 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def divisible(model: ModelSettings, vocab_size: int, windows: int, devices: int) -> Job:
-    """A job of at least so many windows that all devices get as many."""
-    return Job(model, vocab_size, -(-windows // devices) * devices)
+def divisible(job: Job, devices: int) -> Job:
+    """A job of at least as many windows, of which all devices get as many."""
+    return replace(job, windows=-(-job.windows // devices) * devices)
 
 
 def best(job: Job, devices: int, device: Device) -> list[Estimate]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 from groundling import storage
 from groundling.config import ModelSettings
 from groundling.model.initial import InitialModel
-from groundling.model.weights_file import read_shapes, read_tensors, write_tensors
+from groundling.model.tensor_file import files_of
+from groundling.model.weights_file import read_shapes, read_tensors, weights_hash, write_tensors
 from groundling.run.longer_context import resized_positions
 from groundling.run.record import ModelFacts
 from groundling.run.run import Run
@@ -26,7 +28,7 @@ def facts_of(run: Run) -> ModelFacts:
     checkpoint = run.checkpoint
     return ModelFacts(
         run=run.name, folder=str(run.folder), task=run.config.task, step=run.step,
-        weights=storage.sha256(checkpoint / "model.safetensors"), corpus=run.record.corpus.name,
+        weights=weights_hash(checkpoint), corpus=run.record.corpus.name,
     )  # fmt: skip
 
 
@@ -44,7 +46,7 @@ def copy_weights(parent: Run, folder: Path, model: ModelSettings, vocab_size: in
     with storage.new_folder(folder, about) as new:
         same_positions = model.position == "rope" or model.block_size == parent.config.model.block_size
         if vocab_size == parent.tokenizer.vocab_size and same_positions and not is_reward:
-            storage.disk.fill(new / weights.name, lambda to: shutil.copyfile(weights, to))
+            _copy(files_of(weights), new)
             return
         tensors = read_tensors(weights, read_shapes(weights))
         heads = [name for name in _BY_TOKEN if name in tensors]
@@ -68,8 +70,13 @@ def copy_model(run: Run, folder: Path) -> None:
     """Copy the weights and settings of a run's checkpoint, as `model_at` reads them."""
     storage.remove_folder(folder)
     with storage.new_folder(folder, {"from": str(run.checkpoint)}) as new:
-        for name in ("model.safetensors", "config.json", "tokenizer.json"):
-            storage.disk.fill(new / name, partial(shutil.copyfile, run.checkpoint / name))
+        files = files_of(run.checkpoint / "model.safetensors")
+        _copy([*files, *(run.checkpoint / name for name in ("config.json", "tokenizer.json"))], new)
+
+
+def _copy(files: Sequence[Path], folder: Path) -> None:
+    for file in files:
+        storage.disk.fill(folder / file.name, partial(shutil.copyfile, file))
 
 
 def model_at(folder: Path) -> InitialModel:

@@ -82,7 +82,13 @@ def in_processes(verb: Callable[P, Run]) -> Callable[P, Run]:
 
 def _follow() -> Run:
     """Take part in the training of the run that rank 0 has prepared, and report nothing."""
-    run = Run(Path(processes.from_main("")))
+    folder = Path(processes.from_main(""))
+    if not folder.is_dir():
+        raise ValueError(
+            f"This machine does not see {folder.absolute()}, the folder of the run. Put runs ($GROUNDLING_RUNS or "
+            "--out), texts and the cache ($GROUNDLING_CACHE) on a disk that all machines see under the same path."
+        )
+    run = Run(folder)
     trainer = _trainer(run, run.text.open(), silent)
     trainer.subscribers.append(lambda event: _remember(run, event))
     trainer.compile()

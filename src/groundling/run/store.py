@@ -29,7 +29,7 @@ def load(run: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = No
     reference = os.fspath(run)
     folder = runs_folder(out)
     for path in [*_called(reference, folder), _whole(Path(os.path.expanduser(reference)))]:
-        if (path / "model.safetensors").is_file():
+        if path.is_dir() and any(path.glob("model*.safetensors")):
             if not (path / "state.json").is_file():
                 raise ValueError(
                     f"{path} is not a groundling checkpoint. If it is a Hugging Face model, use "

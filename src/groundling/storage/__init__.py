@@ -30,10 +30,11 @@ from groundling.storage.operations import Disk
 from groundling.storage.retry import UNSUPPORTED, cache_folder, free_bytes, in_bytes, locked, readable_errors, retry_io
 
 __all__ = [
-    "FORMAT", "MANIFEST", "Disk", "append_json", "cache_folder", "check_writable", "disk", "file_records", "free_bytes",
-    "in_bytes", "locked", "make_folder", "new_folder", "output_file", "read_checksummed", "read_json",
-    "read_json_lines", "read_manifest", "readable_errors", "remove_file", "remove_folder", "remove_temporary",
-    "retry_io", "sha256", "verify", "verify_once", "write_checksummed", "write_file", "write_json",
+    "FORMAT", "MANIFEST", "Disk", "append_json", "cache_folder", "check_writable", "disk", "file_record",
+    "file_records", "free_bytes", "in_bytes", "locked", "make_folder", "new_folder", "note_verified", "output_file",
+    "read_checksummed", "read_json", "read_json_lines", "read_manifest", "readable_errors", "remove_file",
+    "remove_folder", "remove_temporary", "retry_io", "sha256", "verify", "verify_once", "write_checksummed",
+    "write_file", "write_json",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -112,8 +113,8 @@ def new_folder(
     """Yield a temporary folder to fill. On a clean exit it becomes `path`, on an exception it is deleted.
 
     `about` goes into the manifest, beside the files' hashes. A folder in it has a manifest of its own. Files with
-    `records` from another folder's manifest are not hashed again. Raises FileExistsError if `path` exists: it is never
-    overwritten.
+    `records`, from another folder's manifest or from who wrote them, are not hashed again. Raises FileExistsError if
+    `path` exists: it is never overwritten.
     """
     if path.exists():
         raise FileExistsError(f"{path} already exists. Saved data is never overwritten.")
@@ -123,9 +124,7 @@ def new_folder(
         yield temporary
         files = sorted(file for file in temporary.iterdir() if not file.is_dir())
         known = records or {}
-        hashes = {
-            file.name: known.get(file.name) or {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files
-        }
+        hashes = {file.name: known.get(file.name) or file_record(file) for file in files}
         for file in files:
             _sync(file)
         disk.write(temporary / MANIFEST, _checksummed({"format": FORMAT, "about": about or {}, "files": hashes}))
@@ -224,6 +223,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(_manifest(folder)["about"])
 
 
+def file_record(path: Path) -> dict[str, Any]:
+    """The size and hash of a file, as the manifest has them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
 def file_records(folder: Path) -> dict[str, Any]:
     """The size and hash of each file, from the manifest."""
     return dict(_manifest(folder)["files"])
@@ -243,11 +247,19 @@ def verify(folder: Path) -> dict[str, Any]:
 
 def verify_once(folder: Path) -> dict[str, Any]:
     """Like `verify`, but does not read files again that this process has hashed and that have not changed since."""
-    stamps = [(p, s.st_ino, s.st_size, s.st_mtime_ns) for p in sorted(folder.glob("*")) for s in [p.stat()]]
-    if _hashed.get(folder) != stamps:
+    if _hashed.get(folder) != (stamps := _stamps(folder)):
         verify(folder)
         _hashed[folder] = stamps
     return read_manifest(folder)
+
+
+def note_verified(folder: Path) -> None:
+    """Let `verify_once` know that all files of a folder are verified, by several processes together."""
+    _hashed[folder] = _stamps(folder)
+
+
+def _stamps(folder: Path) -> list[tuple[Path, int, int, int]]:
+    return [(p, s.st_ino, s.st_size, s.st_mtime_ns) for p in sorted(folder.glob("*")) for s in [p.stat()]]
 
 
 _hashed: dict[Path, list[tuple[Path, int, int, int]]] = {}

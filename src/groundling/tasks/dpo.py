@@ -19,7 +19,7 @@ from groundling.machine import Machine, bits
 from groundling.model.compiled import Forward
 from groundling.model.gpt import GPT
 from groundling.model.initial import InitialModel
-from groundling.model.weights_file import read_tensors, write_tensors
+from groundling.model.weights_file import read_tensors, weights_hash, write_tensors
 from groundling.tasks.losses.logprobs import masked_sum, token_logprobs
 from groundling.tasks.losses.preference import Replies, kto_baseline, preference_figures, preference_losses
 from groundling.tasks.pairs import Pairs
@@ -88,9 +88,7 @@ class Dpo(Pairs):
         """log p of each reply under the initial weights, (rows,) for each part; from the cache if they are there."""
         if self.initial.checkpoint is None:  # random weights, with which planning times a step
             return [torch.zeros(len(part)) for part in parts]
-        key = hashlib.sha256(
-            f"{storage.sha256(self.initial.checkpoint / 'model.safetensors')} {bits(machine)}".encode()
-        )
+        key = hashlib.sha256(f"{weights_hash(self.initial.checkpoint)} {bits(machine)}".encode())
         for part in parts:
             for content in (part.tokens, part.learned, part.ends):
                 key.update(hashlib.sha256(np.ascontiguousarray(content).data).digest())

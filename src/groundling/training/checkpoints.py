@@ -8,6 +8,10 @@ checkpoints/step-000400/
   config.json            the run's record
   tokenizer.json
   manifest.json          sizes and hashes, written last
+
+Where each rank has a part of the model, the first two are shards (model/tensor_file.py), such as
+model-00001-of-00004.safetensors. Each rank writes its own, and the checkpoint gets its name when all are on the disk.
+
 checkpoints/best.json    {"checkpoint": "step-000400"}: a pointer that also works on Windows
 checkpoints/last.json
 """
@@ -17,8 +21,8 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -30,21 +34,28 @@ import torch
 from groundling import __version__, storage
 from groundling.config import TrainingSettings
 from groundling.machine import versions
-from groundling.model.describe import Shape
+from groundling.model.describe import CODE, Shape
+from groundling.model.tensor_file import shard_path
 from groundling.model.weights_file import write_tensors
+from groundling.parallel.processes import Ranks
 from groundling.training.state import TrainState, read_state
 
 _NAME = re.compile("step-[0-9]{6,18}")  # of a checkpoint's folder
+ALONE = Ranks()
 _OTHER_FILES = 20_000  # bytes beside the tensors
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The content of a checkpoint: the training state, the model's `weights`, and the other tensors, `training`."""
+    """The content of a checkpoint: the training state, the model's `weights`, and the other tensors, `training`.
+
+    Or what one rank has of them: `offsets` then says where each slice begins in the whole tensor.
+    """
 
     state: TrainState
     weights: Mapping[str, torch.Tensor]
     training: Mapping[str, torch.Tensor]
+    offsets: Mapping[str, Sequence[int]] | None = None
 
     @property
     def size(self) -> int:
@@ -54,7 +65,22 @@ class Snapshot:
 
 def size_in_bytes(*shapes: Mapping[str, Shape]) -> int:
     """Approximate size in bytes of a checkpoint with tensors of these shapes."""
-    return _OTHER_FILES + 4 * sum(prod(shape) for each in shapes for shape in each.values())
+    tensors = [item for each in shapes for item in each.items()]
+    return _OTHER_FILES + sum(prod(shape) * (1 if name.endswith(CODE) else 4) for name, shape in tensors)
+
+
+def _write_tensors(folder: Path, snapshot: Snapshot, shards: Sequence[bool], rank: int) -> dict[str, Any]:
+    """Write whole tensors, or this rank's shard, which is one of several. Returns size and hash of each shard."""
+    records = dict[str, Any]()
+    for name, tensors in (("model.safetensors", snapshot.weights), ("optimizer.safetensors", snapshot.training)):
+        if snapshot.offsets is None:
+            write_tensors(folder / name, tensors)
+        elif shards[rank]:
+            path = shard_path(folder / name, sum(shards[:rank]) + 1, sum(shards))
+            write_tensors(path, tensors, snapshot.offsets)
+            records[path.name] = storage.file_record(path)
+            storage.disk.sync(path)
+    return records
 
 
 class AllDamaged(ValueError):
@@ -75,49 +101,83 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
 
-    def save(self, snapshot: Snapshot, keep: int) -> Path:
+    def save(self, snapshot: Snapshot, keep: int, ranks: Ranks = ALONE) -> Path:
         """Save, read it back, update the pointers `last` and `best`, then delete the oldest beyond `keep` (0: none).
 
-        At least two undamaged checkpoints are kept. Raises OSError with a sentence if writing fails; the earlier
-        checkpoints are not changed then.
+        If the snapshot is a part, all `ranks` must call this, each with its own. At least two undamaged checkpoints are
+        kept. Raises OSError with a sentence if writing fails; the earlier checkpoints are not changed then.
         """
-        state, path = snapshot.state, self.path(snapshot.state.step)
-        # What was logged before this step must survive a power cut, since it is not computed again.
+        path = self.path(snapshot.state.step)
+        size = sum(ranks.each(lambda: snapshot.size))
+        ranks.on_main(self._flush_history)
+        storage.retry_io(path, size, lambda: self._save(path, snapshot, ranks))
+        ranks.on_main(lambda: self._note_saved(path, snapshot.state, keep))
+        return path
+
+    def _flush_history(self) -> None:
+        """What was logged before this step must survive a power cut, since it is not computed again."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (file := self.folder.parent / name).exists():
                 storage.retry_io(file, 0, partial(storage.disk.sync, file))
-        storage.retry_io(path, snapshot.size, lambda: self._save(path, snapshot))
+
+    def _note_saved(self, path: Path, state: TrainState, keep: int) -> None:
         self._point("last", path)
         best = self.path(state.best_step)
         if self.pointed("best") != best and best.exists():
             self._point("best", best)
         if keep:
             self._prune(max(keep, 2), {best, self.path(state.guard.last_good_step)})
-        return path
 
-    def _save(self, path: Path, snapshot: Snapshot) -> None:
+    def _save(self, path: Path, snapshot: Snapshot, ranks: Ranks) -> None:
+        if ranks.on_main(lambda: self._is_saved(path)):
+            return
+        shards = ranks.each(lambda: bool(snapshot.weights))  # of copies of the same part, one rank saves it
+        records: dict[str, Any] = {}
+        with ExitStack() as stack:
+            folder = ranks.on_main(
+                lambda: stack.enter_context(storage.new_folder(path, self._about(snapshot.state), records))
+            )
+            written = ranks.each(lambda: _write_tensors(folder, snapshot, shards, ranks.rank))
+            for each in written:
+                records |= each
+            ranks.on_main(lambda: self._write_others(folder, snapshot.state))
+            ranks.on_main(stack.close)  # writes the manifest, and renames the folder
+        ranks.each(lambda: self._read_back(path, written[ranks.rank] if ranks.size > 1 else None))
+        if ranks.size > 1:
+            ranks.on_main(lambda: storage.note_verified(path))
+
+    def _is_saved(self, path: Path) -> bool:
+        """Whether a resumed run has come to a step that is already saved, with the same bits. A damaged checkpoint of
+        this step is deleted."""
         if path.exists():
             try:
-                # A resumed run comes to a step that is already saved, with the same bits.
                 self.verify(path)
-                return
+                return True
             except ValueError:
                 storage.remove_folder(path)
-        run_folder = self.folder.parent
-        files = {name: (run_folder / name).read_bytes() for name in ("config.json", "tokenizer.json")}
-        about: dict[str, Any] = {
-            "step": snapshot.state.step,
-            "corpus": storage.read_json(run_folder / "config.json").get("corpus", {}).get("fingerprint"),
+        return False
+
+    def _about(self, state: TrainState) -> dict[str, Any]:
+        return {
+            "step": state.step,
+            "corpus": storage.read_json(self.folder.parent / "config.json").get("corpus", {}).get("fingerprint"),
             "versions": versions() | {"groundling": __version__},
         }
-        with storage.new_folder(path, about) as temporary:
-            write_tensors(temporary / "model.safetensors", snapshot.weights)
-            write_tensors(temporary / "optimizer.safetensors", snapshot.training)
-            storage.disk.write(temporary / "state.json", json.dumps(snapshot.state.to_dict(), indent=1).encode())
-            for name, content in files.items():
-                storage.disk.write(temporary / name, content)
+
+    def _write_others(self, folder: Path, state: TrainState) -> None:
+        storage.disk.write(folder / "state.json", json.dumps(state.to_dict(), indent=1).encode())
+        for name in ("config.json", "tokenizer.json"):
+            storage.disk.write(folder / name, (self.folder.parent / name).read_bytes())
+
+    def _read_back(self, path: Path, shards: Mapping[str, Any] | None) -> None:
+        """Check that the disk has what was written: everything, or these `shards`, given with their size and hash."""
         try:
-            self.verify(path)
+            if shards is None:
+                self.verify(path)
+                return
+            for name, record in shards.items():
+                if not record == storage.file_records(path).get(name) == storage.file_record(path / name):
+                    raise ValueError(f"{path / name} is damaged: its content differs from what was saved.")
         except ValueError as error:
             raise OSError(
                 errno.EIO, f"the disk returned different data than was written ({error}). The disk may be failing"

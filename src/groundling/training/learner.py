@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,10 +17,11 @@ from groundling.model.compiled import Forward
 from groundling.model.describe import Shape, weight_shapes
 from groundling.model.gpt import GPT
 from groundling.model.initial import InitialModel
-from groundling.model.weights_file import read_shapes, read_tensors
+from groundling.model.weights_file import read_shapes
 from groundling.parallel.data_parallel import DataParallel
 from groundling.parallel.divide import divided, new_pipeline, of_all_stages
 from groundling.parallel.mesh import Mesh
+from groundling.parallel.parts import copied_parts, read_parts
 from groundling.parallel.processes import first
 from groundling.parallel.shards import assign, gathered, row_orders
 from groundling.training.average import WeightAverage
@@ -129,24 +131,30 @@ class Learner:
             raise Anomaly(step, fault)
 
     def snapshot(self, state: TrainState) -> Snapshot:
-        """Everything to save. All ranks must call this, and only rank 0 gets the tensors."""
+        """What this rank has to save. All ranks must call this. If each has a part of the model, it gets a copy of that
+        part; otherwise rank 0 gets everything."""
         training = {**self.optimizer.state_dict(), **self.average.state_dict(), **self.task.state_dict()}
         training |= self._adapter_tensors()
-        orders, mesh = row_orders(self.model), self.parallel.mesh
-        weights = gathered(self.average.weights(), orders, mesh)
-        return Snapshot(state, weights, gathered(training, orders, mesh))
+        weights, orders, mesh = self.average.weights(), row_orders(self.model), self.parallel.mesh
+        if not mesh.has_parts:
+            return Snapshot(state, gathered(weights, orders, mesh), gathered(training, orders, mesh))
+        own, others = copied_parts(weights, orders, mesh), copied_parts(training, orders, mesh)
+        return Snapshot(copy.deepcopy(state), own.tensors, others.tensors, {**own.offsets, **others.offsets})
 
     def load(self, checkpoint: Path) -> TrainState:
         """Load a checkpoint and return its state. Raises ValueError if something does not fit or is not finite."""
+        parameters, orders = dict(self.model.named_parameters()), row_orders(self.model)
         shapes = weight_shapes(self.model.config, self.model.vocab_size)
-        self._assign(read_tensors(checkpoint / "model.safetensors", shapes))
+        assign(parameters, read_parts(checkpoint / "model.safetensors", shapes, parameters, orders), orders)
         state, file = read_state(checkpoint), checkpoint / "optimizer.safetensors"
         task, adapter = self.task.state_shapes(state.stage), _shapes(self._adapter_tensors())
         optimizer, average = self.optimizer.state_shapes(), self.average.state_shapes()
         if not read_shapes(file).keys() - task.keys() - adapter.keys():  # before the first step of a stage
             optimizer, average = {}, {}
         expected = of_all_stages({**optimizer, **average}, self.parallel.mesh)
-        tensors = read_tensors(file, {**task, **expected, **adapter})
+        names = {name: parameters.get(name.partition("/")[0]) for name in (*optimizer, *average)}
+        names |= dict.fromkeys((*task, *adapter))
+        tensors = read_parts(file, {**task, **expected, **adapter}, names, orders)
         self.optimizer.load_state_dict({name: tensors[name] for name in optimizer})
         self.average.load_state_dict({name: tensors[name] for name in average})
         self.task.load_state_dict({name: tensors[name] for name in task}, self.model)

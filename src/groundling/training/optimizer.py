@@ -10,12 +10,13 @@ import torch
 
 from groundling.config import TrainingSettings
 from groundling.model.adapter import Adapter
-from groundling.model.describe import Shape
+from groundling.model.describe import Shape, block_columns
 from groundling.model.gpt import GPT, StackedLinear
 from groundling.parallel.mesh import Mesh
 from groundling.parallel.shards import local, row_orders
 from groundling.parallel.whole import own_part
 from groundling.parallel.whole_matrices import Rows, WholeMatrices
+from groundling.training.optimizer_8bit import AdamW8bit, codes_and_scales, dequantize, shapes_of, store
 
 _MOMENTUM = 0.95  # of Muon
 
@@ -23,7 +24,8 @@ _MOMENTUM = 0.95  # of Muon
 class Optimizers:
     """Several PyTorch optimizers for the parameters of `model`, used as one.
 
-    State tensors are named `<parameter>/<quantity>`, such as `wte.weight/exp_avg`.
+    State tensors are named `<parameter>/<quantity>`, such as `wte.weight/exp_avg`. In 8 bits, there are two of each,
+    `wte.weight/exp_avg_code` and `wte.weight/exp_avg_scale`: see optimizer_8bit.py.
     """
 
     def __init__(self, model: GPT | Adapter, *optimizers: torch.optim.Optimizer) -> None:
@@ -68,21 +70,24 @@ class Optimizers:
         """The shapes of `state_dict()` after the first step."""
         shapes = dict[str, Shape]()
         for name, parameter in self._parameters.items():
-            if isinstance(self._owners[parameter], Muon):
-                shapes[f"{name}/momentum"] = tuple(parameter.shape)
-            else:
-                shapes |= {f"{name}/{moment}": tuple(parameter.shape) for moment in ("exp_avg", "exp_avg_sq")}
+            owner, shape = self._owners[parameter], tuple(parameter.shape)
+            for quantity in ("momentum",) if isinstance(owner, Muon) else ("exp_avg", "exp_avg_sq"):
+                is_8bit = isinstance(owner, AdamW8bit) or (isinstance(owner, Muon) and owner.is_8bit(parameter))
+                key = f"{name}/{quantity}"
+                shapes |= shapes_of(key, shape) if is_8bit else {key: shape}
+            if not isinstance(owner, Muon):
                 shapes[f"{name}/step"] = ()
         return shapes
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """The inverse of `state_dict`. Raises ValueError if a tensor does not belong to these parameters."""
         self.forget()
+        shapes = self.state_shapes()
         for key, value in tensors.items():
-            name, _, quantity = key.partition("/")
-            parameter = self._parameters.get(name)
-            if parameter is None or (value.dim() and value.shape != parameter.shape):
+            if shapes.get(key) != tuple(value.shape):
                 raise ValueError(f"The optimizer's saved {key} does not belong to this model.")
+            name, _, quantity = key.partition("/")
+            parameter = self._parameters[name]
             part = own_part(value, parameter, self._orders.get(name)) if value.dim() else value.to(parameter.device)
             self.state_of(parameter)[quantity] = part
 
@@ -98,19 +103,25 @@ def new_optimizer(
     matrices = block_matrices(model) if settings.optimizer == "muon" and isinstance(model, GPT) else {}
     decay = settings.weight_decay if isinstance(model, GPT) else 0.0
     others = [p for p in model.parameters() if p.requires_grad and p not in matrices]
+    in_8_bits = {p: settings.optimizer_bits == 8 and block_columns(tuple(p.shape)) > 0 for p in others}
+    large, small = [p for p in others if in_8_bits[p]], [p for p in others if not in_8_bits[p]]
+    betas = (settings.beta1, settings.beta2)
     adamw = torch.optim.AdamW(
         [
-            {"params": [p for p in others if p.dim() >= 2], "weight_decay": decay},
-            {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+            {"params": [p for p in small if p.dim() >= 2], "weight_decay": decay},
+            {"params": [p for p in small if p.dim() < 2], "weight_decay": 0.0},
         ],
         settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
+        betas=betas,
         fused=next(model.parameters()).device.type != "mps",  # on Apple GPUs, the fused kernel is far slower
     )
-    if not matrices:
-        return Optimizers(model, adamw)
-    muon = Muon(matrices, settings.matrix_learning_rate, settings.weight_decay, dtype, mesh)
-    return Optimizers(model, adamw, muon)
+    optimizers: list[torch.optim.Optimizer] = [adamw]
+    if large:
+        optimizers.append(AdamW8bit(large, settings.learning_rate, betas, decay))
+    if matrices:
+        rates = (settings.matrix_learning_rate, settings.weight_decay)
+        optimizers.append(Muon(matrices, *rates, dtype, mesh, settings.optimizer_bits))
+    return Optimizers(model, *optimizers)
 
 
 def block_matrices(model: GPT) -> dict[torch.Tensor, Rows]:
@@ -142,10 +153,10 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self, matrices: Mapping[torch.Tensor, Rows], lr: float, weight_decay: float, dtype: torch.dtype,
-        mesh: Mesh | None = None,
+        mesh: Mesh | None = None, bits: int = 32,
     ) -> None:  # fmt: skip
         super().__init__(list(matrices), {"lr": lr, "weight_decay": weight_decay})
-        self.matrices, self.dtype = matrices, dtype
+        self.matrices, self.dtype, self.bits = matrices, dtype, bits
         self.whole = WholeMatrices(matrices, mesh or Mesh.single())
 
     @torch.no_grad()
@@ -153,19 +164,43 @@ class Muon(torch.optim.Optimizer):
         """One step. The `closure` of PyTorch's interface is not used."""
         (group,) = self.param_groups
         parameters = [p for p in group["params"] if p.grad is not None]
+        large = [p for p in parameters if self.is_8bit(p)]
+        small = [p for p in parameters if not self.is_8bit(p)]
+        found = dict(zip(small, self._updates(small), strict=True)) | {p: self._update_8bit(p) for p in large}
+        directions = self.whole.map(self._directions, parameters, [found[p] for p in parameters])
+        for parameter, pieces in zip(parameters, directions, strict=True):
+            self._move(parameter, pieces, group["lr"], group["weight_decay"])
+
+    def is_8bit(self, parameter: torch.Tensor) -> bool:
+        """Whether the momentum of a matrix is in 8 bits."""
+        return self.bits == 8 and block_columns(tuple(parameter.shape)) > 0
+
+    def _updates(self, parameters: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Follow the gradients of matrices with their momenta. Returns the Nesterov momenta, of each the part here."""
         for p in parameters:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
         momenta = [local(self.state[p]["momentum"]) for p in parameters]
-        gradients = [local(p.grad) for p in parameters]
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
         if self.found_inf is not None:  # in a step to skip, the momenta do not change
             skip = self.found_inf > 0
             gradients = [torch.where(skip, m, g) for m, g in zip(momenta, gradients, strict=True)]
+        if not parameters:
+            return []
         torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
-        updates = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov momentum
-        directions = self.whole.map(self._directions, parameters, list(updates))
-        for parameter, pieces in zip(parameters, directions, strict=True):
-            self._move(parameter, pieces, group["lr"], group["weight_decay"])
+        return torch._foreach_lerp(gradients, momenta, _MOMENTUM)
+
+    def _update_8bit(self, parameter: torch.Tensor) -> torch.Tensor:
+        """As `_updates`, of a matrix whose momentum is in 8 bits."""
+        assert parameter.grad is not None
+        codes, scales = codes_and_scales(self.state[parameter], "momentum", parameter)
+        skip, gradient = None if self.found_inf is None else self.found_inf > 0, local(parameter.grad)
+        momentum = dequantize(codes, scales, signed=True)
+        if skip is not None:
+            gradient = torch.where(skip, momentum, gradient)
+        momentum.lerp_(gradient, 1 - _MOMENTUM)
+        store(momentum, codes, scales, True, skip)
+        return gradient.lerp(momentum, _MOMENTUM)
 
     def _directions(self, parameters: Sequence[torch.Tensor], updates: list[torch.Tensor]) -> list[list[torch.Tensor]]:
         """The directions in which to move the matrices that are stacked in each parameter."""

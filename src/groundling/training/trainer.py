@@ -28,6 +28,7 @@ from groundling.training.divergence import MAX_ROLLBACKS, Anomaly, DivergedError
 from groundling.training.events import Event, Subscriber
 from groundling.training.learner import Learner
 from groundling.training.out_of_memory import ADVICE, HalfDoneError, OutOfMemoryError, is_out_of_memory, retrying
+from groundling.training.saver import Saver
 from groundling.training.schedule import rate_factor
 from groundling.training.state import TrainState
 from groundling.training.step import micro_batches
@@ -49,6 +50,8 @@ class Trainer:
         self.task, self.settings, self.machine, self.checkpoints = task, settings, machine, checkpoints
         self.mesh = task.mesh = mesh or Mesh.single()
         self.learner = Learner(initial, task, settings, machine, adapter, self.mesh)
+        # With a time budget, saves are waited for: the end must know how long one takes.
+        self.saver = Saver(checkpoints, self.mesh, lambda *which: self.emit(events.Saved(*which)), not settings.minutes)
         self.state = TrainState()
         self.clock = Clock(0.0, settings)
         self.asked_to_stop: Callable[[], bool] = lambda: False  # of this process; `stopped`: of any, asked by all
@@ -94,6 +97,7 @@ class Trainer:
         """Evaluate, save and make steps, until the end or a stop. Raises Anomaly, or an out-of-memory error."""
         state, over = self.state, False
         while True:
+            self.saver.poll()
             over = over or self.clock.is_over(state.step)  # remembered, since the evaluation below takes time
             ends, improved = over or self._stage_is_over(), False
             if self._evaluation_is_due(ends):
@@ -104,10 +108,9 @@ class Trainer:
             scheduled = improved or ends or (state.step > 0 and state.step % self.settings.checkpoint_every == 0)
             if saved := scheduled or self.stopped():
                 self._save(scheduled)
-            if over and ends:
-                return True
-            if saved and self.stopped():
-                return False
+            if (over and ends) or (saved and self.stopped()):
+                self.saver.wait()
+                return over and ends
             if ends:
                 self._next_stage()
             if state.step in state.guard.skipped_steps:
@@ -275,10 +278,7 @@ class Trainer:
         state.elapsed = self.clock.elapsed()
         failed = OutOfMemoryError(f"Memory ran out while saving step {state.step:,}. {ADVICE}")
         with self.clock.timing("save"), out_of_memory.raised_as(failed):
-            snapshot = self.learner.snapshot(state)
-            if self.mesh.is_main:
-                self.checkpoints.save(snapshot, self.settings.keep_checkpoints)
-        self.emit(events.Saved(state.step, self.checkpoints.path(state.step).name))
+            self.saver.save(lambda: self.learner.snapshot(state), self.settings.keep_checkpoints)
 
     def _roll_back(self, anomaly: Anomaly) -> None:
         """Go back, and continue at a lower learning rate. Raises DivergedError after too many rollbacks."""
@@ -299,6 +299,7 @@ class Trainer:
         Later checkpoints are deleted, since their steps will be repeated differently. Checkpoints that exist only
         because the run was stopped are not used, so that a stopped run goes back as far as any other.
         """
+        self.saver.wait()
         last_good = self.state.guard.last_good_step
         checkpoint = on_main(lambda: self.checkpoints.go_back(last_good))
         self.state = self.learner.load(checkpoint) if checkpoint else self.learner.reset()
@@ -345,4 +346,5 @@ class Trainer:
             state.guard.rollbacks, went_back,
         ))  # fmt: skip
         if self.mesh.size > 1:
+            self.saver.wait()
             raise out_of_memory.StartAgain(doing)

@@ -21,9 +21,9 @@ _MODEL = (
     "dropout", "tie_head",
 )  # fmt: skip
 _TRAINING = (
-    "init_from", "steps", "minutes", "batch_size", "accumulate", "recompute", "optimizer", "learning_rate",
-    "matrix_learning_rate", "schedule", "warmup_steps", "final_lr_fraction", "weight_decay", "weight_average",
-    "generations", "beta1", "beta2", "grad_clip", "eval_every", "eval_tokens", "patience", "seed",
+    "init_from", "steps", "minutes", "batch_size", "accumulate", "recompute", "optimizer", "optimizer_bits",
+    "learning_rate", "matrix_learning_rate", "schedule", "warmup_steps", "final_lr_fraction", "weight_decay",
+    "weight_average", "generations", "beta1", "beta2", "grad_clip", "eval_every", "eval_tokens", "patience", "seed",
     "checkpoint_every", "keep_checkpoints", "sample_every", "sample_prompt", "sample_tokens", "log_every",
 )  # fmt: skip
 _DEVICES = {
@@ -105,6 +105,8 @@ def training_facts(run: RunFolder, corpus: Corpus, notes: list[str]) -> dict[str
         notes.append(f"The run's learning rate followed the clock. In train.py it follows the steps, {steps:,}.")
     if run.config.model.dropout:
         notes.append("Dropout draws other random numbers than in the run, so the losses are similar, not the same.")
+    if t.optimizer_bits == 8:
+        notes.append("train.py keeps the optimizer's state in float32, and the run did in 8 bits.")
     if machine.dtype == "float16":
         notes.append("train.py computes in float32, and the run did in float16.")
     evaluated = len(windows_of(len(validation), context, t.eval_tokens))
