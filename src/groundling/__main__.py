@@ -57,6 +57,12 @@ def _failed(error: Exception) -> int:
     """Print what went wrong. Returns the exit code."""
     processes = sys.modules.get("groundling.parallel.processes")
     if processes is not None and processes.lost_another(error):
+        if processes.is_first_of_machine():  # on a machine that sees no more of it
+            _fail(
+                "The connection to another process is lost. Nothing that was saved is lost: run the same command on "
+                "all machines again to continue.",
+                LOST_ANOTHER,
+            )
         time.sleep(1)  # the other one says why it is gone, or whoever started it does
         return LOST_ANOTHER
     from groundling.training.out_of_memory import ADVICE, OutOfMemoryError, is_out_of_memory

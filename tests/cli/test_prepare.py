@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from groundling.config import CorpusSettings
 from groundling.data.corpus import prepare
@@ -40,3 +43,19 @@ def test_what_cannot_be_is_refused(cli: Any, text_file: Path) -> None:
         done = cli("prepare", text_file, "--processes", value)
         assert done.status == 1 and f"--processes must be {said}" in done.err, done.err
     assert "There is no corpus 'nowhere.txt'" in cli("prepare", "nowhere.txt").err
+
+
+def test_without_ray_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, cli: Any, text_file: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert 'needs ray: pip install "groundling[ray]"' in cli("prepare", text_file, "--executor", "ray").err
+    assert "does nothing without --executor ray" in cli("prepare", text_file, "--ray-address", "x:1").err
+    assert "--processes does nothing with" in cli("prepare", text_file, "--executor", "ray", "--processes", 2).err
+
+
+def test_a_ray_cluster_that_is_not_there_is_named(cli: Any, text_file: Path) -> None:
+    pytest.importorskip("ray")
+    done = cli("prepare", text_file, "--executor", "ray", "--ray-address", "127.0.0.1:1")
+    assert done.status == 1
+    assert done.err.startswith("groundling: Ray cannot use the cluster 127.0.0.1:1: Connection refused. Check --ray-")

@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from groundling.cli.app import Corpus, Json, app, print_json, print_rows
 from groundling.cli.flags import with_settings
 from groundling.config import CorpusSettings, Limits
 from groundling.training.signals import ended_by_signals
 
+Executor = Annotated[
+    Literal["local", "ray"],
+    Parameter(
+        help='What reads and tokenizes: processes of this machine, or a Ray cluster: pip install "groundling[ray]".'
+    ),
+]
+Address = Annotated[
+    str | None,
+    Parameter(
+        help="The Ray cluster, such as 10.0.0.1:6379. Default: $RAY_ADDRESS, or one that runs here, or a new one."
+    ),
+]
+
 
 @app.command(sort_key=6)
 @with_settings("text")
-def prepare(*corpus: Corpus, processes: int | None = None, json: Json = False, **settings: Any) -> None:
+def prepare(
+    *corpus: Corpus,
+    processes: int | None = None,
+    executor: Executor = "local",
+    ray_address: Address = None,
+    json: Json = False,
+    **settings: Any,
+) -> None:
     """Tokenize a text into the cache (default: shakespeare), so that training with the same settings starts at once.
 
     After a kill, the same command continues where it was.
@@ -25,6 +48,10 @@ def prepare(*corpus: Corpus, processes: int | None = None, json: Json = False, *
     """
     if processes is not None:
         Limits(1, 1000).check("--processes", processes)
+        if executor == "ray":
+            raise ValueError("--processes does nothing with --executor ray, which uses all cores of its nodes.")
+    if ray_address is not None and executor != "ray":
+        raise ValueError("--ray-address does nothing without --executor ray.")
     with ended_by_signals():
         from groundling.data import corpus as corpora
         from groundling.data.sources import find_source
@@ -32,7 +59,12 @@ def prepare(*corpus: Corpus, processes: int | None = None, json: Json = False, *
         from groundling.training.events import reporters
 
         began, text = time.perf_counter(), CorpusSettings(**settings)
-        with Console(sys.stderr) as console:
+        elsewhere: AbstractContextManager[None] = nullcontext()
+        if executor == "ray":
+            from groundling.data.shards.on_ray import on_ray
+
+            elsewhere = on_ray(ray_address)
+        with Console(sys.stderr) as console, elsewhere:
             notice, progress = reporters(console)
             source = find_source(corpus or "shakespeare", text)
             made = corpora.prepare(source, text, processes=processes, notice=notice, progress=progress)
