@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 from groundling.escape import printable
 
 
-def render(template: str, script: str = "", **values: Any) -> str:
+def render(template: str, script: str | Sequence[str] = "", **values: Any) -> str:
     """Render a template of this package, such as `checkup/page.html`.
 
-    All values are escaped. `script` is the only code that can run in the page: a Content Security Policy names it by
-    its hash, so code that comes with a text stays text.
+    All values are escaped. `script`, a file or several that are joined, is the only code that can run in the page: a
+    Content Security Policy names it by its hash, so code that comes with a text stays text.
     """
-    code = resources.files("groundling").joinpath(script).read_text(encoding="utf-8") if script else ""
+    files = [script] if isinstance(script, str) else script
+    code = "".join(resources.files("groundling").joinpath(file).read_text(encoding="utf-8") for file in files if file)
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     page: str = _environment().get_template(template).render(script=code, script_hash=digest, **values)
     return page

@@ -46,6 +46,7 @@ from groundling.run.folder import RunFolder
 from groundling.run.mixed import document_names, evaluate_mix
 from groundling.run.position_losses import keep_position_losses, read_position_losses
 from groundling.run.run_text import RunText
+from groundling.run.share.share import share_run
 from groundling.run.task_score import score_task
 from groundling.training.events import VALIDATION_LOSS
 
@@ -232,6 +233,7 @@ class Run(RunFolder):
 
     evaluate_task = score_task
     eject = eject_run
+    share = share_run
 
     def explain(self) -> dict[str, Any]:
         """Diagnose the run's curves. Returns JSON-ready values: `verdict` (a few sentences), `outcome` (what it

@@ -16,7 +16,7 @@ from groundling.run.folder import RunFolder
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write tokenizer.json, as generate.py reads it."""
-    base = _base(tokenizer)
+    base = base_of(tokenizer)
     if isinstance(base, CharTokenizer):
         base.save(folder / "tokenizer.json")
     elif not isinstance(base, ByteTokenizer):
@@ -26,22 +26,23 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 def tokenizer_facts(run: RunFolder) -> dict[str, Any]:
     """For generate.py: the kind of tokenizer, and the ids around a prompt and at the end of a text."""
     tokenizer = run.tokenizer
-    kind = {CharTokenizer: "char", ByteTokenizer: "byte"}.get(type(_base(tokenizer)), "library")
+    kind = {CharTokenizer: "char", ByteTokenizer: "byte"}.get(type(base_of(tokenizer)), "library")
     start = start_ids(tokenizer, run.record.corpus.documents)
     says = "a line break" if start == tokenizer.encode("\n", "skip") else "token 0"
     says = "the end of a text" if start == [tokenizer.end_of_text_id] else says
-    before, after = _turn(tokenizer) if isinstance(tokenizer, ChatTokenizer) else ([], [])
+    before, after = single_turn(tokenizer) if isinstance(tokenizer, ChatTokenizer) else ([], [])
     return {
         "tokenizer": kind, "prefix": tokenizer.start_ids, "start": start, "start_says": says,
         "ends": list(tokenizer.end_ids), "chat": bool(after), "before": _listed(before), "after": _listed(after),
     }  # fmt: skip
 
 
-def _base(tokenizer: Tokenizer) -> Tokenizer:
+def base_of(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer itself, or the one that a chat tokenizer wraps."""
     return tokenizer.base if isinstance(tokenizer, ChatTokenizer) else tokenizer
 
 
-def _turn(tokenizer: ChatTokenizer) -> tuple[list[int], list[int]]:
+def single_turn(tokenizer: ChatTokenizer) -> tuple[list[int], list[int]]:
     """The tokens before and after what a user says, up to where the reply begins: what is the same for two words.
 
     Empty if the chat template changes more than that.
