@@ -58,14 +58,17 @@ class Draws:
         self._number = int.from_bytes(hashlib.blake2b(text.encode()).digest(), "big")  # 512 bits, enough for any item
 
     def below(self, n: int) -> int:
+        """A number from 0 to `n - 1`."""
         self._number, drawn = divmod(self._number, n)
         assert self._number >> 64, "an item needs more than 448 random bits"
         return drawn
 
     def choice(self, options: Sequence[T]) -> T:
+        """One of the options."""
         return options[self.below(len(options))]
 
     def shuffled(self, options: Sequence[T]) -> list[T]:
+        """All options in a random order."""
         rest = list(options)
         return [rest.pop(self.below(len(rest))) for _ in options]
 
@@ -74,10 +77,13 @@ class Environment(ABC):
     """A task with verifiable rewards. Subclasses define the class attributes and `draw`."""
 
     name: str
+    """What `--task` calls it."""
     version: int = 1
     """Raise it when items change: a run records it."""
     about: str
+    """A sentence for `groundling tasks`."""
     levels: ClassVar[dict[int, str]]
+    """What each level asks, from the easiest on."""
     default_level: int = 1
 
     def __init__(self) -> None:

@@ -81,7 +81,7 @@ class RunFolder:
 
     @cached_property
     def record(self) -> RunRecord:
-        """`config.json`."""
+        """The content of `config.json`: settings, text, lineage."""
         path = (self.chosen or self.folder) / "config.json"
         return RunRecord.read(storage.read_json(path), str(path))
 

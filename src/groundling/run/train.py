@@ -135,11 +135,16 @@ def resume(
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
 
     Args:
-        steps, minutes: a new end, counted from the start of the run; give one of them. The learning rate then follows
-            the schedule of the longer run.
+        run: the run, its name or its path.
+        out: folder for runs, as for `train`.
+        steps: a new end, counted from the start of the run. The learning rate then follows the schedule of the longer
+            run.
+        minutes: a new end in minutes, instead of `steps`.
         corpus: where the text is now, if it was moved; as for `train`. Of a finished run, only the record changes.
         accept_changed_text: continue even if the text has changed. The record notes it.
         track: trackers to log to. Default: those of the run so far.
+        on_event: called with every event. Default: the console display.
+        elapsed: seconds that were used before this call, as for `train`.
         settings: `processes` and how they divide the work (`parallel`, ...), if that changes. As many processes as
             before divide it as before.
 
