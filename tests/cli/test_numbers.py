@@ -24,6 +24,7 @@ WORDS = {
     "plan": "prose.txt", "prepare": "prose.txt", "tasks": "sums",
     "sft": "first prose.txt", "dpo": "first prose.txt", "reward": "first prose.txt",
     "grpo": "first --task sums", "distill": "first first prose.txt",
+    "course submit": "first --author Ada",
     "tokenizer train": "prose.txt --out t.json", "tokenizer compare": "prose.txt",
 }  # fmt: skip
 OUTSIDE = {"float": ["nan", "-1e9", "inf"], "int": ["-5", "9223372036854775808"]}
@@ -37,7 +38,9 @@ def kind(hint: Any) -> str | None:
 
 
 OPTIONS = [
-    (name, argument.names[0], number) for name, argument in options() if (number := kind(argument.hint)) is not None
+    (name, argument.names[0], number)
+    for name, argument in options()
+    if (number := kind(argument.hint)) is not None and argument.names[0].startswith("--")
 ]
 
 

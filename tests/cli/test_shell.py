@@ -27,7 +27,8 @@ WORDS = {
     "eval": "first", "serve": "first", "inspect": "prose.txt", "import": "nowhere", "export": "first --to gguf",
     "runs": "", "studio": "", "tasks": "sums --n 2", "explain": "first", "plot": "first", "report": "first",
     "demo": "", "sft": "first nowhere", "dpo": "first nowhere", "reward": "first nowhere", "grpo": "first --task sums",
-    "distill": "first first nowhere", "eject": "first",
+    "distill": "first first nowhere", "eject": "first", "share": "first",
+    "course submit": "first --author Ada", "course board": "nowhere",
     "tokenizer train": "prose.txt --kind char",
     "tokenizer export": "first",
 }  # fmt: skip

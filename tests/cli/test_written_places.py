@@ -55,6 +55,7 @@ def refuse_work(*arguments: Any, **options: Any) -> None:
         ("groundling.checkup.inspect.examine", ["inspect", "TEXT", "--html", "guarded/x.html"], "--html"),
         ("groundling.interchange.export._model", ["export", "RUN", "--to", "onnx", "--out", "guarded/x"], "--out"),
         ("groundling.run.eject.eject._write", ["eject", "RUN", "--out", "guarded/x"], "--out"),
+        ("groundling.run.share.share.shared_page", ["share", "RUN", "--to", "guarded/x.html"], "--to"),
         ("groundling.data.tokenizers.train.train_tokenizer", ["tokenizer", "train", "TEXT", "--out", "guarded/t"],
          "--out"),
         ("groundling.environments.find_environment", ["tasks", "sums", "--write", "guarded/x.jsonl"], "--write"),

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from groundling import storage
+from groundling.course.submission import SUBMISSION, read
 from groundling.data import corpus as tokens
 from groundling.data.tokenizers.base import Tokenizer
+from groundling.model.tensor_file import shard_path
 from groundling.model.weights_file import read_shapes
 from groundling.run.metrics_log import read_history, read_result
 from groundling.run.record import RunRecord
@@ -91,8 +94,27 @@ def weights(content: bytes) -> None:
     read_shapes(ROOM / "model.safetensors")
 
 
+def sharding(content: bytes) -> None:
+    """What two shards say of where their slices belong, one a line."""
+    folder = ROOM / "sharding"
+    folder.mkdir(exist_ok=True)
+    for number, line in enumerate([*content.split(b"\n", 1), b""][:2], start=1):
+        tensors = {"a": np.zeros((2, 3), "f4"), f"b{number}": np.zeros(3, "f4")}
+        path = shard_path(folder / "model.safetensors", number, 2)
+        save_file(tensors, path, {"DCP_SHARDING_INFO": line.decode(errors="replace")})
+    read_shapes(folder / "model.safetensors")
+
+
+def submission(content: bytes) -> None:
+    folder = ROOM / "submission"
+    folder.mkdir(exist_ok=True)
+    (folder / SUBMISSION).write_bytes(content)
+    read(folder)
+
+
 READERS: tuple[Callable[[bytes], None], ...] = (
-    manifest, shard, config, tokenizer, state, pointer, history, result, header, weights,
+    manifest, shard, config, tokenizer, state, pointer, history, result, header, weights, sharding,
+    submission,
 )  # fmt: skip
 
 

@@ -60,7 +60,9 @@ values = st.recursive(
 )
 READ = {"config": harness.config, "tokenizer-char": harness.tokenizer, "tokenizer-bpe": harness.tokenizer,
         "tokenizer-huggingface": harness.tokenizer, "state": harness.state, "result": harness.result,
-        "history": harness.history, "header": harness.header, "shard": harness.shard}  # fmt: skip
+        "history": harness.history, "header": harness.header, "shard": harness.shard,
+        "sharding": harness.sharding}  # fmt: skip
+BY_LINES = ("history", "shard", "sharding")
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
@@ -89,7 +91,7 @@ def answered(read: Callable[[bytes], None], content: bytes) -> None:
 @tries(400)
 @given(st.sampled_from(sorted(READ)), st.data())
 def test_one_or_two_changes_of_what_is_sound(name: str, data: st.DataObject) -> None:
-    head, _, rest = SEEDS[name][1:].partition(b"\n") if name in ("history", "shard") else (SEEDS[name][1:], b"", b"")
+    head, _, rest = SEEDS[name][1:].partition(b"\n") if name in BY_LINES else (SEEDS[name][1:], b"", b"")
     value = json.loads(head)
     for _ in range(data.draw(st.integers(1, 2))):
         node, key = data.draw(st.sampled_from(places(value) or [([None], 0)]))
@@ -100,7 +102,7 @@ def test_one_or_two_changes_of_what_is_sound(name: str, data: st.DataObject) -> 
             node[data.draw(st.text(max_size=8))] = data.draw(values)
         else:
             node[key] = copy.deepcopy(data.draw(values))
-    answered(READ[name], json.dumps(value).encode() + (b"\n" + rest if name in ("history", "shard") else b""))
+    answered(READ[name], json.dumps(value).encode() + (b"\n" + rest if name in BY_LINES else b""))
 
 
 @tries(300)

@@ -2,6 +2,8 @@
 
 from groundling.cli import (
     chat,
+    course,
+    course_board,
     demo,
     inspect,
     interchange,
@@ -11,6 +13,7 @@ from groundling.cli import (
     prepare,
     runs,
     serve,
+    share,
     studio,
     tasks,
     tokenizers,
@@ -20,6 +23,6 @@ from groundling.cli import (
 from groundling.cli.app import app
 
 __all__ = [
-    "app", "chat", "demo", "inspect", "interchange", "machine", "models", "plan", "prepare", "runs", "serve", "studio",
-    "tasks", "tokenizers", "train", "tune",
+    "app", "chat", "course", "course_board", "demo", "inspect", "interchange", "machine", "models", "plan", "prepare",
+    "runs", "serve", "share", "studio", "tasks", "tokenizers", "train", "tune",
 ]  # fmt: skip

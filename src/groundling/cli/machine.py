@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from groundling.cli.app import Json, app, print_json, print_rows
 
@@ -12,13 +14,21 @@ if TYPE_CHECKING:
 
 
 @app.command(sort_key=6)
-def doctor(*, json: Json = False) -> None:
-    """Show what this machine offers and what groundling uses of it."""
+def doctor(*, class_: Annotated[bool, Parameter(name="--class")] = False, json: Json = False) -> int | None:
+    """Show what this machine offers and what groundling uses of it.
+
+    Args:
+        class_: Check instead whether it is ready for the course, and how long each chapter computes.
+    """
     from groundling.machine import survey
+
+    if class_:
+        return _ready_for_class(json)
 
     found = survey()
     if json:
-        return print_json(found)
+        print_json(found)
+        return None
     cpu, memory = found["cpu"], found["memory"]
     compiler = "no C++ compiler found"
     if found["compiler_found"]:
@@ -39,6 +49,23 @@ def doctor(*, json: Json = False) -> None:
         *(("reason", reason) for reason in found["reasons"]),
     ])  # fmt: skip
     return None
+
+
+def _ready_for_class(json: bool) -> int:
+    from groundling.course.chapter import chapters
+    from groundling.course.preflight import preflight
+
+    found = preflight()
+    if json:
+        print_json(dataclasses.asdict(found))
+    else:
+        rows = [("a training step", f"works (loss {found.loss:.2f})")]
+        for number, minutes in found.minutes.items():
+            time = "not measured" if minutes is None else f"{minutes:.1f} minutes of computing"
+            rows.append((f"chapter {number}", f"{time}: {chapters()[number].title}"))
+        print_rows([*rows, *(("problem", problem) for problem in found.problems)])
+        print("Not ready." if found.problems else "Ready for the course: groundling course")
+    return 1 if found.problems else 0
 
 
 @app.command(sort_key=8)
