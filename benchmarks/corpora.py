@@ -4,10 +4,15 @@
     python benchmarks/corpora.py --sizes 100 300 --kinds bpe char byte --format jsonl
 
 Writes a text of each size (words of Python's documentation, drawn by their frequency), and prepares it with `groundling
-prepare` in a process of its own and an empty cache. Memory is that of the process and all below it, sampled ten times a
-second; pages that they share count for each. The library's speed is that of one process for each core, which all encode
-documents of the same text at the same time and do nothing else: `encode_batch_fast` of the library `tokenizers` for
-bpe, groundling's own encoder for char and byte. Run nothing else meanwhile.
+prepare` in a process of its own and an empty cache. The library's speed is that of one process for each core, which all
+encode documents of the same text at the same time and do nothing else: `encode_batch_fast` of the library `tokenizers`
+for bpe, groundling's own encoder for char and byte. It is measured before and after each text.
+
+Times are wall seconds, and CPU seconds (user and system) of all processes together. Compare the CPU seconds if the
+machine is not idle. With several sizes, a line through them tells what the start costs, and each GB after it. Memory is
+that of all processes together, sampled ten times a second; pages that they share count for each.
+
+At last, it trains 20 steps of the preset `nano` on the last text: how long it takes until the first step, and memory.
 """
 
 from __future__ import annotations
@@ -16,12 +21,13 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -57,16 +63,17 @@ def write(path: Path, n_bytes: int, format: str) -> None:
                 return
 
 
-def library_speed(tokenizer: Path, processes: int) -> float:
-    """Bytes per second of the library in all processes together."""
+def library_cost(tokenizer: Path, processes: int) -> tuple[float, float]:
+    """Wall and CPU seconds of the library for each GB of text: wall seconds of all processes together."""
     command = [sys.executable, __file__, "--library", str(tokenizer)]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for _ in range(processes)]
-    return sum(float(process.communicate()[0]) for process in running)
+    wall, cpu = zip(*(json.loads(process.communicate()[0]) for process in running), strict=True)
+    return 1 / sum(1 / each for each in wall), statistics.mean(cpu)
 
 
-def encode_alone(tokenizer: Tokenizer) -> float:
-    """Bytes per second of the library in this process."""
+def encode_alone(tokenizer: Tokenizer) -> tuple[float, float]:
+    """Wall and CPU seconds of the library in this process for each GB of text."""
     texts, size = list[str](), 0
     for more in documents():
         texts += more
@@ -74,19 +81,34 @@ def encode_alone(tokenizer: Tokenizer) -> float:
         if size >= LIBRARY_BYTES:
             break
     library = getattr(tokenizer, "_library", None)
-    start = time.perf_counter()
-    for first in range(0, len(texts), 1000):
+    rounds = 1 if library else 20
+    start, cpu = time.perf_counter(), time.process_time()
+    for first in [*range(0, len(texts), 1000)] * rounds:
         if library is None:
             tokenizer.encode_array("\n".join(texts[first : first + 1000]))
         else:
             library.encode_batch_fast(texts[first : first + 1000], add_special_tokens=False)
-    return size / (time.perf_counter() - start)
+    gigabytes = size * rounds / 1e9
+    return (time.perf_counter() - start) / gigabytes, (time.process_time() - cpu) / gigabytes
 
 
-def watched(command: list[str], **environment: str) -> tuple[dict[str, Any], float, int]:
-    """Run a command. Returns the JSON that it prints, its seconds, and the most memory that it had."""
-    start, peak = time.perf_counter(), 0
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | environment)
+@dataclass(frozen=True)
+class Cost:
+    """What a command took. Memory in bytes."""
+
+    seconds: float
+    cpu_seconds: float
+    memory: int
+    output: str
+    seconds_until: float | None
+    """When the file to wait for had its first line."""
+
+
+def cost_of(command: list[str], cache: Path, wait_for: str = "") -> Cost:
+    """Run a command. `wait_for` is a pattern of a file."""
+    start, cpu, peak, until = time.perf_counter(), os.times(), 0, None
+    environment = os.environ | {"GROUNDLING_CACHE": str(cache)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
     tree = psutil.Process(process.pid)
     while process.poll() is None:
         memory = 0
@@ -96,23 +118,41 @@ def watched(command: list[str], **environment: str) -> tuple[dict[str, Any], flo
         except psutil.NoSuchProcess:
             pass  # it ended while it was looked at
         peak = max(peak, memory)
+        if wait_for and until is None and any(path.stat().st_size for path in cache.parent.glob(wait_for)):
+            until = time.perf_counter() - start
         time.sleep(0.1)
-    seconds = time.perf_counter() - start
+    seconds, after = time.perf_counter() - start, os.times()
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed.")
     assert process.stdout is not None
-    return json.loads(process.stdout.read()), seconds, peak
+    used = after.children_user + after.children_system - cpu.children_user - cpu.children_system
+    return Cost(seconds, used, peak, process.stdout.read().decode(), until)
 
 
-def measure(path: Path, kind: str, tokenizer: Path, processes: int) -> dict[str, Any]:
-    """Prepare a text with an empty cache."""
+def measure(path: Path, kind: str, tokenizer: Path, processes: int) -> Cost:
+    """Prepare a text with an empty cache, which stays."""
     cache = path.with_name("cache")
     shutil.rmtree(cache, ignore_errors=True)
-    chosen = str(tokenizer) if kind == "bpe" else kind  # training one takes as long for 1 GB as for 10
-    command = [sys.executable, "-m", "groundling", "prepare", str(path), "--tokenizer", chosen, "--json"]
-    made, seconds, peak = watched([*command, "--processes", str(processes)], GROUNDLING_CACHE=str(cache))
-    shutil.rmtree(cache)
-    return {"bytes": path.stat().st_size, "tokens": made["tokens"], "seconds": seconds, "memory": peak}
+    return cost_of([*groundling("prepare", path, kind, tokenizer), "--json", "--processes", str(processes)], cache)
+
+
+def groundling(verb: str, path: Path, kind: str, tokenizer: Path) -> list[str]:
+    # Training a bpe tokenizer takes as long for 1 GB as for 10, so it is trained before.
+    chosen = str(tokenizer) if kind == "bpe" else kind
+    return [sys.executable, "-m", "groundling", verb, str(path), "--tokenizer", chosen]
+
+
+def train(path: Path, kind: str, tokenizer: Path) -> None:
+    """Train a few steps on the prepared text."""
+    runs = path.with_name("runs")
+    shutil.rmtree(runs, ignore_errors=True)
+    options = ["--preset", "nano", "--steps", "20", "--compile", "off", "--eval-tokens", "10000", "--out"]
+    command = [*groundling("train", path, kind, tokenizer), *options, str(runs)]
+    cost = cost_of(command, path.with_name("cache"), "runs/*/metrics.jsonl")
+    print(
+        f"train: {cost.seconds_until:,.1f} s until the first step, {cost.seconds:,.1f} s in all, "
+        f"{cost.memory / 1e9:.2f} GB of memory"
+    )
 
 
 def made_tokenizers(kinds: list[str], folder: Path) -> dict[str, Path]:
@@ -127,26 +167,35 @@ def made_tokenizers(kinds: list[str], folder: Path) -> dict[str, Path]:
 
 def compare(sizes: list[int], tokenizers: dict[str, Path], format: str, folder: Path, processes: int) -> None:
     """Print a row for each size and tokenizer, and how straight a line the sizes give."""
-    speeds = {kind: library_speed(path, processes) for kind, path in tokenizers.items()}
     print(f"{processes} processes, {format}")
-    print("| tokenizer | text, MB | seconds | MB/s | tokens/s | library × cores, MB/s | ratio | memory, GB |")
-    print("|---|---|---|---|---|---|---|---|")
-    text, seconds = folder / f"text.{format}", {kind: list[float]() for kind in tokenizers}
+    print("| tokenizer | text, MB | s | CPU s | Mtokens | library, s | library, CPU s | share, s | share, CPU s | GB |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    text, found = folder / f"text.{format}", {kind: list[tuple[float, float, float]]() for kind in tokenizers}
     for size in sizes:
         write(text, size, format)
+        gigabytes = text.stat().st_size / 1e9
         for kind, path in tokenizers.items():
+            before = library_cost(path, processes)
             made = measure(text, kind, path, processes)
-            seconds[kind].append(made["seconds"])
-            rate = made["bytes"] / made["seconds"]
-            print(f"| {kind} | {made['bytes'] / 1e6:,.0f} | {made['seconds']:,.1f} | {rate / 1e6:,.1f} | "
-                  f"{made['tokens'] / made['seconds']:,.0f} | {speeds[kind] / 1e6:,.1f} | {rate / speeds[kind]:.0%} | "
-                  f"{made['memory'] / 1e9:.2f} |", flush=True)  # fmt: skip
-        text.unlink()
-    for kind, measured in seconds.items():
-        if len(sizes) > 2:
-            slope, start = np.polyfit(sizes, measured, 1)
-            off = np.abs(np.polyval([slope, start], sizes) / measured - 1).max()
-            print(f"{kind}: {start:.1f} s and {slope * 1e9:.1f} s per GB; the sizes are within {off:.0%} of that line")
+            after = library_cost(path, processes)
+            wall, cpu = (gigabytes * statistics.mean(both) for both in zip(before, after, strict=True))
+            found[kind].append((gigabytes, made.cpu_seconds, cpu))
+            print(
+                f"| {kind} | {gigabytes * 1000:,.0f} | {made.seconds:,.1f} | {made.cpu_seconds:,.1f} | "
+                f"{json.loads(made.output)['tokens'] / 1e6:,.1f} | {wall:,.1f} | {cpu:,.1f} | "
+                f"{wall / made.seconds:.0%} | {cpu / made.cpu_seconds:.0%} | {made.memory / 1e9:.2f} |",
+                flush=True,
+            )
+    for kind, rows in found.items():
+        if len(sizes) > 1:
+            gigabytes, ours, library = map(np.array, zip(*rows, strict=True))
+            slope, start = np.polyfit(gigabytes, ours, 1)
+            off = np.abs(np.polyval([slope, start], gigabytes) / ours - 1).max()
+            print(
+                f"{kind}: {start:.1f} CPU s to start, and {slope:.1f} for each GB, within {off:.0%}; the library's "
+                f"are {100 * library.sum() / gigabytes.sum() / slope:.0f} % of that"
+            )
+    train(text, kind, path)
 
 
 def main() -> None:
@@ -159,7 +208,7 @@ def main() -> None:
     parser.add_argument("--library", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.library:
-        print(encode_alone(Tokenizer.load(arguments.library)))
+        print(json.dumps(encode_alone(Tokenizer.load(arguments.library))))
         return
     folder, sizes = arguments.folder, [size * 1_000_000 for size in arguments.sizes]
     folder.mkdir(parents=True, exist_ok=True)

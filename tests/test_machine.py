@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from groundling import machine
+from groundling import cores, machine
 from groundling.config import MachineSettings
+from groundling.data.shards.pool import processes_for
 from groundling.machine import Speed, choose, keep_freed_memory, measure_speed, usable_threads
 
 
@@ -42,6 +43,16 @@ def test_no_more_threads_than_a_container_may_use(
 ) -> None:
     _core_file(monkeypatch, tmp_path / "cpu.max", CONTAINER, quota)
     assert usable_threads()[0] == threads
+
+
+@pytest.mark.usefixtures("sixteen_cores")
+@pytest.mark.parametrize(("quota", "processes"), [("150000 100000", 2), ("max 100000", 16), ("3200000 100000", 16)])
+def test_no_more_processes_than_a_container_may_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, processes: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota + "\n", encoding="ascii")
+    monkeypatch.setattr(cores, "QUOTA", str(tmp_path / "cpu.max"))
+    assert processes_for(2**30) == processes and processes_for(2**20) == 1 and processes_for(2**30, 5) == 5
 
 
 @pytest.mark.usefixtures("sixteen_cores")

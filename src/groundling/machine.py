@@ -27,6 +27,7 @@ import torch
 
 from groundling import __version__
 from groundling.config import MachineSettings
+from groundling.cores import QUOTA, count_cores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_DTYPES = ("float32", "bfloat16")
@@ -235,7 +236,7 @@ def usable_threads() -> tuple[int, str]:
         counts["cores available to this process"] = len(os.sched_getaffinity(0))
     for path, meaning in _CORE_FILES.items():
         try:
-            counts[meaning] = _count_cores(Path(path).read_text(encoding="ascii"))
+            counts[meaning] = count_cores(Path(path).read_text(encoding="ascii"))
         except (OSError, ValueError):
             continue  # not this kind of machine
     if _FAST_CORES in counts and (os.cpu_count() or 1) > counts["physical cores"]:
@@ -247,17 +248,9 @@ def usable_threads() -> tuple[int, str]:
 
 _FAST_CORES = "fast cores (the slow ones would delay them)"  # on Macs, PyTorch itself counts only the fast ones
 _CORE_FILES = {
-    "/sys/fs/cgroup/cpu.max": "cores allowed by the container's CPU quota",
+    QUOTA: "cores allowed by the container's CPU quota",
     "/sys/devices/cpu_core/cpus": _FAST_CORES,
 }
-
-
-def _count_cores(text: str) -> int:
-    """Cores in `200000 100000` (quota and period in microseconds) or in `0-7,16` (a list of cores)."""
-    if len(words := text.split()) == 2:
-        return -(-int(words[0]) // int(words[1]))
-    ends = [[int(end) for end in part.split("-")] for part in text.strip().split(",")]
-    return sum(part[-1] - part[0] + 1 for part in ends)
 
 
 def has_compiler() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from contextlib import suppress
@@ -165,3 +166,12 @@ def test_others_are_named(tmp_path: Path) -> None:
     (tmp_path / "tekken.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=r"groundling does not read Mistral's tekken\.json"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("like", [like_llama2, like_llama3, like_smollm])
+def test_documents_encoded_together_get_the_ids_of_each_alone(prose: str, tmp_path: Path, like: Any) -> None:
+    ours = Tokenizer.load(written(tmp_path, like(prose)))
+    texts = [text for text in HARD if text] + [prose[:200_000]]
+    alone = [ours.encode(text) for text in texts]
+    ids, lengths = ours.encode_batch(texts)
+    assert (ids.tolist(), lengths) == ([*itertools.chain(*alone)], list(map(len, alone)))

@@ -335,7 +335,7 @@ def test_separators_are_found_wherever_chunks_are_cut(parts: list[str], cuts: li
     text = "".join(parts)
     borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     chunks = [text[a:b] for a, b in itertools.pairwise(borders)]
-    joined = "".join("\0" if piece is None else piece for piece in _split(iter(chunks), SEPARATOR))
+    joined = "".join(piece + "\0" * ends for piece, ends in _split(iter(chunks), SEPARATOR))
     mark = re.escape(SEPARATOR)
     assert joined == re.sub(rf"((?<=\n)|\A){mark}(\r?\n|\Z)|{mark}", "\0", text)
 

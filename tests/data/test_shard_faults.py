@@ -85,6 +85,17 @@ def test_an_unknown_character_is_named_with_its_place_in_the_document(write: Cal
     assert refusal(path, chosen, 1) == expected
 
 
+def test_an_error_in_a_document_comes_before_those_in_later_ones(write: Callable[..., Path]) -> None:
+    """Documents are encoded together, some at a time."""
+    CharTokenizer(sorted(set("words of a text"))).save("t.json")
+    write("folder/a.txt", "\ufeffwords<|endoftext|>of<|endoftext|>q<|endoftext|>a text")
+    write("folder/b.txt", "\ufefftext")
+    path = write("folder/c.jsonl", '{"text": "a"}\n{"text": ').parent
+    error, said = refusal(path, CorpusSettings(tokenizer="t.json"))
+    assert "a.txt, document 3: The character 'q' (U+0071) at position 0" in error
+    assert any("a.txt begins" in sentence for sentence in said) and not any("b.txt" in sentence for sentence in said)
+
+
 def test_an_edit_between_two_shards_is_noticed(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("a.txt", "words of a text\n" * 800)
     source, real, checked = find_source(path), plan.Shard.check, list[str]()

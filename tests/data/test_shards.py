@@ -193,6 +193,16 @@ def test_what_cannot_be_cut_is_one_shard(write: Callable[..., Path], small_shard
     assert len(shards_of(find_source(write("b.jsonl", entries([words[:500]] * 20))))) == 3
 
 
+def test_parquet_is_cut_at_row_groups(write: Callable[..., Path], small_shards: None, texts: list[str]) -> None:
+    path = write("a.parquet", parquet(texts))
+    source = find_source(path)
+    shards = shards_of(source)
+    assert len(shards) == 5  # of 7 that would be equal: row groups are larger
+    assert sum(shard.size for shard in shards) == source.size
+    assert joined(source, shards) == [text for text in texts if text]
+    assert content(path, 1) == content(path)
+
+
 def test_small_files_share_a_shard(write: Callable[..., Path], small_shards: None) -> None:
     for i in range(10):
         path = write(f"folder/{i}.txt", "x" * 1000)

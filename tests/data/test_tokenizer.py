@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -259,3 +260,11 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, content: str | bytes)
 def test_the_file_of_these_cases_would_load(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(GOOD))
     assert Tokenizer.load(tmp_path / "tokenizer.json") == CharTokenizer("abc")
+
+
+@given(st.lists(any_text, min_size=1), st.booleans())
+def test_documents_encoded_together_get_the_ids_of_each_alone(texts: list[str], is_byte: bool) -> None:
+    tokenizer = ByteTokenizer() if is_byte else CharTokenizer.fit([TEXT])
+    alone = [tokenizer.encode(text, "skip") for text in texts]
+    ids, lengths = tokenizer.encode_batch(texts, "skip")
+    assert (ids.tolist(), lengths) == ([*itertools.chain(*alone)], list(map(len, alone)))

@@ -27,7 +27,6 @@ ODD = {
     "unassigned or private character": "Unicode gives these characters no meaning, so others may not see what you see",
 }
 _HELD = 2**20  # characters counted at a time
-_USUAL = bytes([*b"\t\n\r", *range(0x20, 0x7F)])  # characters of ASCII that are not odd
 
 
 def odd_kind(character: str) -> str | None:
@@ -62,8 +61,9 @@ class OddCharacters:
         self._found = Counter[str]()  # kinds of `ODD`, and what else `counts` needs
 
     def add(self, chunk: str) -> None:
-        self._held.append(chunk)
-        self._n_held += len(chunk)
+        if chunk:
+            self._held.append(chunk)
+            self._n_held += len(chunk)
         if self._n_held >= _HELD:
             self._count()
 
@@ -90,15 +90,17 @@ class OddCharacters:
         return +found
 
     def _count(self) -> None:
-        text = "".join(self._held)
-        self._held, self._n_held = [], 0
-        if not text:
+        held, self._held, self._n_held = self._held, [], 0
+        if not held:
             return
-        self._found["LF"] += text.count("\n")
-        self._found["CR"] += text.count("\r")
-        self._found["CR LF"] += text.count("\r\n")
-        rare = text.encode("utf-8", "surrogatepass").translate(None, _USUAL).decode("utf-8", "surrogatepass")
-        numbers, marks = np.bincount(code_points(rare)), list[int]()
+        content = b"".join([chunk.encode("utf-8", "surrogatepass") for chunk in held])
+        codes = np.frombuffer(content, np.uint8)
+        rare = codes[codes - np.uint8(0x20) >= 0x5F].tobytes()  # all but printable ASCII: lower codes wrap around
+        self._found["LF"] += rare.count(b"\n")
+        self._found["CR"] += rare.count(b"\r")
+        self._found["CR LF"] += content.count(b"\r\n") if b"\r" in rare else 0
+        odd = rare.translate(None, b"\t\n\r").decode("utf-8", "surrogatepass")
+        numbers, marks = np.bincount(code_points(odd)), list[int]()
         for code in np.flatnonzero(numbers).tolist():
             character, n = chr(code), int(numbers[code])
             if kind := odd_kind(character):
@@ -108,9 +110,9 @@ class OddCharacters:
             if code >= 0x300 and continues(character):
                 marks.append(code)
         if marks:
-            self._count_split(code_points(text), marks)
-        self._count_across(self._last + text[0])
-        self._first, self._last = self._first or text[0], text[-1]
+            self._count_split(code_points("".join(held)), marks)
+        self._count_across(self._last + held[0][0])
+        self._first, self._last = self._first or held[0][0], held[-1][-1]
 
     def _count_split(self, codes: npt.NDArray[np.uint32], marks: list[int]) -> None:
         """Count the letters before a mark that are one character together with it."""

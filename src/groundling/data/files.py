@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from groundling.data.compression import NotText, damage, open_unpacked
 from groundling.data.progress import Notice, silent
 from groundling.escape import quoted
@@ -119,7 +121,9 @@ def read_text(file: TextFile, notice: Notice = silent, progress: Callable[[int],
             yield text
             progress(n_bytes)
         offset += len(chunk)
-        line += text.count("\n")
+        # NumPy counts bytes many times faster than Python.
+        n_lines = np.count_nonzero(np.frombuffer(chunk, np.uint8) == 10) if encoding == "utf-8" else text.count("\n")
+        line += int(n_lines)
 
 
 def _detect(file: TextFile, start: bytes, notice: Notice) -> tuple[str, int]:

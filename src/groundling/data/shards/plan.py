@@ -1,8 +1,9 @@
 """Cut a text into shards, the units of work of several processes.
 
-A shard is consecutive files, or a part of one large file. A part of JSON Lines starts with a line. A part of a plain
-text starts before a space or line break after a letter or digit of ASCII, where no token and no document separator can
-be. Other files are not cut. The shards depend on the files alone, not on how many processes there are.
+A shard is consecutive files, or a part of one large file. A part of JSON Lines starts with a line, one of Parquet with
+a row group. A part of a plain text starts before a space or line break after a letter or digit of ASCII, where no token
+and no document separator can be. Other files are not cut. The shards depend on the files alone, not on how many
+processes there are.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from groundling.data.documents import row_groups
 from groundling.data.files import BOMS, TextFile
 from groundling.data.fingerprint import refuse_edited
+from groundling.data.formats import damaged_parquet, parquet_file
 from groundling.data.shards.kept import Kept
 from groundling.data.sources import Source
 
@@ -91,6 +94,8 @@ def _parts(number: int, file: TextFile, size: int, source: Source, cut_texts: bo
     """The parts of a file; none if it cannot be cut."""
     separator = source.reading.document_separator.encode()
     finders: dict[str, Callable[[io.BufferedReader, int], int | None]] = {"jsonl": _line_start}
+    if file.format == "parquet":
+        finders["parquet"] = partial(_row_group, _row_groups(file))
     if cut_texts:
         finders["text"] = partial(_word_end, separator=separator)
     if (find := finders.get(file.format)) is None:
@@ -132,6 +137,17 @@ def _line_start(opened: io.BufferedReader, place: int) -> int | None:
         if (found := piece.find(b"\n")) >= 0:
             return start + found + 1
     return None
+
+
+def _row_group(places: list[int], _: io.BufferedReader, place: int) -> int | None:
+    return next((each for each in places if each >= place), None)
+
+
+def _row_groups(file: TextFile) -> list[int]:
+    """Where row groups start. None if they are not in their order in the file."""
+    with damaged_parquet(file):
+        places = row_groups(parquet_file(file))
+    return places if places == sorted(places) else []
 
 
 def _word_end(opened: io.BufferedReader, place: int, separator: bytes) -> int | None:

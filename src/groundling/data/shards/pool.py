@@ -11,10 +11,13 @@ import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
+
+from groundling.cores import granted_cores
 
 Submit = Callable[..., Callable[[], Any]]
 """`submit(function, *arguments)` gives a function that waits for the result and returns it."""
@@ -26,8 +29,20 @@ def processes_for(size: int, wanted: int | None = None) -> int:
     """How many processes to use for a text of `size` bytes: `wanted`, or one for each core if it is worth it."""
     if wanted is not None:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if size > _SMALL else 1
+    return granted_cores() if size > _SMALL else 1
+
+
+_others = ContextVar[Callable[[], AbstractContextManager[Submit]] | None]("_others", default=None)
+
+
+@contextmanager
+def done_by(others: Callable[[], AbstractContextManager[Submit]]) -> Iterator[None]:
+    """A context in which `workers` gives all work to `others` instead of processes of this machine."""
+    token = _others.set(others)
+    try:
+        yield
+    finally:
+        _others.reset(token)
 
 
 @contextmanager
@@ -37,6 +52,10 @@ def workers(processes: int) -> Iterator[Submit]:
 
     If the block raises, or if this process is killed, the others end at once.
     """
+    if (others := _others.get()) is not None:
+        with others() as submit:
+            yield submit
+        return
     if processes == 1:
         yield lambda function, *arguments: partial(function, *arguments)
         return

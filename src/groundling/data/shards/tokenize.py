@@ -9,13 +9,9 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from groundling import storage
 from groundling.data.characters import OddCharacters
@@ -24,11 +20,12 @@ from groundling.data.formats import Reading
 from groundling.data.progress import Notice, Progress, ProgressMeter, silent
 from groundling.data.shards.join import join
 from groundling.data.shards.plan import Shard, shards_of
-from groundling.data.shards.read import Facts, ShardReader, check_unchanged, once, read_all
+from groundling.data.shards.read import Facts, ShardReader, check_unchanged, in_order, once, read_all
+from groundling.data.shards.write import TokenFiles, token_type
 from groundling.data.sources import Source
 from groundling.data.tokenizers.base import Tokenizer, Unknown, UnknownText
 
-_WRITTEN = 2**20  # tokens written at a time, or more
+_ENCODED = 2**18  # characters of documents encoded together, or more: their ids fit in a core's own cache
 
 
 def tokenize(
@@ -48,7 +45,8 @@ def tokenize(
     ):
         if len(shards) == 1:
             meter = ProgressMeter(progress, "tokenizing", source.size)
-            facts = [write_shard(shards[0], source.reading, tokenizer, unknown, temporary, notice, meter.add)]
+            write = partial(write_shard, shards[0], source.reading, tokenizer, unknown, temporary, notice, meter.add)
+            facts = list(in_order(source, shards, [write], notice, silent, partial(_encode_alone, tokenizer, unknown)))
             check_unchanged(source, shards, facts, {}, fingerprint)
         else:
             facts = _in_shards(source, shards, fingerprint, tokenizer, unknown, parts, processes, notice, progress)
@@ -57,10 +55,6 @@ def tokenize(
         about |= _described(source, tokenizer, facts)
         tokenizer.save(temporary / "tokenizer.json")
         about |= {"fingerprint": fingerprint, "dtype": dtype.name, "vocab_size": tokenizer.vocab_size}
-
-
-def token_type(tokenizer: Tokenizer) -> np.dtype[Any]:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
 
 
 def _described(source: Source, tokenizer: Tokenizer, facts: Sequence[Facts]) -> dict[str, Any]:
@@ -89,17 +83,21 @@ def _in_shards(
         before = storage.in_bytes(source.size - sum(left.values()))
         notice(f"Continuing: {before} of {storage.in_bytes(source.size)} were tokenized before.")
     meter = ProgressMeter(progress, "tokenizing", sum(left.values()))
-
-    def again(document: Document) -> None:
-        with named_errors(document):
-            for _ in tokenizer.encode_chunks(document.chunks, unknown):
-                pass
-
     read = partial(_saved, name=source.name, reading=source.reading, unknown=unknown, parts=parts)
+    again = partial(_encode_alone, tokenizer, unknown)
     facts, _ = read_all(
         source, shards, fingerprint, read, processes, notice, lambda shard: meter.add(left.get(shard.name, 0)), again
     )
     return facts
+
+
+def _encode_alone(tokenizer: Tokenizer, unknown: Unknown, document: Document) -> None:
+    """Raise the error of a document, with its name."""
+    try:
+        for _ in tokenizer.encode_chunks(document.chunks, unknown):
+            pass
+    except UnknownText as error:
+        raise UnknownText(f"{document.name}: {error}") from None
 
 
 def _saved(shard: Shard, name: str, reading: Reading, unknown: Unknown, parts: Path) -> Facts:
@@ -117,31 +115,30 @@ def write_shard(
     shard: Shard, reading: Reading, tokenizer: Tokenizer, unknown: Unknown, folder: Path,
     notice: Notice | None = None, progress: Callable[[int], None] = silent,
 ) -> Facts:  # fmt: skip
-    """Write the tokens of a shard, and where its documents and files end, counted from its beginning."""
-    reader, odd = ShardReader(shard, reading, notice, progress), OddCharacters()
-    tokens, file_ends, n_characters = _TokenFiles(folder, tokenizer), array("q"), 0
-    start = np.array(tokenizer.start_ids, np.uint32)
-    end = np.array([] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id], np.uint32)
+    """Write the tokens of a shard, and where its documents and files end, counted from its beginning.
 
-    def read(chunks: Iterable[str]) -> Iterator[str]:
+    If a document cannot be read or encoded, an earlier one may have an error, too: documents are encoded together.
+    """
+    notices, file_ends = list[str](), array("q")
+    reader, odd = ShardReader(shard, reading, notice and notices.append, progress), OddCharacters()
+    tokens, n_characters = TokenFiles(folder, tokenizer, unknown), 0
+
+    def counted(chunks: Iterable[str]) -> Iterator[str]:
         nonlocal n_characters
         for chunk in chunks:
             n_characters += len(chunk)
             odd.add(chunk)
             yield chunk
 
-    for file in reader.files:
-        for document in reader.documents(file):
-            position = 0 if document.starts else 1
-            with named_errors(document):
-                encoded = tokenizer.encode_chunks(read(document.chunks), unknown, position)
-                for ids in itertools.chain([start] if document.starts else [], encoded):
-                    tokens.write(ids)
-            if document.ends:
-                tokens.write(end)
-                tokens.end_document()
-        if file.stop is None:
-            file_ends.append(tokens.n_documents)
+    for each in _batches(reader, file_ends):
+        if isinstance(each, Document):
+            encoded = tokenizer.encode_chunks(counted(each.chunks), unknown, 0 if each.starts else 1)
+            tokens.write_chunks(encoded, each)
+        elif texts := list(counted(each)):
+            tokens.write_documents(*tokenizer.encode_batch(texts, unknown), texts)
+        for sentence in notices:
+            notice and notice(sentence)
+        notices.clear()
     tokens.flush()
     if list(file_ends) != list(range(1, tokens.n_documents + 1)):
         storage.disk.write(folder / "files.bin", file_ends.tobytes())
@@ -149,57 +146,30 @@ def write_shard(
     return counts | {"units": tokens.n_units, "odd": odd.state()} | reader.facts
 
 
-@contextmanager
-def named_errors(document: Document) -> Iterator[None]:
-    try:
-        yield
-    except UnknownText as error:
-        raise UnknownText(f"{document.name}: {error}") from None
+def _documents(reader: ShardReader, file_ends: array[int]) -> Iterator[Document]:
+    """Those of all files of a shard. `file_ends` gets how many end up to the end of each file."""
+    n = 0
+    for file in reader.files:
+        for document in reader.documents(file):
+            yield document
+            n += document.ends
+        if file.stop is None:
+            file_ends.append(n)
 
 
-class _TokenFiles:
-    """Writes `tokens.bin`, `documents.bin` and `places.bin`. Pieces are collected: a document may be a few tokens."""
-
-    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
-        self._folder, self._dtype = folder, token_type(tokenizer)
-        units = tokenizer.sizes[1].copy()  # characters and document ends of each token
-        if tokenizer.end_of_text_id is not None:
-            units[tokenizer.end_of_text_id] = 1
-        self._units = units.astype(np.min_scalar_type(units.max()))
-        self._pieces, self._ends, self._document_ends = list[npt.NDArray[np.uint32]](), array("q"), array("q")
-        self._places = np.zeros((1, 2), np.int64)  # a pair after each piece
-        self._n_written = self.n_tokens = self.n_units = self.n_documents = 0
-
-    def write(self, ids: npt.NDArray[np.uint32]) -> None:
-        if len(ids) == 0:
-            return
-        self._pieces.append(ids)
-        self.n_tokens += len(ids)
-        self._ends.append(self.n_tokens - self._n_written)
-        if self._ends[-1] >= _WRITTEN:
-            self.flush()
-
-    def end_document(self) -> None:
-        self._document_ends.append(self.n_tokens)
-        self.n_documents += 1
-
-    def flush(self) -> None:
-        """Write what was collected."""
-        if self._pieces:
-            ids, ends = np.concatenate(self._pieces), np.array(self._ends)
-            self._append("tokens", ids.astype(self._dtype))
-            # Adding up the units between the ends is several times faster than their cumulative sum.
-            counted = np.add.reduceat(self._units[ids], np.pad(ends, (1, 0))[:-1], dtype=np.int64).cumsum()
-            pairs = np.stack([self._n_written + ends, self.n_units + counted], axis=1)
-            self._places = np.concatenate([self._places, pairs])
-            self._n_written, self.n_units = self.n_tokens, self.n_units + int(counted[-1])
-            self._pieces.clear()
-            del self._ends[:]
-        self._append("places", self._places)
-        self._append("documents", np.array(self._document_ends, np.int64))
-        self._places = np.empty((0, 2), np.int64)
-        del self._document_ends[:]
-
-    def _append(self, name: str, numbers: npt.NDArray[Any]) -> None:
-        if len(numbers):
-            storage.disk.write(self._folder / f"{name}.bin", numbers.tobytes())
+def _batches(reader: ShardReader, file_ends: array[int]) -> Iterator[list[str] | Document]:
+    """The texts of documents, some at a time, to be encoded together; and long documents, in chunks, alone."""
+    texts, size = list[str](), 0
+    for document in _documents(reader, file_ends):
+        text, more = next(document.chunks), next(document.chunks, None)
+        is_whole = more is None and document.starts and document.ends
+        if is_whole:
+            texts.append(text)
+            size += len(text)
+        if size >= _ENCODED or not is_whole:
+            yield texts
+            texts, size = [], 0
+        if not is_whole:
+            document.chunks = itertools.chain([text], [] if more is None else [more], document.chunks)
+            yield document
+    yield texts

@@ -1,4 +1,4 @@
-"""The different characters of a text, and the ids of characters by table."""
+"""The different characters of a text, their ids by table, and a text as numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import numpy.typing as npt
 UNKNOWN = 2**32 - 1
 _NO_ASCII = 0xFF  # more than the ids of ASCII, which come first
 _HELD = 2**16  # characters looked at together: NumPy takes as long for a word as for a page
+
+
+class UnknownText(ValueError):
+    """Text that a tokenizer cannot encode."""
 
 
 class Alphabet:
@@ -53,6 +57,17 @@ class IdTable:
         if text.isascii() and _NO_ASCII not in (ids := text.encode().translate(self._ascii)):
             return np.frombuffer(ids, np.uint8).astype(np.uint32)
         return self._ids.take(code_points(text), mode="clip")
+
+
+def utf8(text: str, unknown: str = "error", offset: int = 0) -> bytes:
+    """`text` in UTF-8. A lone surrogate raises UnknownText with its position from `offset`, or is dropped."""
+    try:
+        return text.encode("utf-8", "ignore" if unknown == "skip" else "strict")
+    except UnicodeEncodeError as error:
+        raise UnknownText(
+            f"The text has a lone surrogate (U+{ord(text[error.start]):04X}) at position {offset + error.start}: half "
+            "of a UTF-16 pair, not a character. Remove it."
+        ) from None
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:

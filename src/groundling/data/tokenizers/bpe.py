@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from groundling.data.tokenizers.alphabet import UnknownText, utf8
 from groundling.data.tokenizers.base import (
     END_OF_TEXT,
     Tokenizer,
     Unknown,
-    UnknownText,
+    UnsignedIds,
     not_a_tokenizer,
     special_tokens,
-    utf8,
 )
 from groundling.data.tokenizers.byte_level import BYTE_LETTERS, BYTE_LEVEL, huggingface_bpe
 
@@ -80,13 +80,8 @@ class LibraryTokenizer(Tokenizer):
         length = len(text)
         if not offset and (prefix := self._prefix(text)):
             text, content = prefix + text, prefix.encode() + content
-        parts = list(_parts(text)) if self.can_be_cut else [text]
-        library = self._library
-        with _no_panic():
-            encoded = [part.ids for part in library.encode_batch_fast(parts, add_special_tokens=False)]
-        ids = np.concatenate([np.array(part, dtype=np.uint32) for part in encoded])
-        pieces = map(self.pieces.__getitem__, itertools.chain.from_iterable(encoded))
-        if unknown == "error" and (decoded := b"".join(pieces)) != content:
+        (ids,) = self._encoded([text])
+        if unknown == "error" and (decoded := self._joined(ids)) != content:
             same = next((i for i, (a, b) in enumerate(zip(decoded, content, strict=False)) if a != b), len(decoded))
             position = max(0, len(content[:same].decode("utf-8", "ignore")) - len(text) + length)
             given = text[len(text) - length :][position : position + 12]
@@ -97,7 +92,32 @@ class LibraryTokenizer(Tokenizer):
                 f"the same text. {convert} another tokenizer, such as byte or bpe, or accept this with --unknown skip "
                 "(sample, chat, eval, serve)."
             )
-        return ids
+        return np.array(ids, dtype=np.uint32)
+
+    def encode_batch(self, texts: Sequence[str], unknown: Unknown = "error") -> tuple[UnsignedIds, list[int]]:
+        """See `Tokenizer.encode_batch`. Each text must decode to itself, as in `encode_array`."""
+        contents = [utf8(text, unknown) for text in texts]
+        if unknown == "skip":
+            texts = [content.decode() for content in contents]
+        if self.puts_space_first:
+            texts = [self._prefix(text) + text for text in texts]
+            contents = [text.encode() for text in texts]
+        encoded = self._encoded(texts)
+        if unknown == "error" and list(map(self._joined, encoded)) != contents:
+            return super().encode_batch(texts, unknown)  # which tells the place
+        lengths = list(map(len, encoded))
+        return np.fromiter(itertools.chain.from_iterable(encoded), np.uint32, sum(lengths)), lengths
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text. The library encodes all together, on several cores if it may."""
+        parts = [list(_parts(text)) if self.can_be_cut else [text] for text in texts]
+        with _no_panic():
+            encoded = self._library.encode_batch_fast([*itertools.chain.from_iterable(parts)], add_special_tokens=False)
+        ids = (part.ids for part in encoded)
+        return [list(itertools.chain.from_iterable(itertools.islice(ids, len(each)))) for each in parts]
+
+    def _joined(self, ids: Sequence[int]) -> bytes:
+        return b"".join(map(self.pieces.__getitem__, ids))
 
     def encode_chunks(
         self, chunks: Iterable[str], unknown: Unknown = "error", position: int = 0

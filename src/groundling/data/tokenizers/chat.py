@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from groundling.data.conversations import Message, ToolCall
 from groundling.data.progress import Notice, silent
-from groundling.data.tokenizers.base import Tokenizer, Unknown, UnknownText, not_a_tokenizer
+from groundling.data.tokenizers.base import Tokenizer, Unknown, UnknownText, UnsignedIds, not_a_tokenizer
 from groundling.data.tokenizers.chat_template import ImportedTemplate, chatml_template
 from groundling.data.tokenizers.huggingface import HuggingFaceTokenizer
 
@@ -239,6 +239,13 @@ class ChatTokenizer(Tokenizer):
 
     def encode_chunks(self, chunks: Iterable[str], unknown: Unknown = "error", position: int = 0) -> Iterator[Ids]:
         return self.base.encode_chunks(chunks, unknown, position)
+
+    def encode_batch(self, texts: Sequence[str], unknown: Unknown = "error") -> tuple[UnsignedIds, list[int]]:
+        return self.base.encode_batch(texts, unknown)
+
+    @property
+    def puts_space_first(self) -> bool:  # type: ignore[override]
+        return self.base.puts_space_first
 
     def decode(self, ids: Iterable[int]) -> str:
         ids = list(ids)

@@ -82,6 +82,10 @@ class HuggingFaceTokenizer(LibraryTokenizer):
     def normalizer(self) -> str:
         return ", ".join(_changes(self.definition.get("normalizer")))
 
+    @property
+    def puts_space_first(self) -> bool:  # type: ignore[override]
+        return self._unspaced is not None
+
     def _prefix(self, text: str) -> str:
         return " " if text and self._unspaced is not None and text[0] not in self._unspaced else ""
 
