@@ -225,6 +225,7 @@ ELSEWHERE = {
     "{} does not work with --": "tests/parallel/test_divided.py",
     "Use --tensor-parallel with one of them.": "tests/parallel/test_divided.py",
     "--for {} is unknown": "tests/course/test_class.py", "install --no-index": "the same",
+    "is finished. To train it again": "tests/course/test_chapters.py",
     "With --optimizer-bits 8, moments": "says what a plan assumes",
     "Use --optimizer-bits 32, or fewer ranks.": "tests/training/test_optimizer_8bit.py",
     "gives all ranks equal parts": "tests/parallel/test_divided.py",

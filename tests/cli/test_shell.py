@@ -28,6 +28,7 @@ WORDS = {
     "runs": "", "studio": "", "tasks": "sums --n 2", "explain": "first", "plot": "first", "report": "first",
     "demo": "", "sft": "first nowhere", "dpo": "first nowhere", "reward": "first nowhere", "grpo": "first --task sums",
     "distill": "first first nowhere", "eject": "first", "share": "first",
+    "course": "", "course start": "1", "course run": "1", "course check": "1", "course bundle": "nowhere",
     "course submit": "first --author Ada", "course board": "nowhere",
     "tokenizer train": "prose.txt --kind char",
     "tokenizer export": "first",
@@ -89,7 +90,8 @@ def test_a_tilde_is_the_home_folder(first: groundling.Run, cli: Any, monkeypatch
     assert cli("tokenizer", "show", "~/run", "--text=T").status == 0
     for path in ("~/q.png", Path("~/r.png")):  # the functions do the same
         assert first.plot(path).parent == home
-    assert {path.name for path in home.iterdir()} == {
+    # matplotlib makes hidden folders where it is imported for the first time.
+    assert {path.name for path in home.iterdir() if not path.name.startswith(".")} == {
         "p.txt", "x.png", "x.html", "e.html", "t.json", "hf.json", "run", "q.png", "r.png",
     }  # fmt: skip
     assert "No run '~nobody/x'" in cli("plot", "~nobody/x").err  # of a user who does not exist

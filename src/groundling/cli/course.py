@@ -25,11 +25,13 @@ Folder = Annotated[Path, Parameter(help="Folder for your files of the course.")]
 @course.default
 def status(*, folder: Folder = Path("course"), json: Json = False) -> None:
     """List the chapters: what you have done, and how long each computes on this machine."""
+    from groundling.config import user_path
     from groundling.course import progress
     from groundling.course.chapter import chapters
     from groundling.course.measured import minutes
     from groundling.machine import matmul_gflops
 
+    folder = user_path("--folder", folder)
     known, gflops = progress.read(folder), matmul_gflops("float32")
     rows: list[dict[str, Any]] = [
         {
@@ -100,9 +102,10 @@ def _absolute(text: str) -> str:
 @course.command(sort_key=1)
 def run(number: Number, /, *, folder: Folder = Path("course")) -> int:
     """Run your file of a chapter: its listings with all that you changed, from top to bottom."""
+    from groundling.config import user_path
     from groundling.course.folder import program_of
 
-    path = program_of(folder, number)
+    path = program_of(user_path("--folder", folder), number)
     return subprocess.run([sys.executable, path.name], cwd=path.parent).returncode
 
 
@@ -113,9 +116,11 @@ def check(number: Number, /, *, folder: Folder = Path("course"), file: Path | No
     Args:
         file: The program or notebook with your answers. Default: the chapter's program in the folder.
     """
+    from groundling.config import user_path
     from groundling.course.folder import check
 
-    verdicts = dict(check(folder, number, file))
+    folder = user_path("--folder", folder)
+    verdicts = dict(check(folder, number, file and user_path("--file", file)))
     if json:
         print_json(verdicts)
     else:
@@ -126,7 +131,7 @@ def check(number: Number, /, *, folder: Folder = Path("course"), file: Path | No
 
 @course.command(sort_key=3)
 def bundle(
-    out: Annotated[Path, Parameter(help="The folder to create, for example on a USB stick.")],
+    folder: Annotated[Path, Parameter(name="FOLDER", help="The folder to create, for example on a USB stick.")],
     /,
     *,
     for_: Annotated[str, Parameter(name="--for")] = "linux,macos,windows",
@@ -147,6 +152,7 @@ def bundle(
     from groundling.config import user_path
     from groundling.course.bundle import bundle
 
-    folder = bundle(user_path("OUT", out), for_.split(","), python, torch_index, runs, note)
+    place, finished = user_path("FOLDER", folder), runs and user_path("--runs", runs)
+    folder = bundle(place, for_.split(","), python, torch_index, finished, note)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print_rows([("folder", folder), ("size", f"{size / 1e6:,.0f} MB"), ("read", folder / "START-HERE.txt")])

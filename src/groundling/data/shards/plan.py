@@ -144,7 +144,7 @@ def _row_group(places: list[int], _: io.BufferedReader, place: int) -> int | Non
 
 
 def _row_groups(file: TextFile) -> list[int]:
-    """Where row groups start. None if they are not in their order in the file."""
+    """Where row groups start; none if their order is another one than in the file."""
     with damaged_parquet(file):
         places = row_groups(parquet_file(file))
     return places if places == sorted(places) else []
