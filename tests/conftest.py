@@ -21,6 +21,7 @@ LONGEST = (
     "test_numba_decoder.py", "test_event_loop.py", "test_selftest.py", "test_notebook.py", "test_train.py",
     "test_streams.py", "test_micro_batches.py", "test_killed_methods.py", "test_out_of_memory.py", "test_benchmarks.py",
     "test_demo.py", "test_kills.py", "test_studio_tuned.py", "test_signals.py", "test_life.py",
+    "test_chapters.py", "test_share.py", "test_data_parallel.py", "test_divided.py", "test_eject.py",
 )  # fmt: skip
 
 

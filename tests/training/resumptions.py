@@ -19,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ STEPS = 64  # of a pretraining
 MUTATED_STEP = 24  # in the midst of a generation
 FRESH_STEP = 29
 AT_ONCE = 2
+FAILED = "It failed."
 
 
 def train_whole(folder: Path, name: str, job: dict[str, Any]) -> None:
@@ -103,12 +105,15 @@ def quickly() -> dict[str, str]:
 
 
 def work(folder: Path, task: str, job: dict[str, Any]) -> None:
-    """`task` is the name of a run to train, or `name/step/mutation`; leaves a file with what differs."""
+    """`task` is the name of a run to train, or `name/step/mutation`; leaves a file with what differs, or failed."""
     name, *place = task.split("/")
     if not place:
         train_whole(folder, name, job)
         return
-    difference = resume(folder, name, int(place[0]), place[1], job)
+    try:
+        difference = resume(folder, name, int(place[0]), place[1], job)
+    except Exception:
+        difference = f"{FAILED} {traceback.format_exc()[-2000:]}"
     storage.write_json(folder / f"{task.replace('/', '-')}.result", difference)
 
 
@@ -152,7 +157,7 @@ def main(folder: Path, task: str = "") -> None:
     }
     work_all(folder, list(places.items()))
     results = {place: folder / f"{place.replace('/', '-')}.result" for place in places}
-    print(json.dumps({p: storage.read_json(f) if f.exists() else "It failed." for p, f in results.items()}))
+    print(json.dumps({p: storage.read_json(f) if f.exists() else FAILED for p, f in results.items()}))
     return None
 
 
