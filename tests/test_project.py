@@ -63,17 +63,19 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def own_imports(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def own_imports(path: Path) -> list[tuple[int, str]]:
     """Line and module of what a file imports from groundling itself."""
-    modules = {module_name(file) for file in FILES}
+    modules, found = set(map(module_name, FILES)), list[tuple[int, str]]()
     for line, name in imports(path):
         if name.split(".")[0] != "groundling":
             continue
         head, _, last = name.rpartition(".")
         if head == "groundling" and last in groundling._HOMES:
-            yield line, groundling._HOMES[last]  # a public name, by way of the front door
+            found.append((line, groundling._HOMES[last]))  # a public name, by way of the front door
         else:
-            yield line, name if name in modules else head
+            found.append((line, name if name in modules else head))
+    return found
 
 
 def part(module: str) -> str:
@@ -218,6 +220,7 @@ def commands(document: Path) -> Iterator[list[str]]:
                     yield words[i + 1 : stop]
 
 
+@cache
 def flags(*words: str) -> set[str]:
     """Those of a command, of the one below it that the second word names (`tokenizer train`), or of all below it."""
     command = app[words[0]]

@@ -89,6 +89,7 @@ def test_threads_change_nothing(
             assert np.array_equal(spread, logits_of(model, precision, TOKENS.tolist(), at_once))
 
 
+@pytest.mark.slow
 def test_the_first_process_computes_what_later_ones_do(tmp_path: Path) -> None:
     """The first one compiles, the second one loads from Numba's cache. Neither changes PyTorch's number of threads."""
     program = """

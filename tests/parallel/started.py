@@ -16,5 +16,5 @@ def torchrun(processes: int, *words: str, **more: str) -> str:
     """What a torchrun that succeeds prints."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=600)
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, done.stderr[-20_000:]  # the rank that failed first says why long before the last line
     return done.stdout

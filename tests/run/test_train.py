@@ -305,6 +305,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+@pytest.mark.slow  # half a minute; test_compiling.py compiles a pass
 @pytest.mark.usefixtures("compiler")
 def test_compiling_trains_the_same_model(text_file: Path, tiny: dict[str, Any]) -> None:
     settings = tiny | {"steps": 3, "eval_every": 3, "n_layer": 1, "warmup_steps": 1}

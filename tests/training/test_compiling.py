@@ -156,6 +156,7 @@ def test_a_passing_fault_is_not_remembered(model: GPT, batch: Any, monkeypatch: 
         assert (asked._recall() is not None) == remembered
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("threads", [2])
 def test_a_compiled_step_repeats_to_the_bit_on_several_threads(threads: int, model: GPT) -> None:
