@@ -44,6 +44,12 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """For what modules prepare before their first test."""
+    os.environ["GROUNDLING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
     """Whoever runs the tests in the background of a shell has them ignore SIGINT, and all processes that they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

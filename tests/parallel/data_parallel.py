@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from groundling import storage
 from groundling.config import Config, CorpusSettings
 from groundling.data.conversations import Conversation, Message
 from groundling.data.corpus import prepare
@@ -52,7 +53,7 @@ def trainer(case: dict[str, Any], folder: Path, mode: str) -> Trainer:
     settings = _TINY | _FAMILIES[case["family"]] | {"accumulate": accumulate, "batch_size": 12 // accumulate}
     data: Any
     if case["task"] == "pretraining":
-        text = folder / "text.txt"
+        text = folder / f"text-{processes.rank()}.txt"  # the folder may be that of all ranks
         text.write_text("".join(_WORDS[i % 7 :] for i in range(60)))
         config = Config.build(str(text), "nano", **settings, optimizer=case["optimizer"])
         data = prepare(find_source(text), CorpusSettings())
@@ -89,7 +90,7 @@ def trained(case: dict[str, Any], folder: Path, mode: str) -> dict[str, Any]:
             folder = own_copy(folder) if each == "one" else processes.from_main(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("config.json", "tokenizer.json"):
-            (folder / name).write_text("{}")
+            storage.write_json(folder / name, {})  # other ranks may have it already
         made, end = trainer(case, folder, each), STEPS * (session + 1) // len(modes)
         if session:
             made.resume(made.checkpoints.path(made.checkpoints.steps()[-1]))

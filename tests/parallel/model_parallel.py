@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from data_parallel import is_saved, saved
 
+from groundling import storage
 from groundling.config import Config, CorpusSettings
 from groundling.data.conversations import Conversation, Message
 from groundling.data.corpus import prepare
@@ -54,7 +55,7 @@ def trainer(case: dict[str, Any], folder: Path, alone: bool) -> Trainer:
     settings = _TRAINING | {"optimizer": case["optimizer"], **ways}
     data: Any
     if case["task"] == "pretraining":
-        text = folder / "text.txt"
+        text = folder / f"text-{processes.rank()}.txt"  # the folder may be that of all ranks
         text.write_text("".join(_WORDS[i % 7 :] for i in range(60)))
         more = {"weight_average": 0.2, "matrix_learning_rate": 0.01, "sample_tokens": 5}
         config = Config.build(str(text), "nano", **settings, **more, **_FAMILIES[case["family"]])
@@ -82,7 +83,7 @@ def trained(case: dict[str, Any], folder: Path, alone: bool) -> dict[str, Any]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "tokenizer.json"):
-        (folder / name).write_text("{}")
+        storage.write_json(folder / name, {})  # other ranks may have it already
     made, found = trainer(case, folder, alone), list[events.Event]()
     learner, settings = made.learner, made.settings
     batch = made.task.batch(0, learner.model)
@@ -114,7 +115,7 @@ def resumed(case: dict[str, Any], folder: Path, checkpoint: Path, alone: bool) -
     """The weights at the end, if the second half is trained from a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "tokenizer.json"):
-        (folder / name).write_text("{}")
+        storage.write_json(folder / name, {})  # other ranks may have it already
     made = trainer(case, folder, alone)
     made.resume(checkpoint)
     made.run()

@@ -137,6 +137,19 @@ def test_a_signal_saves_and_stops_all(number: signal.Signals, start: str, train:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="without SIGKILL")
+def test_orphans_save_and_stop(train: list[str]) -> None:
+    folder = Path("runs/run").absolute()
+    with running([*torchrun(2), *train]) as process:
+        wait_for(process, lambda: len(lines(folder, "step")) > 7)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        _, alive = psutil.wait_procs(children, timeout=60)
+    assert children and not alive
+    assert lines(folder, "paused")[-1]["step"] == groundling.load(folder).checkpoints.steps()[-1]
+
+
+@pytest.mark.slow
 def test_a_run_changes_its_number_of_processes(text_file: Path) -> None:
     """4 -> 2 -> 1 -> 4, by torchrun, the command and Python. Each resumes where the other stopped."""
     folder = Path("runs/run").absolute()

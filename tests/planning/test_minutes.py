@@ -36,15 +36,15 @@ def lines(run: Path, event: str) -> list[dict[str, Any]]:
 def test_a_run_ends_on_time_with_its_rate_at_the_floor(text_file: Path) -> None:
     start = time.perf_counter()
     done = subprocess.run(
-        [*COMMAND, "train", str(text_file), "--minutes", "0.2", *flags(MODEL)], capture_output=True, text=True
+        [*COMMAND, "train", str(text_file), "--minutes", "0.3", *flags(MODEL)], capture_output=True, text=True
     )
     seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
-    assert abs(seconds - 12) < 10  # 5 where nothing else runs; here other tests do
+    assert abs(seconds - 18) < 10  # 5 where nothing else runs; here other tests do
     folder = Path("runs/prose")
     (plan,) = lines(folder, "planned")
     assert plan["low"] < plan["loss"] < plan["high"]
-    assert f"plan    {0.2:g} minutes, until {plan['ends'][11:19]}" in done.stdout
+    assert f"plan    {0.3:g} minutes, until {plan['ends'][11:19]}" in done.stdout
     steps = lines(folder, "step")
     assert steps[-1]["learning_rate"] < 0.05 * max(step["learning_rate"] for step in steps)
     assert lines(folder, "evaluation")[-1]["step"] == steps[-1]["step"]

@@ -7,6 +7,8 @@ With one process, every function here returns at once what it was given.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,16 +53,24 @@ def together() -> bool:
 @contextmanager
 def joined() -> Iterator[None]:
     """A context in which this process can reach the others. CPUs talk by gloo, GPUs by NCCL, each process with the GPU
-    of its local rank."""
+    of its local rank. If whoever started them is killed, they save and stop."""
     if size() == 1 or together():
         yield
         return
+    threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
     yield
     dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
+
+
+def _stop_with_parent(parent: int) -> None:
+    """Ask this process to stop when it has become an orphan, which nobody else could stop. Windows does not tell."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def agree(flag: bool) -> bool:

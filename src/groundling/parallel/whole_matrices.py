@@ -92,9 +92,9 @@ class WholeMatrices:
         """All results, whole. This rank has computed `results`."""
         room = max(sum(wholes[i].numel() for i in owned) for owned in self.owned)
         mine = _flat(results, wholes[0])
-        everyone = mine.new_empty(len(self.ranks) * room)
-        dist.all_gather_into_tensor(everyone, torch.cat([mine, mine.new_zeros(room - mine.numel())]), group=self.group)
-        return self._in_order(list(everyone.split(room)), wholes)
+        everyone = [mine.new_empty(room) for _ in self.ranks]
+        dist.all_gather(everyone, torch.cat([mine, mine.new_zeros(room - mine.numel())]), group=self.group)
+        return self._in_order(everyone, wholes)
 
     def _exchanged(self, sent: list[torch.Tensor], sizes: list[int]) -> list[torch.Tensor]:
         """Send one flat tensor to each rank, and get one of these `sizes` from each."""
