@@ -118,11 +118,14 @@ def ways_to_run_code(source: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, ast.unparse(node)
 
 
-@pytest.mark.parametrize("path", sorted(SRC.rglob("*.py")), ids=lambda path: path.relative_to(SRC).as_posix())
-def test_no_file_that_is_opened_can_run_code(path: Path) -> None:
-    found = list(ways_to_run_code(ast.parse(path.read_text(encoding="utf-8"))))
-    here = path.relative_to(SRC).as_posix()
-    assert [(line, code) for line, code in found if (here, code) not in ALLOWED] == []
+def test_no_file_that_is_opened_can_run_code() -> None:
+    found = [
+        (path.relative_to(SRC).as_posix(), line, code)
+        for path in sorted(SRC.rglob("*.py"))
+        for line, code in ways_to_run_code(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert len(found) > len(ALLOWED) / 2
+    assert [(file, line, code) for file, line, code in found if (file, code) not in ALLOWED] == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from itertools import pairwise
@@ -36,7 +36,19 @@ READING_ORDER = [
     "evaluation", "analysis", "training", "tasks", "planning", "reporting", "checkup", "acceleration", "run",
     "experiments", "interchange", "course", "web", "cli", "__main__",
 ]  # fmt: skip
-each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
+
+
+def each_file(check: Callable[[Path], None]) -> Callable[[], None]:
+    """One test that checks all files: to set up a test takes longer than such a check."""
+
+    def all_files() -> None:
+        for path in FILES:
+            check(path)
+
+    all_files.__name__, all_files.__doc__ = check.__name__, check.__doc__
+    return all_files
+
+
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -136,7 +148,7 @@ def test_no_two_modules_import_each_other() -> None:
 
 @each_file
 def test_modules_say_what_they_are_for(path: Path) -> None:
-    assert ast.get_docstring(tree(path))
+    assert ast.get_docstring(tree(path)), path
 
 
 @each_file

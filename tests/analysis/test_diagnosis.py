@@ -98,7 +98,7 @@ def test_a_wrong_setting_is_named(text_file: Path, kind: str, settings: dict[str
 
 def test_overfitting_is_named(write: Callable[..., Path], prose: str) -> None:
     path = write("text.txt", prose[:9_000])
-    assert kinds(path, steps=250, n_embd=96, n_layer=2, val_fraction=0.3) == ["overfitting"]
+    assert kinds(path, steps=250, n_embd=96, val_fraction=0.3) == ["overfitting"]
 
 
 def test_a_validation_part_of_another_kind_is_named(write: Callable[..., Path], prose: str) -> None:

@@ -142,7 +142,14 @@ def test_an_answer_that_is_wrong_is_replaced_by_ours(capsys: pytest.CaptureFixtu
 
     answer.__name__ = name
     assert lesson.checked(answer) is not answer
-    assert "the course's own answer is used" in capsys.readouterr().out
+    assert "should return" in capsys.readouterr().out
+
+    def count_pairs(text: str) -> None: ...
+
+    assert lesson.checked(count_pairs) is not count_pairs
+    assert capsys.readouterr().out == (
+        "count_pairs: You have not written it yet. Below, the course's own answer is used.\n"
+    )
 
 
 def test_damaged_progress_is_one_sentence() -> None:

@@ -68,9 +68,8 @@ PLANTED = {  # a file, a line of it, what stands there instead, and what the tes
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "fault", [pytest.param(name, marks=[pytest.mark.slow] if i else []) for i, name in enumerate(PLANTED)]
-)
+@pytest.mark.slow  # that a loss is seen, test_resume.py shows with many more faults
+@pytest.mark.parametrize("fault", PLANTED)
 def test_what_is_lost_is_found(fault: str, tmp_path: Path) -> None:
     """The command as users type it, on a copy of the package with a fault planted."""
     assert groundling.__file__

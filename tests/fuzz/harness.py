@@ -23,7 +23,8 @@ from groundling.storage import safe_read
 from groundling.training.checkpoints import Checkpoints
 from groundling.training.state import read_state
 
-ROOM = Path(tempfile.mkdtemp(prefix="groundling-fuzz-"))
+_ROOM = tempfile.TemporaryDirectory(prefix="groundling-fuzz-")  # deleted at the end of the process
+ROOM = Path(_ROOM.name)
 
 
 def manifest(content: bytes) -> None:

@@ -175,8 +175,8 @@ def test_torchrun_starts_them_again(train: list[str]) -> None:
     with running([*torchrun(2, "--max-restarts", "1"), *train]) as process:
         wait_for(process, lambda: len(lines(folder, "saved")) > 2)
         of_rank(process, 0).kill()
-        process.communicate(timeout=400)
-    assert process.returncode == 0
+        _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
     assert len(losses(folder)) == 400 and len(lines(folder, "started")) == 2
 
 

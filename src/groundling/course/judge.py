@@ -17,6 +17,7 @@ from groundling import storage
 from groundling.course.checks import Wrong, check_of
 from groundling.storage import safe_read
 
+UNWRITTEN = "You have not written it yet."
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 
 
@@ -66,7 +67,7 @@ def judge(source: str, file: str, name: str) -> str | None:
     """What is wrong with the exercise `name` in a file, in a sentence; None if it is right."""
     try:
         if is_stub(source, name):
-            return "You have not written it yet."
+            return UNWRITTEN
         names = definitions(source, file)
         if name not in names:
             return f"The file has no function {name}."

@@ -3,15 +3,18 @@ and measured (`progress.json`)."""
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from groundling.course import progress
 from groundling.course.checks import Wrong, check_of, solution_of
+from groundling.course.judge import UNWRITTEN, is_stub
 from groundling.course.measured import measured
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,6 +99,8 @@ def checked(answer: F) -> F:
     """The learner's function if it passes its check, else our own answer, so that the listings below run."""
     name = answer.__name__
     try:
+        if _is_unwritten(answer):
+            raise Wrong(UNWRITTEN)
         check_of(name)(answer)
     except Wrong as wrong:
         print(f"{name}: {wrong} Below, the course's own answer is used.")
@@ -105,3 +110,10 @@ def checked(answer: F) -> F:
         print(f"{name}: right.")
         return answer
     return solution_of(name)  # type: ignore[return-value]
+
+
+def _is_unwritten(answer: Callable[..., Any]) -> bool:
+    try:
+        return is_stub(textwrap.dedent(inspect.getsource(answer)), answer.__name__)
+    except (OSError, TypeError):  # no file or cell has its source
+        return False

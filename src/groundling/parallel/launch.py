@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import psutil
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
@@ -37,6 +37,7 @@ def launch(n: int, arguments: Sequence[str]) -> int:
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=n, run_id=str(os.getpid()), rdzv_backend="c10d",
             rdzv_endpoint="localhost:0", max_restarts=0, shutdown_timeout=_SAVING,
+            logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else it leaves empty folders
         )  # fmt: skip
         try:
             launch_agent(config, sys.executable, ["-m", "groundling", *arguments])

@@ -44,7 +44,7 @@ from groundling.training.events import (
     Subscriber,
     reporters,
 )
-from groundling.training.signals import stop_request
+from groundling.training.signals import said, stop_request
 from groundling.training.task import TrainingData
 from groundling.training.trainer import Trainer
 
@@ -125,6 +125,8 @@ def train_run(run: Run, text: TrainingData, tell: Subscriber, track: Sequence[Tr
         if trainer.state.step == 0 and (sentence := trainer.task.first_look(trainer.learner.model)):
             notice(sentence)
         stop = stack.enter_context(stop_request())  # from here on, there is something to save
+        if processes.size() > 1:
+            trainer.stopped = said(trainer.stopped)
         if trainer.run(stop, processes.from_main(time.perf_counter() - began)):
             _finish(run, text, trainer, notice)
             return Run(run.folder)

@@ -50,7 +50,10 @@ class Learner:
     ) -> None:  # fmt: skip
         self.initial, self.task = initial, task
         mesh = mesh or Mesh.single()
-        self.model = divided(initial.build().to(machine.device), mesh)
+        model = initial.build()
+        if mesh.shard == 1:  # else blocks move one by one, as they are sharded: no device needs room for all
+            model = model.to(machine.device)
+        self.model = divided(model, mesh)
         for block in self.model.blocks:
             block.recompute = settings.recompute
         self.adapter = Adapter(self.model, adapter, initial.seed) if adapter else None

@@ -18,6 +18,7 @@ from groundling.escape import say
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows has no SIGHUP
+_SAVING = "Saving and stopping. Press Ctrl-C again to quit without saving."
 
 
 class StopRequest:
@@ -44,11 +45,26 @@ def stop_request() -> Iterator[StopRequest]:
             if signal.getsignal(each) is handle:
                 signal.signal(each, signal.SIG_DFL)
         stop.signal = number
-        if os.environ.get("RANK", "0") == "0":  # one of the processes that train together says it
-            say("Saving and stopping. Press Ctrl-C again to quit without saving.")
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            say(_SAVING)
 
     with _handled_by(handle):
         yield stop
+
+
+def said(agreed: Callable[[], bool]) -> Callable[[], bool]:
+    """`agreed`, whether all of several processes stop. Says so when it is first true: a signal alone may mean that
+    another process was killed, and that there is nothing to save."""
+    known = False
+
+    def saying() -> bool:
+        nonlocal known
+        if agreed() and not known:
+            known = True
+            say(_SAVING)
+        return known
+
+    return saying
 
 
 def ended_by_signals() -> AbstractContextManager[None]:
