@@ -70,10 +70,10 @@ PROGRAM = """
         from groundling.run.run import Run
         from groundling.tasks import pretraining
         from groundling.training import step
-        from groundling.training.compiling import CompileTrial
+        from groundling.training import trainer
         place = {{
             "reading": (train, "prepare"), "planning": (train, "plan"),
-            "compiling": (CompileTrial, "choose"), "training": (torch.nn.utils, "clip_grad_norm_", 3),
+            "compiling": (trainer, "choose_forward"), "training": (torch.nn.utils, "clip_grad_norm_", 3),
             "between passes": (step, "_dropout_seed", 5), "evaluation": (pretraining, "score", 2),
             "sampling": (pretraining, "stream", 2), "saving": (weights_file, "save_file", 1),
             "finishing": (Run, "plot"),

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from groundling.machine import local_size
 
@@ -61,7 +62,13 @@ def joined() -> Iterator[None]:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
+    store, *_ = next(rendezvous("env://", timeout=_TIMEOUT))
+    # torchrun keeps this store when it starts the processes again, and the addresses in it are those of dead ones. With
+    # several machines, each counts its own starts, so use --rdzv-backend c10d there: it makes a new store.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if local_size() == size() else "0"
+    own = dist.PrefixStore(f"start-{attempt}", store)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, timeout=_TIMEOUT, world_size=size(), rank=rank(), store=own)
     yield
     dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
 
