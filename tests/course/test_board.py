@@ -254,6 +254,31 @@ def test_the_commands(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "is not a folder. Give the folder with the submissions." in err
 
 
+def test_a_stopped_board_says_the_same_command(
+    room: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(self: Board, folder: Path) -> Iterator[Verdict]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Board, "verdicts", stopped)
+    words = [
+        "course",
+        "board",
+        str(room),
+        "--text",
+        str(place / "prose.txt"),
+        "--html",
+        "b.html",
+        "--retrain",
+        "--json",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 130
+    said = capsys.readouterr().err.split("`")[1]
+    assert shlex.split(said) == ["groundling", *words]
+
+
 def test_a_board_without_an_honest_one_is_a_page_too() -> None:
     page = board_page([Verdict("a.submission", "a", refused="It lies.")], "text")
     assert "No submission has passed the checks." in page
