@@ -150,6 +150,18 @@ def test_orphans_save_and_stop(train: list[str]) -> None:
 
 
 @pytest.mark.slow
+def test_a_program_trains_one_run_after_the_other(text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        f"import groundling\n"
+        f"for name in ('one', 'two', 'three'):\n"
+        f"    groundling.train({str(text_file)!r}, name=name, out='runs', **{SETTINGS | {'steps': 6}!r})\n"
+    )
+    ended = done([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "program.py"])
+    assert ended.returncode == 0, ended.stderr
+    assert losses(Path("runs/one")) == losses(Path("runs/two")) == losses(Path("runs/three"))
+
+
+@pytest.mark.slow
 def test_a_run_changes_its_number_of_processes(text_file: Path) -> None:
     """4 -> 2 -> 1 -> 4, by torchrun, the command and Python. Each resumes where the other stopped."""
     folder = Path("runs/run").absolute()

@@ -6,6 +6,7 @@ With one process, every function here returns at once what it was given.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 _TIMEOUT = timedelta(hours=1)  # rank 0 may index a long text meanwhile
 _CPU = torch.device("cpu")
+_joined_before = itertools.count()  # times, in this process
 _LOST = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "remote process", "got 0 bytes")
 
 
@@ -58,25 +60,36 @@ def joined() -> Iterator[None]:
     if size() == 1 or together():
         yield
         return
-    threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
+    over = threading.Event()
+    threading.Thread(target=_stop_with_parent, args=(os.getppid(), over), daemon=True).start()
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    store, *_ = next(rendezvous("env://", timeout=_TIMEOUT))
-    # torchrun keeps this store when it starts the processes again, and the addresses in it are those of dead ones. With
-    # several machines, each counts its own starts, so use --rdzv-backend c10d there: it makes a new store.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if local_size() == size() else "0"
-    own = dist.PrefixStore(f"start-{attempt}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, timeout=_TIMEOUT, world_size=size(), rank=rank(), store=own)
-    yield
+    dist.init_process_group(backend, timeout=_TIMEOUT, world_size=size(), rank=rank(), store=_new_store())
+    try:
+        yield
+    finally:
+        over.set()
     dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
 
 
-def _stop_with_parent(parent: int) -> None:
-    """Ask this process to stop when it has become an orphan, which nobody else could stop. Windows does not tell."""
+def _new_store() -> dist.Store:  # type: ignore[name-defined]
+    """Torchrun's store, under keys that nobody has used. It also holds the addresses of connections that are closed: of
+    earlier calls of `joined`, and of processes that were killed before torchrun started these.
+
+    With several machines, each counts its own starts, so use --rdzv-backend c10d there: it makes a new store.
+    """
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if local_size() == size() else "0"
+    store, *_ = next(rendezvous("env://", timeout=_TIMEOUT))
+    return dist.PrefixStore(f"start-{start}-{next(_joined_before)}", store)  # type: ignore[attr-defined]
+
+
+def _stop_with_parent(parent: int, over: threading.Event) -> None:
+    """Ask this process to stop if it becomes an orphan, which nobody else could stop. Windows does not tell."""
     while os.getppid() == parent:
-        time.sleep(1)
+        if over.wait(1):
+            return
     os.kill(os.getpid(), signal.SIGTERM)
 
 
