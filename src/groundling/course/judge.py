@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from groundling import storage
-from groundling.course.checks import Wrong, check_of
+from groundling.course.checks import Wrong, check_of, expect_written
 from groundling.storage import safe_read
 
-UNWRITTEN = "You have not written it yet."
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 
 
@@ -40,14 +39,6 @@ def _is_constant(node: ast.stmt) -> bool:
     return True
 
 
-def is_stub(source: str, name: str) -> bool:
-    """Whether the last function of this name has only a docstring and `...`."""
-    found = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name]
-    return bool(found) and all(
-        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in found[-1].body
-    )
-
-
 def source_of(path: Path) -> str:
     """The Python code of a program, or of a notebook without the commands in it, such as `%pip`.
 
@@ -66,8 +57,7 @@ def source_of(path: Path) -> str:
 def judge(source: str, file: str, name: str) -> str | None:
     """What is wrong with the exercise `name` in a file, in a sentence; None if it is right."""
     try:
-        if is_stub(source, name):
-            return UNWRITTEN
+        expect_written(source, name)
         names = definitions(source, file)
         if name not in names:
             return f"The file has no function {name}."

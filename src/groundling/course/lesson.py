@@ -9,12 +9,12 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from groundling.course import progress
-from groundling.course.checks import Wrong, check_of, solution_of
-from groundling.course.judge import UNWRITTEN, is_stub
+from groundling.course.checks import Wrong, check_of, expect_written, solution_of
 from groundling.course.measured import measured
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,8 +99,8 @@ def checked(answer: F) -> F:
     """The learner's function if it passes its check, else our own answer, so that the listings below run."""
     name = answer.__name__
     try:
-        if _is_unwritten(answer):
-            raise Wrong(UNWRITTEN)
+        with suppress(OSError, TypeError):  # no file or cell may have its source
+            expect_written(textwrap.dedent(inspect.getsource(answer)), name)
         check_of(name)(answer)
     except Wrong as wrong:
         print(f"{name}: {wrong} Below, the course's own answer is used.")
@@ -110,10 +110,3 @@ def checked(answer: F) -> F:
         print(f"{name}: right.")
         return answer
     return solution_of(name)  # type: ignore[return-value]
-
-
-def _is_unwritten(answer: Callable[..., Any]) -> bool:
-    try:
-        return is_stub(textwrap.dedent(inspect.getsource(answer)), answer.__name__)
-    except (OSError, TypeError):  # no file or cell has its source
-        return False

@@ -7,6 +7,7 @@ function. It never asks for a digit of a loss or for a time.
 
 from __future__ import annotations
 
+import ast
 import importlib
 from collections.abc import Callable
 from functools import cache
@@ -23,6 +24,14 @@ def expect(condition: object, sentence: str) -> None:
     """Raise `Wrong` with `sentence` unless the condition holds."""
     if not condition:
         raise Wrong(sentence)
+
+
+def expect_written(source: str, name: str) -> None:
+    """Raise `Wrong` if the last function of this name in `source` has only a docstring and `...`."""
+    found = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name]
+    body = found[-1].body if found else []
+    is_stub = body and all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
+    expect(not is_stub, "You have not written it yet.")
 
 
 def expect_close(name: str, mine: Any, wanted: Any, tolerance: float = 1e-5, hint: str = "") -> None:
