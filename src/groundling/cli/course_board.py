@@ -104,10 +104,10 @@ def board(
         if page is not None:
             storage.write_file(page, board_page(verdicts, found.source.name).encode("utf-8", "replace"))
     if stopped:
-        options = {"--text": text if text != "shakespeare" else None, "--html": html}
-        words = [word for option, value in options.items() if value is not None for word in (option, str(value))]
-        switches = [option for option, on in {"--retrain": retrain, "--json": json}.items() if on]
-        again = command("course", "board", folder, *words, *switches)
+        again = command(
+            "course", "board", folder, *(["--text", text] if text != "shakespeare" else []),
+            *(["--html", html] if html else []), *(["--retrain"] if retrain else []), *(["--json"] if json else []),
+        )  # fmt: skip
         note(f"Stopped after {len(verdicts)} submission(s). Repeat the command to continue: `{again}`.")
     return 130 if stopped else 0
 
