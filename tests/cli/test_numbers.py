@@ -12,7 +12,7 @@ import pytest
 from options import options
 
 import groundling
-from groundling.config import Sampling
+from groundling.config import Sampling, flag, setting_fields
 from groundling.experiments.compare_tokenizers import compare_tokenizers
 from groundling.experiments.selftest import selftest
 from groundling.interchange.export import export
@@ -55,11 +55,12 @@ def test_they_are_found() -> None:
 def test_every_number_has_limits(command: str, option: str, number: str, cli: Any) -> None:
     """A new option without limits fails here: it reads the text, trains or listens instead of refusing.
 
-    The first command that has it is given all kinds of numbers, the others one: the limits are the same there."""
+    A setting has the same limits in each command: only the first is given all kinds of numbers, the others one."""
     before = [*command.split(), *WORDS[command].split()]
     refusals = dict.fromkeys(OUTSIDE[number], f"{option} must be ")
     refusals[NO_NUMBER[number]] = f"Invalid value for {option}: unable to convert"
-    if any(earlier[1:] == (option, number) for earlier in OPTIONS[: OPTIONS.index((command, option, number))]):
+    first = next(other for other, its_option, _ in OPTIONS if its_option == option)
+    if option in map(flag, setting_fields()) and command != first:
         refusals = {OUTSIDE[number][0]: f"{option} must be "}
     for value, words in refusals.items():
         done = cli(*before, f"{option}={value}")

@@ -13,7 +13,6 @@ import pytest
 
 from groundling.__main__ import main
 from groundling.course import bundle as bundling
-from groundling.course import preflight
 from groundling.course.bundle import bundle
 from groundling.course.chapter import chapters
 from groundling.data import sources
@@ -26,8 +25,11 @@ def test_a_machine_is_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "works (loss" in out
     assert all(chapter.title in out for chapter in chapters().values())
-    monkeypatch.setattr(preflight, "DISK", 1e18)
-    assert "delete some files" in preflight.problems(Path())[0]
+    monkeypatch.setattr("groundling.course.preflight.DISK", 1e18)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--class"])
+    assert ended.value.code == 1
+    assert "delete some files" in capsys.readouterr().out
 
 
 @pytest.fixture

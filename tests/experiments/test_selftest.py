@@ -62,7 +62,8 @@ PLANTED = {  # a file, a line of it, what stands there instead, and what the tes
         "self.optimizer.load_state_dict({})", "The last checkpoint's",
     ),
     "the newest checkpoint is ignored": (
-        "checkpoints.py", "for path in map(self.path, reversed(steps)):", "for path in map(self.path, steps):",
+        "checkpoints.py", "faults = list[str]()\n        for path in map(self.path, reversed(self.steps())):",
+        "faults = list[str]()\n        for path in map(self.path, self.steps()):",
         "had been saved, but training continued from step",
     ),
 }  # fmt: skip

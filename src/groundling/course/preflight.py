@@ -25,20 +25,19 @@ class Preflight:
     problems: tuple[str, ...]
 
 
-def problems(folder: Path) -> tuple[str, ...]:
-    """What the disk of `folder` and the memory lack, in sentences that say what to do."""
-    found = []
-    if (free := storage.free_bytes(folder.absolute())) < DISK:
-        found.append(f"The disk has {free / 1e9:.1f} GB free. The course needs {DISK / 1e9:.0f} GB: delete some files.")
-    if (free := psutil.virtual_memory().available) < MEMORY:
-        found.append(f"{free / 1e9:.1f} GB of memory are free. The course needs {MEMORY / 1e9:.0f} GB: close programs.")
-    return tuple(found)
-
-
 def preflight(folder: Path = Path()) -> Preflight:
-    """Check the disk of `folder`, the memory and a training step."""
+    """Check the disk of `folder`, the memory and a training step. Problems are sentences that say what to do."""
+    problems = []
+    if (free := storage.free_bytes(folder.absolute())) < DISK:
+        problems.append(
+            f"The disk has {free / 1e9:.1f} GB free. The course needs {DISK / 1e9:.0f} GB: delete some files."
+        )
+    if (free := psutil.virtual_memory().available) < MEMORY:
+        problems.append(
+            f"{free / 1e9:.1f} GB of memory are free. The course needs {MEMORY / 1e9:.0f} GB: close programs."
+        )
     gflops = matmul_gflops("float32")
     with tempfile.TemporaryDirectory() as temporary:
         run = train("python-docs", preset="nano", steps=1, out=temporary, compile="off", on_event=lambda _: None)
         loss = float(run.evaluate()["loss"])
-    return Preflight({number: minutes(number, gflops) for number in chapters()}, loss, problems(folder))
+    return Preflight({number: minutes(number, gflops) for number in chapters()}, loss, tuple(problems))
